@@ -1,0 +1,82 @@
+"""Prem's end-to-end encrypted inference API, in-process.
+
+>>> from prem_core import PremClient
+>>> with PremClient() as client:  # doctest: +SKIP
+...     client.chat.completions.create(
+...         model="openai/gpt-oss-120b", messages=[{"role": "user", "content": "Hello!"}]
+...     )
+"""
+
+from prem_core._client import (
+    AsyncChatCompletionStream,
+    AsyncPremClient,
+    ChatCompletionStream,
+    PremClient,
+    agenerate_encryption_keys,
+    discover_endpoints,
+    generate_encryption_keys,
+)
+from prem_core._errors import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ContextLengthExceededError,
+    DecryptionError,
+    EnclaveKeyError,
+    InternalServerError,
+    InvalidParameterError,
+    NotFoundError,
+    PermissionDeniedError,
+    PremError,
+    RateLimitError,
+    RequestTooLargeError,
+    ResponseTooLargeError,
+    StreamInterruptedError,
+)
+from prem_core._kem import PublicKey
+from prem_core._seal import EncryptionKeys
+from prem_core._types import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, Model, Usage
+from prem_core._version import __version__
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIResponseValidationError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AsyncChatCompletionStream",
+    "AsyncPremClient",
+    "AuthenticationError",
+    "BadRequestError",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "ChatCompletionMessage",
+    "ChatCompletionStream",
+    "ConfigurationError",
+    "ContextLengthExceededError",
+    "DecryptionError",
+    "EnclaveKeyError",
+    "EncryptionKeys",
+    "InternalServerError",
+    "InvalidParameterError",
+    "Model",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "PremClient",
+    "PremError",
+    "PublicKey",
+    "RateLimitError",
+    "RequestTooLargeError",
+    "ResponseTooLargeError",
+    "StreamInterruptedError",
+    "Usage",
+    "__version__",
+    "agenerate_encryption_keys",
+    "discover_endpoints",
+    "generate_encryption_keys",
+]

@@ -1,0 +1,620 @@
+"""The two clients.
+
+They differ in `await` alone: the exchange decides, a driver performs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
+from typing import Any, Literal, NoReturn, Self, overload
+
+import httpx
+from typing_extensions import Unpack
+
+from prem_core import _config, _exchange
+from prem_core._envelope import parse_public_key
+from prem_core._errors import ConfigurationError, InvalidParameterError
+from prem_core._http import LIMITS, AsyncDriver, Endpoints, LoopState, LoopStates, SyncDriver, ssl_context
+from prem_core._kem import PublicKey
+from prem_core._params import ChatOptions, Message, chat_plaintext
+from prem_core._retry import RetryPolicy
+from prem_core._seal import EncryptionKeys
+from prem_core._types import ChatCompletion, ChatCompletionChunk, Model
+
+Messages = Iterable[Message | Mapping[str, Any] | Any]
+
+#: What ``GET /models?type=`` may ask for.
+MODEL_TYPES = ("CHAT", "AUDIO_TRANSCRIPTION", "AUDIO_SPEECH", "IMAGE")
+
+
+class _ClientBase:
+    """What both clients are made from; see `PremClient` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None,
+        proxy_url: str | None,
+        enclave_url: str | None,
+        enclave_public_key: PublicKey | bytes | str | None,
+        encryption_keys: EncryptionKeys | None,
+        timeout: float | httpx.Timeout,
+        max_buffer_size: int,
+        max_retries: int,
+        allow_insecure: bool,
+    ) -> None:
+        if not isinstance(timeout, httpx.Timeout):
+            _config.positive("timeout", timeout)
+        if encryption_keys is not None and not isinstance(encryption_keys, EncryptionKeys):
+            raise ConfigurationError("encryption_keys must be what generate_encryption_keys() gives")
+        self._endpoints = Endpoints(
+            proxy_url=_config.resolve_url(
+                "proxy_url", proxy_url, _config.DEFAULT_PROXY_URL, allow_insecure=allow_insecure
+            ),
+            enclave_url=_config.resolve_url(
+                "enclave_url", enclave_url, _config.DEFAULT_ENCLAVE_URL, allow_insecure=allow_insecure
+            ),
+            timeout=timeout,
+            api_key=_config.resolve_api_key(api_key),
+        )
+        pinned = None if enclave_public_key is None else parse_public_key(enclave_public_key)
+        self._settings = _exchange.Settings(
+            retry=RetryPolicy(max_retries=_config.not_negative("max_retries", max_retries)),
+            max_buffer_size=int(_config.positive("max_buffer_size", max_buffer_size)),
+            keys=encryption_keys,
+            pinned=pinned is not None,
+        )
+        #: The enclave's key once known, shared by every caller of this client.
+        self._key = pinned
+
+    def _known_key(self, stale: PublicKey | None) -> PublicKey | None:
+        # Somebody else may have refetched the key since the caller's was refused.
+        return self._key if self._key is not None and self._key != stale else None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(proxy_url={self._endpoints.proxy_url!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} holds connections and is not pickled; make one per process")
+
+
+class PremClient(_ClientBase):
+    """Prem's encrypted API, synchronously. Safe to share between threads.
+
+    Every request is sealed on this machine, to the enclave's key, under a secret of its own; the gateway
+    that authenticates and meters it sees ciphertext. Settings come from the argument, else the environment,
+    else the default.
+
+    Args:
+        api_key: Begins with ``sk_live`` or ``sk_test``. Environment: PREM_API_KEY.
+        proxy_url: The gateway. Environment: PREM_PROXY_URL, PROXY_URL.
+        enclave_url: The enclave, asked for its public key. Environment: PREM_ENCLAVE_URL, ENCLAVE_URL.
+        enclave_public_key: The enclave's X-Wing key (1216 bytes: raw, hex or base64), pinned: it is used
+            instead of a fetched one, and a service that no longer holds its match is an error.
+        encryption_keys: One KEM result for all requests (see `EncryptionKeys`) instead of a fresh one each.
+        timeout: Seconds to wait for a connection, for the answer to begin, and between its pieces; or
+            an ``httpx.Timeout``.
+        max_buffer_size: Bytes of one event, or one body, that may be held before it is an error.
+        max_retries: Tries after the first; 3 means at most 4 requests. Nothing is tried again once
+            the first chunk of an answer has come.
+        http_client: An ``httpx.Client`` of your own (a proxy, client certificates). It is not closed here.
+        allow_insecure: Allow plain http to another machine, where the API key can be read on the way.
+
+    Raises:
+        ConfigurationError: A setting cannot work; the message names it.
+        EnclaveKeyError: `enclave_public_key` is not an X-Wing key.
+
+    Example:
+        >>> with PremClient() as client:  # doctest: +SKIP
+        ...     answer = client.chat.completions.create(
+        ...         model="openai/gpt-oss-120b", messages=[{"role": "user", "content": "Hello!"}]
+        ...     )
+        ...     print(answer.choices[0].message.content)
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        proxy_url: str | None = None,
+        enclave_url: str | None = None,
+        enclave_public_key: PublicKey | bytes | str | None = None,
+        encryption_keys: EncryptionKeys | None = None,
+        timeout: float | httpx.Timeout = _config.DEFAULT_TIMEOUT,
+        max_buffer_size: int = _config.DEFAULT_MAX_BUFFER_SIZE,
+        max_retries: int = _config.DEFAULT_MAX_RETRIES,
+        http_client: httpx.Client | None = None,
+        allow_insecure: bool = False,
+    ) -> None:
+        super().__init__(
+            api_key=api_key,
+            proxy_url=proxy_url,
+            enclave_url=enclave_url,
+            enclave_public_key=enclave_public_key,
+            encryption_keys=encryption_keys,
+            timeout=timeout,
+            max_buffer_size=max_buffer_size,
+            max_retries=max_retries,
+            allow_insecure=allow_insecure,
+        )
+        if http_client is not None and not isinstance(http_client, httpx.Client):
+            raise ConfigurationError("http_client must be an httpx.Client (AsyncPremClient takes the other)")
+        self._http = http_client or httpx.Client(verify=ssl_context(), limits=LIMITS)
+        # A client that nobody closed gives its sockets back when it is collected.
+        self._closer = weakref.finalize(self, self._http.close) if http_client is None else None
+        self._key_lock = threading.Lock()
+
+    # Made when asked for: a client that held them would be in a cycle, and only a full collection would
+    # give the sockets of one that nobody closed back.
+    @property
+    def chat(self) -> Chat:
+        """``client.chat.completions.create(…)``."""
+        return Chat(self)
+
+    @property
+    def models(self) -> Models:
+        """``client.models.list()``."""
+        return Models(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. The client cannot be used after that."""
+        if self._closer is not None:
+            self._closer()
+
+    def _driver(self) -> SyncDriver:
+        return SyncDriver(self._http, self._endpoints, self._fetch_key)
+
+    def _fetch_key(self, stale: PublicKey | None) -> PublicKey:
+        if (known := self._known_key(stale)) is not None:
+            return known
+        with self._key_lock:
+            # Asked again under the lock: whoever held it was fetching.
+            if (known := self._known_key(stale)) is None:
+                driver = self._driver()
+                known = self._key = driver.run(_exchange.fetch_public_key(self._settings))
+                driver.close()
+            return known
+
+
+class AsyncPremClient(_ClientBase):
+    """`PremClient` for asyncio, with the same arguments.
+
+    One object may be used over several event loops, one after the other or at once in several threads:
+    each loop has its own connections. `http_client`, where given, is an ``httpx.AsyncClient`` and bound to
+    the loop it is used on first.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        proxy_url: str | None = None,
+        enclave_url: str | None = None,
+        enclave_public_key: PublicKey | bytes | str | None = None,
+        encryption_keys: EncryptionKeys | None = None,
+        timeout: float | httpx.Timeout = _config.DEFAULT_TIMEOUT,
+        max_buffer_size: int = _config.DEFAULT_MAX_BUFFER_SIZE,
+        max_retries: int = _config.DEFAULT_MAX_RETRIES,
+        http_client: httpx.AsyncClient | None = None,
+        allow_insecure: bool = False,
+    ) -> None:
+        super().__init__(
+            api_key=api_key,
+            proxy_url=proxy_url,
+            enclave_url=enclave_url,
+            enclave_public_key=enclave_public_key,
+            encryption_keys=encryption_keys,
+            timeout=timeout,
+            max_buffer_size=max_buffer_size,
+            max_retries=max_retries,
+            allow_insecure=allow_insecure,
+        )
+        if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
+            raise ConfigurationError("http_client must be an httpx.AsyncClient (PremClient takes a Client)")
+        self._loops = LoopStates(http_client)
+
+    @property
+    def chat(self) -> AsyncChat:
+        """``await client.chat.completions.create(…)``."""
+        return AsyncChat(self)
+
+    @property
+    def models(self) -> AsyncModels:
+        """``await client.models.list()``."""
+        return AsyncModels(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the running loop's connections. Those of other loops close when these end."""
+        await self._loops.close()
+
+    aclose = close
+
+    async def _driver(self) -> AsyncDriver:
+        return self._driver_on(await self._loops.current())
+
+    def _driver_on(self, state: LoopState) -> AsyncDriver:
+        async def fetch_key(stale: PublicKey | None) -> PublicKey:
+            if (known := self._known_key(stale)) is not None:
+                return known
+            async with state.key_lock:
+                if (known := self._known_key(stale)) is None:
+                    driver = self._driver_on(state)
+                    known = self._key = await driver.run(_exchange.fetch_public_key(self._settings))
+                    await driver.close()
+                return known
+
+        return AsyncDriver(state.http, self._endpoints, fetch_key)
+
+
+class Chat:
+    """``client.chat``."""
+
+    def __init__(self, client: PremClient) -> None:
+        self.completions = Completions(client)
+
+
+class AsyncChat:
+    """``client.chat``."""
+
+    def __init__(self, client: AsyncPremClient) -> None:
+        self.completions = AsyncCompletions(client)
+
+
+class Completions:
+    """``client.chat.completions``."""
+
+    def __init__(self, client: PremClient) -> None:
+        self._client = client
+
+    @overload
+    def create(
+        self,
+        *,
+        messages: Messages,
+        model: str,
+        stream: Literal[False] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Unpack[ChatOptions],
+    ) -> ChatCompletion: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        messages: Messages,
+        model: str,
+        stream: Literal[True],
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Unpack[ChatOptions],
+    ) -> ChatCompletionStream: ...
+
+    def create(
+        self,
+        *,
+        messages: Messages,
+        model: str,
+        stream: bool | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Unpack[ChatOptions],
+    ) -> ChatCompletion | ChatCompletionStream:
+        """Ask for a chat completion.
+
+        Args:
+            messages: The conversation, as OpenAI-style message objects.
+            model: The model's name, as `client.models.list()` gives it.
+            stream: True for a stream of chunks.
+            extra_body: Further top-level names, passed through unchecked, for a service newer than its
+                published schema.
+            **params: Every other parameter of the published schema, by its name there (`ChatOptions`). None
+                means "not given".
+
+        Returns:
+            The answer; or, with ``stream=True``, its chunks, once the first one has come.
+
+        Raises:
+            InvalidParameterError: A parameter is not what the published schema allows; nothing was sent.
+            APIError: The service's error, or the network's; see `prem_core`'s error tree.
+            DecryptionError: The answer does not open.
+            EnclaveKeyError: The enclave's key cannot be had or used.
+        """
+        plaintext = _plaintext(messages, model, stream, extra_body, params)
+        driver = self._client._driver()
+        settings = self._client._settings
+        if stream:
+            return ChatCompletionStream(driver, driver.run(_exchange.stream_chat(plaintext, settings)))
+        completion = driver.run(_exchange.complete_chat(plaintext, settings))
+        driver.close()
+        return completion
+
+
+class AsyncCompletions:
+    """``client.chat.completions``."""
+
+    def __init__(self, client: AsyncPremClient) -> None:
+        self._client = client
+
+    @overload
+    async def create(
+        self,
+        *,
+        messages: Messages,
+        model: str,
+        stream: Literal[False] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Unpack[ChatOptions],
+    ) -> ChatCompletion: ...
+
+    @overload
+    async def create(
+        self,
+        *,
+        messages: Messages,
+        model: str,
+        stream: Literal[True],
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Unpack[ChatOptions],
+    ) -> AsyncChatCompletionStream: ...
+
+    async def create(
+        self,
+        *,
+        messages: Messages,
+        model: str,
+        stream: bool | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Unpack[ChatOptions],
+    ) -> ChatCompletion | AsyncChatCompletionStream:
+        """`Completions.create`, awaited."""
+        plaintext = _plaintext(messages, model, stream, extra_body, params)
+        driver = await self._client._driver()
+        settings = self._client._settings
+        if stream:
+            return AsyncChatCompletionStream(
+                driver, await driver.run(_exchange.stream_chat(plaintext, settings))
+            )
+        completion = await driver.run(_exchange.complete_chat(plaintext, settings))
+        await driver.close()
+        return completion
+
+
+class Models:
+    """``client.models``."""
+
+    def __init__(self, client: PremClient) -> None:
+        self._client = client
+
+    def list(self, type: str | None = None) -> list[Model]:  # noqa: A002 - the service's name
+        """The models the gateway offers.
+
+        Args:
+            type: One of CHAT, AUDIO_TRANSCRIPTION, AUDIO_SPEECH, IMAGE; None for all.
+        """
+        driver = self._client._driver()
+        models = driver.run(_exchange.list_models(_model_type(type), self._client._settings))
+        driver.close()
+        return models
+
+
+class AsyncModels:
+    """``client.models``."""
+
+    def __init__(self, client: AsyncPremClient) -> None:
+        self._client = client
+
+    async def list(self, type: str | None = None) -> list[Model]:  # noqa: A002
+        """`Models.list`, awaited."""
+        driver = await self._client._driver()
+        models = await driver.run(_exchange.list_models(_model_type(type), self._client._settings))
+        await driver.close()
+        return models
+
+
+class ChatCompletionStream:
+    """The chunks of one answer, as they come.
+
+    Iterate it once. It ends only when the answer is whole: an answer that is cut raises
+    `StreamInterruptedError`, after the chunks that came. Leaving the loop early, `close()` and the end of a
+    ``with`` block drop the connection at once.
+    """
+
+    def __init__(self, driver: SyncDriver, begun: _exchange.StreamBegun) -> None:
+        self._driver = driver
+        self._begun = begun
+        self._iterator = self._chunks()
+
+    def __iter__(self) -> Iterator[ChatCompletionChunk]:
+        return self._iterator
+
+    def __next__(self) -> ChatCompletionChunk:
+        return next(self._iterator)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection, from whichever thread; harmless when the stream has ended."""
+        self._driver.close()
+        with contextlib.suppress(ValueError):  # another thread is inside it, and will find it closed
+            self._iterator.close()
+
+    def _chunks(self) -> Generator[ChatCompletionChunk, None, None]:
+        driver, reader = self._driver, self._begun.reader
+        try:
+            yield from self._begun.chunks
+            while not reader.done:
+                piece = driver.read()
+                if not piece:
+                    reader.finish()
+                yield from reader.feed(piece)
+            driver.drain()
+        finally:
+            driver.close()
+
+
+class AsyncChatCompletionStream:
+    """`ChatCompletionStream` for ``async for`` and ``async with``."""
+
+    def __init__(self, driver: AsyncDriver, begun: _exchange.StreamBegun) -> None:
+        self._driver = driver
+        self._begun = begun
+        self._iterator = self._chunks()
+
+    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        return self._iterator
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        return await anext(self._iterator)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop the connection; harmless when the stream has ended."""
+        await self._driver.close()
+        with contextlib.suppress(RuntimeError):  # another task is inside it, and will find it closed
+            await self._iterator.aclose()
+
+    aclose = close
+
+    async def _chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
+        driver, reader = self._driver, self._begun.reader
+        try:
+            for chunk in self._begun.chunks:
+                yield chunk
+            while not reader.done:
+                piece = await driver.read()
+                if not piece:
+                    reader.finish()
+                for chunk in reader.feed(piece):
+                    yield chunk
+            await driver.drain()
+        finally:
+            await driver.close()
+
+
+def generate_encryption_keys(
+    *,
+    enclave_url: str | None = None,
+    enclave_public_key: PublicKey | bytes | str | None = None,
+    timeout: float = _config.DEFAULT_TIMEOUT,
+    max_retries: int = _config.DEFAULT_MAX_RETRIES,
+    http_client: httpx.Client | None = None,
+    allow_insecure: bool = False,
+) -> EncryptionKeys:
+    """One KEM result, to be used for many requests (`encryption_keys=` of a client).
+
+    Args:
+        enclave_url: The enclave to ask for its key; see `PremClient`.
+        enclave_public_key: Its key, where it is known already: nothing is fetched then.
+        timeout: Seconds.
+        max_retries: Further tries of the fetch.
+        http_client: An ``httpx.Client`` to fetch with.
+        allow_insecure: Allow plain http to another machine. Whoever stands in between can then swap the key.
+
+    Raises:
+        EnclaveKeyError: The key cannot be had.
+        APIConnectionError: The enclave cannot be reached.
+    """
+    # Any key will do: the enclave's is published without authentication, and no other party is asked.
+    with PremClient(
+        api_key="unused",
+        enclave_url=enclave_url,
+        enclave_public_key=enclave_public_key,
+        timeout=timeout,
+        max_retries=max_retries,
+        http_client=http_client,
+        allow_insecure=allow_insecure,
+    ) as client:
+        return EncryptionKeys.encapsulate(client._fetch_key(None))
+
+
+async def agenerate_encryption_keys(
+    *,
+    enclave_url: str | None = None,
+    enclave_public_key: PublicKey | bytes | str | None = None,
+    timeout: float = _config.DEFAULT_TIMEOUT,  # noqa: ASYNC109 - of each step, as in the client
+    max_retries: int = _config.DEFAULT_MAX_RETRIES,
+    http_client: httpx.AsyncClient | None = None,
+    allow_insecure: bool = False,
+) -> EncryptionKeys:
+    """`generate_encryption_keys`, awaited."""
+    async with AsyncPremClient(
+        api_key="unused",
+        enclave_url=enclave_url,
+        enclave_public_key=enclave_public_key,
+        timeout=timeout,
+        max_retries=max_retries,
+        http_client=http_client,
+        allow_insecure=allow_insecure,
+    ) as client:
+        return EncryptionKeys.encapsulate(await (await client._driver())._fetch_key(None))
+
+
+def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0) -> dict[str, str]:
+    """The endpoints Prem publishes at the moment, as keyword arguments for a client.
+
+    Opt-in: whoever controls that page chooses the enclave a client asks for its key. Use it as
+    ``PremClient(**discover_endpoints())``.
+
+    Args:
+        url: The page, https.
+        timeout: Seconds.
+
+    Returns:
+        ``{"proxy_url": …, "enclave_url": …}``. Where the page cannot be read, the built-in pair, and a
+        warning.
+    """
+    if not url.startswith("https://"):
+        raise ConfigurationError("endpoints are read over https only")
+    try:
+        response = httpx.get(url, timeout=timeout, verify=ssl_context())
+        response.raise_for_status()
+        page = response.json()
+        return {
+            "proxy_url": _config.resolve_url("proxy_url", page["proxy"], ""),
+            "enclave_url": _config.resolve_url("enclave_url", page["enclave"], ""),
+        }
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"Prem's endpoints could not be read ({type(error).__name__}); using the built-in ones",
+            stacklevel=2,
+        )
+        return {"proxy_url": _config.DEFAULT_PROXY_URL, "enclave_url": _config.DEFAULT_ENCLAVE_URL}
+
+
+def _plaintext(
+    messages: Messages,
+    model: str,
+    stream: bool | None,
+    extra_body: Mapping[str, Any] | None,
+    params: Mapping[str, Any],
+) -> bytes:
+    return chat_plaintext({"model": model, "messages": messages, **params, "stream": stream}, extra_body)
+
+
+def _model_type(kind: str | None) -> str | None:
+    if kind is not None and kind not in MODEL_TYPES:
+        raise InvalidParameterError(f"type: must be one of {', '.join(MODEL_TYPES)}", param="type")
+    return kind

@@ -1,0 +1,108 @@
+"""Where a client's settings come from: the argument, then the environment, then the built-in default.
+
+The rule of this file: everything that can be wrong with a setting is said here, at construction, and
+no setting that is a secret is ever shown.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Final
+from urllib.parse import urlsplit
+
+from prem_core._errors import ConfigurationError
+
+#: Prem's production endpoints, from the published documents. They change: see `discover_endpoints`.
+DEFAULT_PROXY_URL: Final = "https://gateway.prem.io"
+DEFAULT_ENCLAVE_URL: Final = "https://conf-engine.prem.io"
+
+#: Where the current pair is published.
+ENDPOINTS_URL: Final = "https://dashboard.prem.io/endpoints.json"
+
+#: The SDK's defaults: seconds, and bytes.
+DEFAULT_TIMEOUT: Final = 30.0
+DEFAULT_MAX_BUFFER_SIZE: Final = 10 * 1024 * 1024
+DEFAULT_MAX_RETRIES: Final = 2
+
+#: For each setting the variables that may hold it, the first one set wins. The names without a prefix are
+#: the SDK's; other software uses PROXY_URL too, which is why ours come first.
+VARIABLES: Final = {
+    "api_key": ("PREM_API_KEY",),
+    "proxy_url": ("PREM_PROXY_URL", "PROXY_URL"),
+    "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
+}
+
+
+def from_environment(setting: str) -> str | None:
+    """The setting's value in the environment, or None. An empty variable counts as unset."""
+    return next((value for name in VARIABLES[setting] if (value := os.environ.get(name, "").strip())), None)
+
+
+def resolve_api_key(api_key: str | None) -> str:
+    """The key to authenticate with.
+
+    Raises:
+        ConfigurationError: There is none, or it cannot stand in a header. The message never quotes it.
+    """
+    key = api_key if api_key is not None else from_environment("api_key")
+    if not key:
+        raise ConfigurationError("no API key: pass api_key=… or set PREM_API_KEY (Prem's dashboard has it)")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigurationError("the API key has characters that no key has (a line break, a space?)")
+    return key
+
+
+def resolve_url(setting: str, url: str | None, default: str, *, allow_insecure: bool = False) -> str:
+    """An endpoint, without its trailing slash.
+
+    Raises:
+        ConfigurationError: It is no http(s) URL, holds credentials or a query, or is plain http to another
+            machine without `allow_insecure`: prompts are sealed, but the API key would travel in the clear.
+    """
+    url = url or from_environment(setting) or default
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigurationError(f"{setting} is not a URL") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigurationError(f"{setting} must be an http(s) URL with a host")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigurationError(f"{setting} must not hold credentials, a query or a fragment")
+    if parts.scheme == "http" and not is_loopback(host) and not allow_insecure:
+        raise ConfigurationError(
+            f"{setting} is plain http to another machine, where the API key could be read on the way; "
+            "use https, or allow_insecure=True if you mean it"
+        )
+    return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine: localhost, 127.0.0.0/8 or ::1."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def positive(name: str, value: float) -> float:
+    """`value`, if it is a number above zero.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name} must be a number above 0")
+    return value
+
+
+def not_negative(name: str, value: int) -> int:
+    """`value`, if it is a whole number, 0 or above.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(f"{name} must be a whole number, 0 or above")
+    return value

@@ -1,0 +1,266 @@
+"""One request from its parameters to its answer, without touching the network.
+
+Each function here is a generator. It yields what should be done next (`FetchKey`, `Sleep`, `Send`,
+`Read`), is sent the outcome, and has a failure on the way thrown into it; what it returns is the answer.
+Every decision is here: which key, which nonce, whether to try again, what an error means. `PremClient`
+and `AsyncPremClient` drive the same generators and decide nothing.
+
+One request is a straight line: params → key → seal → send → reply → events → open → chunks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from prem_core import _errors as errors
+from prem_core._assumed import EVENT_STREAM, PUBLIC_KEY_PATH
+from prem_core._envelope import chat_body, names_turned_key, read_envelope, read_public_key, status_error
+from prem_core._kem import PublicKey
+from prem_core._merge import CompletionBuilder
+from prem_core._reply import BodyReader, ChatStreamReader, open_completion
+from prem_core._retry import RetryPolicy
+from prem_core._seal import EncryptionKeys, new_nonce
+from prem_core._types import ChatCompletion, ChatCompletionChunk, Model
+
+CHAT_ROUTE = "/rvenc/chat/completions"
+MODELS_ROUTE = "/models"
+
+#: Bytes of an error's body that are read; the rest cannot make it clearer.
+MAX_ERROR_BODY = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FetchKey:
+    """Wanted: the enclave's public key, and not `stale`, which the enclave has given up."""
+
+    stale: PublicKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this request and give the `Head` of its reply. Replaces a reply that is still open."""
+
+    method: str
+    party: str  # "gateway" or "enclave"
+    path: str
+    body: bytes | None = field(default=None, repr=False)
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Give the open reply's next bytes; ``b""`` at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How a reply begins. Header names are lower case; `received` is in seconds since the epoch."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    received: float = 0.0
+
+
+Step = FetchKey | Sleep | Send | Read
+R = TypeVar("R")
+Steps = Generator[Step, Any, R]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an exchange has to know of its client.
+
+    Args:
+        keys: A KEM result to use for every request, instead of a fresh one each.
+        pinned: Whether the enclave's key was given and must never be fetched.
+        max_buffer_size: Bytes of one event, or of one body, that may be held.
+        retry: How often and at what pace to try again.
+    """
+
+    retry: RetryPolicy
+    max_buffer_size: int
+    keys: EncryptionKeys | None = None
+    pinned: bool = False
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Whether a chunk of the answer has come: from then on nothing is tried again."""
+
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class StreamBegun:
+    """An answer whose first chunk is here: give `chunks`, then feed `reader` what follows."""
+
+    reader: ChatStreamReader
+    chunks: Iterator[ChatCompletionChunk]
+
+
+def stream_chat(plaintext: bytes, settings: Settings) -> Steps[StreamBegun]:
+    """A streamed chat completion, up to and including its first chunk."""
+
+    def attempt(keys: EncryptionKeys, progress: _Progress) -> Steps[StreamBegun]:
+        reader = yield from _ask(plaintext, keys, settings)
+        if isinstance(reader, BodyReader):
+            raise errors.APIResponseValidationError("a stream was asked for, and the answer is not one")
+        while piece := (yield Read()):
+            chunks = reader.feed(piece)
+            for first in chunks:
+                progress.begun = True
+                return StreamBegun(reader, itertools.chain((first,), chunks))
+        reader.finish()
+        raise errors.StreamInterruptedError("the stream had no chunk")
+
+    return _sealed(attempt, settings)
+
+
+def complete_chat(plaintext: bytes, settings: Settings) -> Steps[ChatCompletion]:
+    """A chat completion as a whole, whichever of the two forms the service answers in."""
+
+    def attempt(keys: EncryptionKeys, progress: _Progress) -> Steps[ChatCompletion]:
+        reader = yield from _ask(plaintext, keys, settings)
+        if isinstance(reader, BodyReader):
+            while piece := (yield Read()):
+                reader.feed(piece)
+            return open_completion(keys, reader.body())
+        builder = CompletionBuilder()
+        while piece := (yield Read()):
+            for chunk in reader.feed(piece):
+                progress.begun = True
+                builder.add(chunk)
+        reader.finish()
+        return builder.build()
+
+    return _sealed(attempt, settings)
+
+
+def list_models(kind: str | None, settings: Settings) -> Steps[list[Model]]:
+    """The models the gateway offers, of one type or of all."""
+
+    def attempt() -> Steps[list[Model]]:
+        query = {"type": kind} if kind else {}
+        body = yield from _fetch(Send("GET", "gateway", MODELS_ROUTE, query=query), settings)
+        data = read_envelope(body)
+        entries = data.get("models", data.get("data")) if isinstance(data, dict) else data
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise errors.APIResponseValidationError("the models list is not a list")
+        return [Model.model_validate(entry) for entry in entries]
+
+    return _retried(attempt, settings)
+
+
+def fetch_public_key(settings: Settings) -> Steps[PublicKey]:
+    """The enclave's public key, from the enclave itself.
+
+    Raises:
+        EnclaveKeyError: The enclave answered, and not with a key.
+        APIConnectionError: It did not answer.
+    """
+
+    def attempt() -> Steps[PublicKey]:
+        return read_public_key((yield from _fetch(Send("GET", "enclave", PUBLIC_KEY_PATH), settings)))
+
+    try:
+        return (yield from _retried(attempt, settings))
+    except errors.APIConnectionError:
+        raise
+    except errors.APIError as error:
+        raise errors.EnclaveKeyError(f"the enclave's public key could not be fetched: {error}") from error
+
+
+def _ask(plaintext: bytes, keys: EncryptionKeys, settings: Settings) -> Steps[ChatStreamReader | BodyReader]:
+    """Seal under a fresh nonce, send, and give what can read the reply."""
+    nonce = new_nonce()
+    head = yield from _accepted(Send("POST", "gateway", CHAT_ROUTE, chat_body(keys, plaintext, nonce)))
+    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == EVENT_STREAM:
+        return ChatStreamReader(keys, nonce, settings.max_buffer_size)
+    if kind == "application/json":
+        return BodyReader(settings.max_buffer_size)
+    raise errors.APIResponseValidationError("by its content type the answer is neither a stream nor JSON")
+
+
+def _fetch(request: Send, settings: Settings) -> Steps[bytes]:
+    yield from _accepted(request)
+    reader = BodyReader(settings.max_buffer_size)
+    while piece := (yield Read()):
+        reader.feed(piece)
+    return reader.body()
+
+
+def _accepted(request: Send) -> Steps[Head]:
+    """Send `request`; any status but a success is the error it stands for."""
+    head: Head = yield request
+    if 200 <= head.status < 300:
+        return head
+    body = b""
+    while len(body) < MAX_ERROR_BODY and (piece := (yield Read())):
+        body += piece
+    raise status_error(
+        head.status, body[:MAX_ERROR_BODY], route=request.path, headers=head.headers, now=head.received
+    )
+
+
+def _retried(attempt: Callable[[], Steps[R]], settings: Settings) -> Steps[R]:
+    for retries in itertools.count():
+        try:
+            return (yield from attempt())
+        except errors.APIError as error:
+            delay = settings.retry.delay(retries, error)
+            if delay is None:
+                raise
+        yield Sleep(delay)
+    raise AssertionError("itertools.count ends")  # pragma: no cover - tells mypy that the loop has no end
+
+
+def _sealed(attempt: Callable[[EncryptionKeys, _Progress], Steps[R]], settings: Settings) -> Steps[R]:
+    """Run `attempt` under a secret of its own each time; refetch a turned key once."""
+    progress = _Progress()
+    key: PublicKey | None = None
+    stale: PublicKey | None = None
+    refetched = False
+    retries = 0
+    while True:
+        if settings.keys is not None:
+            keys = settings.keys
+        else:
+            # Known from the first request on, so that asking at each attempt costs nothing.
+            key = yield FetchKey(stale)
+            stale = None
+            keys = EncryptionKeys.encapsulate(key)
+        try:
+            return (yield from attempt(keys, progress))
+        except errors.APIError as error:
+            if progress.begun:
+                raise
+            if names_turned_key(error):
+                if refetched or settings.pinned or settings.keys:
+                    raise errors.EnclaveKeyError(_turned(settings)) from error
+                refetched = True
+                stale = key
+                continue
+            delay = settings.retry.delay(retries, error)
+            if delay is None:
+                raise
+        retries += 1
+        yield Sleep(delay)
+
+
+def _turned(settings: Settings) -> str:
+    if settings.keys:
+        return "the enclave no longer opens what encryption_keys seal: generate new ones"
+    if settings.pinned:
+        return "the enclave no longer holds the match of the pinned enclave_public_key: check and pin its new one"
+    return "the enclave could not open the request, nor the same one sealed to a freshly fetched key"

@@ -1,0 +1,344 @@
+"""The edge: exchanges driven over httpx, synchronously and asynchronously.
+
+The rule of this file: no decisions. A driver does what a step says and gives back what came, or
+throws one of this package's errors into the exchange. An httpx error never leaves this file, not even
+as a cause: it holds the request, and with it the API key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+import time
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import certifi
+import httpx
+
+from prem_core import _errors as errors
+from prem_core._exchange import FetchKey, Head, Read, Send, Sleep, Steps
+from prem_core._kem import PublicKey
+from prem_core._version import __version__
+
+R = TypeVar("R")
+
+#: Streams hold their connection for as long as they run; httpx's own 100 would make the 101st wait.
+LIMITS: Final = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+
+#: What each of httpx's failures is to our callers. The texts are ours: httpx's can quote a header.
+TRANSLATIONS: Final[tuple[tuple[type[Exception], type[errors.APIConnectionError], str], ...]] = (
+    (httpx.ConnectTimeout, errors.APITimeoutError, "connecting timed out"),
+    (httpx.PoolTimeout, errors.APITimeoutError, "no free connection within the timeout"),
+    (httpx.WriteTimeout, errors.APITimeoutError, "sending the request timed out"),
+    (httpx.ReadTimeout, errors.APITimeoutError, "waiting for the service timed out"),
+    (httpx.TimeoutException, errors.APITimeoutError, "the request timed out"),
+    (httpx.ConnectError, errors.APIConnectionError, "the connection could not be made"),
+    (httpx.ProxyError, errors.APIConnectionError, "the HTTP proxy on the way refused the connection"),
+    (httpx.HTTPError, errors.APIConnectionError, "the connection broke"),
+    (httpx.InvalidURL, errors.APIConnectionError, "the URL could not be used"),
+    (httpx.StreamError, errors.APIConnectionError, "the stream was closed"),
+)
+
+
+def translate(error: Exception, party: str, *, reading: bool) -> errors.APIConnectionError:
+    """The error of ours that an httpx failure stands for.
+
+    Args:
+        error: Anything in `TRANSLATIONS`.
+        party: Who was being talked to: "gateway" or "enclave".
+        reading: Whether the reply had begun: a connection that breaks then has cut the answer.
+    """
+    kind, text = next((kind, text) for foreign, kind, text in TRANSLATIONS if isinstance(error, foreign))
+    if reading and kind is errors.APIConnectionError:
+        return errors.StreamInterruptedError(f"{party}: the connection broke in the middle of the answer")
+    return kind(f"{party}: {text}")
+
+
+_FOREIGN: Final = tuple(foreign for foreign, _, _ in TRANSLATIONS)
+
+
+@functools.cache
+def ssl_context() -> ssl.SSLContext:
+    """One TLS context for every client: reading the certificates takes some 10 to 40 ms."""
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where each party is, how to authenticate, and how long to wait (seconds)."""
+
+    proxy_url: str
+    enclave_url: str
+    timeout: float | httpx.Timeout
+    api_key: str | None = field(default=None, repr=False)
+
+    def request(self, client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
+        """The HTTP request that a `Send` describes."""
+        headers = {
+            "accept": "text/event-stream, application/json",
+            # Sealed bytes do not compress, and a reply that is not unpacked cannot be a bomb.
+            "accept-encoding": "identity",
+            "user-agent": f"prem-encrypted/{__version__}",
+        }
+        if step.body is not None:
+            headers["content-type"] = "application/json"
+        if step.party == "gateway" and self.api_key:
+            headers["authorization"] = f"Bearer {self.api_key}"
+        url = (self.proxy_url if step.party == "gateway" else self.enclave_url) + step.path
+        return client.build_request(
+            step.method,
+            url,
+            content=step.body,
+            headers=headers,
+            params=step.query or None,
+            timeout=self.timeout,
+        )
+
+
+def _head(response: httpx.Response) -> Head:
+    return Head(response.status_code, {k.lower(): v for k, v in response.headers.items()}, time.time())
+
+
+class SyncDriver:
+    """Drive one exchange on this thread.
+
+    Args:
+        client: Where requests go out.
+        endpoints: Whom to ask.
+        fetch_key: Gives the enclave's key, and not the stale one named.
+    """
+
+    def __init__(
+        self, client: httpx.Client, endpoints: Endpoints, fetch_key: Callable[[PublicKey | None], PublicKey]
+    ) -> None:
+        self._client = client
+        self._endpoints = endpoints
+        self._fetch_key = fetch_key
+        self._response: httpx.Response | None = None
+        self._pieces: Iterator[bytes] = iter(())
+        self._party = "gateway"
+
+    def run(self, steps: Steps[R]) -> R:
+        """Do what `steps` say until they return. A reply they leave open stays open, for `read`."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    outcome = self._perform(step)
+                except errors.PremError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(outcome)
+        except StopIteration as stop:
+            result: R = stop.value
+            return result
+        except BaseException:
+            self.close()
+            raise
+
+    def _perform(self, step: Any) -> Any:
+        match step:
+            case Read():
+                return self.read()
+            case Send():
+                return self._send(step)
+            case FetchKey(stale):
+                return self._fetch_key(stale)
+            case Sleep(seconds):
+                self.close()
+                time.sleep(seconds)
+                return None
+        raise AssertionError(step)  # pragma: no cover - Step has these four members
+
+    def _send(self, step: Send) -> Head:
+        self.close()
+        self._party = step.party
+        try:
+            response = self._client.send(self._endpoints.request(self._client, step), stream=True)
+        except _FOREIGN as error:
+            failure = translate(error, step.party, reading=False)
+        else:
+            self._response = response
+            self._pieces = response.iter_bytes()
+            return _head(response)
+        # Raised outside the handler, so that httpx's error is not kept as its context.
+        raise failure
+
+    def read(self) -> bytes:
+        """The open reply's next bytes; ``b""`` at its end.
+
+        Raises:
+            APIConnectionError: The connection broke, or nothing came within the timeout.
+        """
+        try:
+            return next(self._pieces, b"")
+        except _FOREIGN as error:
+            failure = translate(error, self._party, reading=True)
+        raise failure
+
+    def drain(self) -> None:
+        """Read a whole answer's reply to its end, so that its connection can serve the next request."""
+        try:
+            while self.read():
+                pass
+        except errors.APIConnectionError:
+            # The answer is whole; only the connection is not worth keeping.
+            pass
+
+    def close(self) -> None:
+        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
+        response, self._response = self._response, None
+        self._pieces = iter(())
+        if response is not None:
+            response.close()
+
+
+class AsyncDriver:
+    """`SyncDriver`'s twin on an event loop."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        endpoints: Endpoints,
+        fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
+    ) -> None:
+        self._client = client
+        self._endpoints = endpoints
+        self._fetch_key = fetch_key
+        self._response: httpx.Response | None = None
+        self._pieces: AsyncIterator[bytes] = _nothing()
+        self._party = "gateway"
+
+    async def run(self, steps: Steps[R]) -> R:
+        """Do what `steps` say until they return. A reply they leave open stays open, for `read`."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    outcome = await self._perform(step)
+                except errors.PremError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(outcome)
+        except StopIteration as stop:
+            result: R = stop.value
+            return result
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _perform(self, step: Any) -> Any:
+        match step:
+            case Read():
+                return await self.read()
+            case Send():
+                return await self._send(step)
+            case FetchKey(stale):
+                return await self._fetch_key(stale)
+            case Sleep(seconds):
+                await self.close()
+                await asyncio.sleep(seconds)
+                return None
+        raise AssertionError(step)  # pragma: no cover - Step has these four members
+
+    async def _send(self, step: Send) -> Head:
+        await self.close()
+        self._party = step.party
+        try:
+            response = await self._client.send(self._endpoints.request(self._client, step), stream=True)
+        except _FOREIGN as error:
+            failure = translate(error, step.party, reading=False)
+        else:
+            self._response = response
+            self._pieces = response.aiter_bytes()
+            return _head(response)
+        raise failure
+
+    async def read(self) -> bytes:
+        """The open reply's next bytes; ``b""`` at its end.
+
+        Raises:
+            APIConnectionError: The connection broke, or nothing came within the timeout.
+        """
+        try:
+            return await anext(self._pieces, b"")
+        except _FOREIGN as error:
+            failure = translate(error, self._party, reading=True)
+        raise failure
+
+    async def drain(self) -> None:
+        """Read a whole answer's reply to its end, so that its connection can serve the next request."""
+        try:
+            while await self.read():
+                pass
+        except errors.APIConnectionError:
+            pass
+
+    async def close(self) -> None:
+        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
+        response, self._response = self._response, None
+        self._pieces = _nothing()
+        if response is not None:
+            await response.aclose()
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    return
+    yield b""
+
+
+@dataclass(slots=True)
+class LoopState:
+    """What an async client keeps for one event loop."""
+
+    http: httpx.AsyncClient
+    key_lock: asyncio.Lock
+    lifetime: AsyncGenerator[None, None] | None
+
+
+class LoopStates:
+    """One httpx client and one lock for each event loop that an async client is used on.
+
+    Both belong to the loop they were made on: an object used over several `asyncio.run` calls needs one
+    for each. A loop closes its client when it shuts down, through the finalisation of an asynchronous
+    generator, which `asyncio.run` awaits; the same happens when the owner is collected.
+    """
+
+    def __init__(self, http_client: httpx.AsyncClient | None) -> None:
+        self._given = http_client
+        self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def current(self) -> LoopState:
+        """The running loop's state."""
+        loop = asyncio.get_running_loop()
+        state = self._states.get(loop)
+        if state is None:
+            if self._given is not None:
+                state = LoopState(self._given, asyncio.Lock(), None)
+            else:
+                http = httpx.AsyncClient(verify=ssl_context(), limits=LIMITS)
+                state = LoopState(http, asyncio.Lock(), _lifetime(http))
+            # Kept before the await below: a second task must find it.
+            self._states[loop] = state
+            if state.lifetime is not None:
+                await anext(state.lifetime)
+        return state
+
+    async def close(self) -> None:
+        """Close the running loop's client; those of other loops close with them."""
+        state = self._states.pop(asyncio.get_running_loop(), None)
+        if state is not None and state.lifetime is not None:
+            await state.lifetime.aclose()
+
+
+async def _lifetime(http: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await http.aclose()

@@ -1,0 +1,501 @@
+"""Chat parameters: what the published schema allows, checked before anything is sent.
+
+Written from Prem's published OpenAPI document (`rvencInferenceParams`); tests hold it against that
+schema in both directions. One normaliser first turns the forms OpenAI users write (a None, a
+``developer`` message, a message object from an earlier answer) into the ones the schema has.
+
+The rule of this file: an error names the parameter and what is allowed, never the value given.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal, NotRequired, Required
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+# Before Python 3.12 pydantic reads only this TypedDict.
+from typing_extensions import TypedDict
+
+from prem_core._errors import InvalidParameterError
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+
+
+@with_config(_OPEN)
+class TextPart(TypedDict):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+@with_config(_OPEN)
+class ImageUrl(TypedDict):
+    """`url`: an http(s) or a base64 ``data:`` URL."""
+
+    url: str
+    detail: NotRequired[Literal["low", "high", "auto"]]
+
+
+@with_config(_OPEN)
+class ImagePart(TypedDict):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+@with_config(_OPEN)
+class InputAudio(TypedDict):
+    """`data`: base64."""
+
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+@with_config(_OPEN)
+class AudioPart(TypedDict):
+    """A recording."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+@with_config(_OPEN)
+class File(TypedDict, total=False):
+    """`file_data`: base64, usually as a ``data:`` URL."""
+
+    file_data: str
+    file_id: str
+    filename: str
+
+
+@with_config(_OPEN)
+class FilePart(TypedDict):
+    """A document."""
+
+    type: Literal["file"]
+    file: File
+
+
+ContentPart = Annotated[TextPart | ImagePart | AudioPart | FilePart, Field(discriminator="type")]
+
+
+@with_config(_OPEN)
+class SystemMessage(TypedDict):
+    """Instructions. Text only."""
+
+    role: Literal["system"]
+    content: str | list[TextPart]
+    name: NotRequired[str]
+
+
+@with_config(_OPEN)
+class UserMessage(TypedDict):
+    """What the user says and shows."""
+
+    role: Literal["user"]
+    content: str | list[ContentPart]
+    name: NotRequired[str]
+
+
+@with_config(_OPEN)
+class FunctionCall(TypedDict):
+    """`arguments`: JSON text."""
+
+    name: str
+    arguments: str
+
+
+@with_config(_OPEN)
+class ToolCallParam(TypedDict):
+    """A call the model asked for earlier."""
+
+    id: str
+    type: str
+    function: FunctionCall
+
+
+@with_config(_OPEN)
+class AudioReference(TypedDict):
+    """An earlier spoken answer."""
+
+    id: str
+
+
+@with_config(_OPEN)
+class AssistantMessage(TypedDict, total=False):
+    """What the model said. `reasoning_content` goes back in tool loops."""
+
+    role: Required[Literal["assistant"]]
+    content: str | list[TextPart]
+    reasoning_content: str
+    name: str
+    refusal: str
+    tool_calls: list[ToolCallParam]
+    function_call: FunctionCall
+    audio: AudioReference
+
+
+@with_config(_OPEN)
+class ToolMessage(TypedDict):
+    """A tool's result. Text only."""
+
+    role: Literal["tool"]
+    content: str | list[TextPart]
+    tool_call_id: str
+
+
+@with_config(_OPEN)
+class FunctionMessage(TypedDict):
+    """Deprecated by the service; use a tool message."""
+
+    role: Literal["function"]
+    content: str
+    name: str
+
+
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage,
+    Field(discriminator="role"),
+]
+
+
+@with_config(_OPEN)
+class FunctionDefinition(TypedDict):
+    """`parameters`: a JSON Schema object."""
+
+    name: str
+    description: NotRequired[str]
+    parameters: NotRequired[dict[str, Any]]
+
+
+@with_config(_OPEN)
+class FunctionTool(TypedDict):
+    """A function the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+@with_config(_OPEN)
+class CustomDefinition(TypedDict):
+    """A tool that takes free text."""
+
+    name: str
+    description: NotRequired[str]
+    format: NotRequired[dict[str, Any]]
+
+
+@with_config(_OPEN)
+class CustomTool(TypedDict):
+    """A tool that takes free text."""
+
+    type: Literal["custom"]
+    custom: CustomDefinition
+
+
+Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
+
+
+@with_config(_OPEN)
+class Named(TypedDict):
+    """A name."""
+
+    name: str
+
+
+@with_config(_OPEN)
+class FunctionChoice(TypedDict):
+    """Call this function."""
+
+    type: Literal["function"]
+    function: Named
+
+
+@with_config(_OPEN)
+class CustomChoice(TypedDict):
+    """Call this custom tool."""
+
+    type: Literal["custom"]
+    custom: Named
+
+
+ToolChoice = (
+    Literal["none", "auto", "required"]
+    | Annotated[FunctionChoice | CustomChoice, Field(discriminator="type")]
+)
+
+
+@with_config(_OPEN)
+class TextFormat(TypedDict):
+    """Free text, the default."""
+
+    type: Literal["text"]
+
+
+@with_config(_OPEN)
+class JsonObjectFormat(TypedDict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+@with_config(_OPEN)
+class JsonSchema(TypedDict):
+    """A schema, by name."""
+
+    name: str
+    description: NotRequired[str]
+    schema: NotRequired[dict[str, Any]]
+    strict: NotRequired[bool]
+
+
+@with_config(_OPEN)
+class JsonSchemaFormat(TypedDict):
+    """JSON that satisfies a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonSchemaFormat | JsonObjectFormat, Field(discriminator="type")]
+
+
+@with_config(_OPEN)
+class AudioOutput(TypedDict):
+    """How a spoken answer should sound."""
+
+    format: Literal["wav", "mp3", "flac", "opus", "pcm16"]
+    voice: Literal["alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer"]
+
+
+@with_config(_OPEN)
+class Prediction(TypedDict):
+    """Text the answer is expected to repeat for the most part."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+
+@with_config(_OPEN)
+class StreamOptions(TypedDict, total=False):
+    """`include_usage`: send the token counts in a last chunk."""
+
+    include_usage: bool
+    include_obfuscation: bool
+
+
+@with_config(_OPEN)
+class ApproximateLocation(TypedDict, total=False):
+    """Where the user is, roughly."""
+
+    city: str
+    country: str
+    region: str
+    timezone: str
+
+
+@with_config(_OPEN)
+class UserLocation(TypedDict):
+    """Where the user is, roughly."""
+
+    type: Literal["approximate"]
+    approximate: ApproximateLocation
+
+
+@with_config(_OPEN)
+class WebSearchOptions(TypedDict, total=False):
+    """How much of the web to read, and from where."""
+
+    search_context_size: Literal["low", "medium", "high"]
+    user_location: UserLocation | None
+
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class ChatOptions(TypedDict, total=False):
+    """Every parameter of the published schema but the three that `create` names."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    top_p: Annotated[float, Field(ge=0, le=1)]
+    max_tokens: int
+    max_completion_tokens: int
+    stream_options: StreamOptions
+    tools: list[Tool]
+    tool_choice: ToolChoice
+    response_format: ResponseFormat
+    audio: AudioOutput
+    frequency_penalty: Penalty
+    presence_penalty: Penalty
+    function_call: Literal["none", "auto"] | Named
+    functions: list[FunctionDefinition]
+    logit_bias: dict[str, Bias]
+    logprobs: bool
+    top_logprobs: Annotated[int, Field(ge=0, le=20)]
+    metadata: Annotated[
+        dict[str, Annotated[str, Field(max_length=512)]],
+        Field(max_length=16),
+    ]
+    modalities: list[Literal["text", "audio"]]
+    n: Annotated[int, Field(ge=1)]
+    prediction: Prediction
+    prompt_cache_key: str
+    prompt_cache_retention: str
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"]
+    safety_identifier: str
+    seed: int
+    service_tier: Literal["auto", "default", "flex", "priority"]
+    stop: str | Annotated[list[str], Field(max_length=4)]
+    store: bool
+    verbosity: Literal["low", "medium", "high"]
+    web_search_options: WebSearchOptions
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class ChatParams(ChatOptions):
+    """Every parameter of an encrypted chat completion, by the published schema's names."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    model: str
+    stream: NotRequired[bool]
+
+
+#: Every top-level name the published schema has.
+PARAM_NAMES: Final = ChatParams.__required_keys__ | ChatParams.__optional_keys__
+
+_NOT_IN_SCHEMA: Final = {
+    "parallel_tool_calls": (
+        "the published schema has no place for it: the service decides by itself whether to make parallel "
+        "calls. True, its behaviour, is accepted and not sent; False cannot be promised. "
+        "Take the first call of an answer instead"
+    ),
+    "user": "the published schema replaces it by safety_identifier and prompt_cache_key",
+    "top_k": "the published schema has no top_k; use top_p",
+    "max_output_tokens": "the published schema calls it max_completion_tokens",
+}
+
+
+def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | None = None) -> bytes:
+    """The UTF-8 JSON that is sealed as ``encryptedInference``.
+
+    Args:
+        params: Parameters as the caller wrote them. A None means "not given".
+        extra_body: Further top-level names, merged unchecked over `params`: for a service newer than its
+            published schema.
+
+    Raises:
+        InvalidParameterError: A parameter is not what the published schema allows.
+    """
+    checked = normalise(params)
+    _check(checked)
+    if extra_body is not None:
+        if not isinstance(extra_body, Mapping) or not all(isinstance(name, str) for name in extra_body):
+            raise InvalidParameterError("extra_body must be a mapping with string keys", param="extra_body")
+        checked.update(extra_body)
+    try:
+        # ensure_ascii would make text outside ASCII up to six times as long before it is sealed.
+        return json.dumps(checked, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        name = _unwritable(checked)
+        message = f"{name} cannot be written as JSON: {_reason(error)}"
+        raise InvalidParameterError(message, param=name) from None
+
+
+def normalise(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` in the published schema's forms; the caller's objects are not changed."""
+    fixed = {name: value for name, value in params.items() if value is not None}
+    if fixed.get("parallel_tool_calls") is True:
+        # What the service does anyway; its schema has no name to say it with.
+        del fixed["parallel_tool_calls"]
+    messages = fixed.get("messages")
+    if isinstance(messages, Iterable) and not isinstance(messages, str | bytes | Mapping):
+        fixed["messages"] = [_message(message) for message in messages]
+    for name in ("tools", "stop", "modalities"):
+        if isinstance(fixed.get(name), tuple):
+            fixed[name] = list(fixed[name])
+    return fixed
+
+
+def _message(message: Any) -> Any:
+    if isinstance(message, BaseModel):
+        message = message.model_dump(exclude_none=True)
+    elif isinstance(message, Mapping):
+        message = {name: value for name, value in message.items() if value is not None}
+    else:
+        return message
+    if message.get("role") == "developer":
+        message["role"] = "system"
+    return message
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[ChatParams]:
+    # Built at first use: it takes some 10 ms that importing the package should not cost.
+    return TypeAdapter(ChatParams)
+
+
+def _check(params: dict[str, Any]) -> None:
+    try:
+        _adapter().validate_python(params)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+    else:
+        return
+    # Of a union's findings, the one that got furthest into the value explains it; at the same depth, one
+    # about the value rather than about its type.
+    first = max(found, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+    unknown = next((e for e in found if e["type"] == "extra_forbidden"), None)
+    if unknown is not None:
+        name = str(unknown["loc"][-1])
+        why = _NOT_IN_SCHEMA.get(name, "the published schema has no such parameter (extra_body passes it on)")
+        raise InvalidParameterError(f"{name}: {why}", param=name)
+    path = _path(params, first["loc"], missing=first["type"] == "missing")
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        discriminator = first["ctx"]["discriminator"].strip("'")
+        path = f"{path}.{discriminator}"
+        allowed = first["ctx"].get("expected_tags") or "one of the documented types"
+        raise InvalidParameterError(f"{path}: must be {allowed}", param=path)
+    raise InvalidParameterError(f"{path}: {first['msg']}", param=path)
+
+
+def _path(value: Any, loc: tuple[int | str, ...], *, missing: bool) -> str:
+    # pydantic's locations also name the union members it tried; a step that does not lead into the
+    # value is one of those.
+    steps: list[str] = []
+    for position, step in enumerate(loc):
+        last = position == len(loc) - 1
+        if isinstance(value, dict) and (step in value or (last and missing)):
+            steps.append(str(step))
+            value = value.get(step)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            steps.append(str(step))
+            value = value[step]
+    return ".".join(steps)
+
+
+def _unwritable(params: dict[str, Any]) -> str:
+    for name, value in params.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError):
+            return name
+    return "the request"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        # Its own message would quote the text around the surrogate.
+        return "the text has a lone surrogate"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    # json's own messages name a type or say NaN; they do not quote values.
+    if isinstance(error, ValueError):
+        return "it holds NaN or infinity, or refers to itself"
+    return "it holds an object that is not JSON"

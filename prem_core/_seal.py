@@ -1,0 +1,126 @@
+"""XChaCha20-Poly1305 under the secret one KEM run agreed on.
+
+libsodium's `crypto_aead_xchacha20poly1305_ietf` through PyNaCl: a 24-byte nonce, no associated data, the
+16-byte tag behind the ciphertext. The protocol fixes this construction, including that a whole reply
+is sealed with the request's own nonce; what follows from that is in SECURITY.md.
+
+The rule of this file: a failure to open has one message, and no object here shows what it holds.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final, NoReturn
+
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_decrypt as _decrypt,
+)
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_encrypt as _encrypt,
+)
+from nacl.exceptions import CryptoError
+
+from prem_core._assumed import decode_binary
+from prem_core._errors import ConfigurationError, DecryptionError, EnclaveKeyError
+from prem_core._kem import CIPHER_TEXT_BYTES, SHARED_SECRET_BYTES, PublicKey
+
+NONCE_BYTES: Final = 24
+TAG_BYTES: Final = 16
+
+
+def new_nonce() -> bytes:
+    """24 fresh random bytes: one for every sealed item of every attempt."""
+    return secrets.token_bytes(NONCE_BYTES)
+
+
+class EncryptionKeys:
+    """One KEM run's result: the shared secret, and the cipher text that carries it to the enclave.
+
+    By default every request gets its own. A pair made beforehand (`generate_encryption_keys`) may be
+    reused for many requests, as the TypeScript SDK's `encryptionKeys` option does: it saves about
+    0.1 ms a request, and whoever learns the secret of one exchange can then open all of them.
+
+    Args:
+        shared_secret: 32 bytes; or their hex.
+        cipher_text: 1120 bytes; or their hex.
+
+    Raises:
+        ConfigurationError: A value has the wrong length or is not hex.
+    """
+
+    __slots__ = ("_cipher_text", "_shared_secret")
+
+    def __init__(self, shared_secret: bytes | str, cipher_text: bytes | str) -> None:
+        self._shared_secret = _exactly(shared_secret, SHARED_SECRET_BYTES, "shared_secret")
+        self._cipher_text = _exactly(cipher_text, CIPHER_TEXT_BYTES, "cipher_text")
+
+    @classmethod
+    def encapsulate(cls, public_key: PublicKey) -> EncryptionKeys:
+        """A fresh pair for the enclave that holds `public_key`'s match.
+
+        Raises:
+            EnclaveKeyError: The key has the right size and cannot be used.
+        """
+        try:
+            return cls(*public_key.encapsulate())
+        except ValueError:
+            raise EnclaveKeyError("the enclave's public key cannot be used") from None
+
+    @property
+    def shared_secret(self) -> bytes:
+        """The secret, 32 bytes. It never goes on the wire; keep it out of logs."""
+        return self._shared_secret
+
+    @property
+    def cipher_text(self) -> bytes:
+        """What goes on the wire, 1120 bytes."""
+        return self._cipher_text
+
+    def __repr__(self) -> str:
+        return "EncryptionKeys(shared_secret=**********)"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, EncryptionKeys)
+            and secrets.compare_digest(self._shared_secret, other._shared_secret)
+            and self._cipher_text == other._cipher_text
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._cipher_text)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("EncryptionKeys hold a secret and are not pickled")
+
+    # Immutable, so a copy is the object itself; copying would otherwise go through pickle.
+    def __copy__(self) -> EncryptionKeys:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncryptionKeys:
+        return self
+
+    def seal(self, plaintext: bytes, nonce: bytes) -> bytes:
+        """`plaintext` sealed under the secret: the ciphertext and, behind it, the 16-byte tag."""
+        return bytes(_encrypt(plaintext, None, nonce, self._shared_secret))
+
+    def open(self, sealed: bytes, nonce: bytes) -> bytes:
+        """The plaintext of `sealed`.
+
+        Raises:
+            DecryptionError: It was not sealed under this secret and nonce, or was changed since.
+        """
+        try:
+            return bytes(_decrypt(sealed, None, nonce, self._shared_secret))
+        except (CryptoError, ValueError):
+            raise DecryptionError from None
+
+
+def _exactly(value: bytes | str, length: int, name: str) -> bytes:
+    if isinstance(value, str):
+        try:
+            value = decode_binary(value)
+        except ValueError:
+            raise ConfigurationError(f"{name} is not hex") from None
+    if not isinstance(value, bytes | bytearray) or len(value) != length:
+        raise ConfigurationError(f"{name} must be {length} bytes, or {length * 2} hex digits")
+    return bytes(value)

@@ -1,0 +1,211 @@
+"""What the service answers, as typed values.
+
+Read leniently, because real replies differ from the published schema: a delta may be ``[]``, fields may
+be null or new. Fields this file does not know are kept and can be reached by name.
+
+The rule of this file: a repr shows the shape of an answer, never its words. Print `.content`, or
+`.model_dump()`, where the words are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
+
+from prem_core._errors import APIResponseValidationError
+
+#: Fields whose values describe an answer without being part of it.
+_SHOWN = frozenset(
+    {"created", "finish_reason", "id", "index", "model", "object", "role", "type", "usage", "enabled"}
+    | {"prompt_tokens", "completion_tokens", "total_tokens", "system_fingerprint", "input_modalities"}
+)
+
+
+class _Reply(BaseModel):
+    # Deferred: building the validators of types a program never uses would cost it import time.
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), defer_build=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            shown = value[:1] if isinstance(value, list) else [value]
+            if value is None or name in _SHOWN or any(isinstance(item, BaseModel) for item in shown):
+                yield name, value
+            elif isinstance(value, str | list | dict):
+                yield name, _Masked(len(value))
+            else:
+                yield name, _Masked(None)
+
+    __str__ = BaseModel.__repr__
+
+
+class _Masked:
+    def __init__(self, length: int | None) -> None:
+        self._length = length
+
+    def __repr__(self) -> str:
+        return "…" if self._length is None else f"…({self._length})"
+
+
+class FunctionDelta(_Reply):
+    """A piece of a function call: its name once, its arguments' JSON in parts."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(_Reply):
+    """A piece of one tool call; pieces with the same `index` belong together."""
+
+    index: int | None = None
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta | None = None
+
+
+class Delta(_Reply):
+    """What one chunk adds to one choice."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChunkChoice(_Reply):
+    """One choice's part of a chunk."""
+
+    index: int = 0
+    delta: Delta = Delta.model_construct()
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    matched_stop: Any = None
+
+
+class Usage(_Reply):
+    """Tokens counted by the service."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
+
+
+class ChatCompletionChunk(_Reply):
+    """One decrypted event of a stream. `choices` is empty in the chunk that carries only usage."""
+
+    id: str = ""
+    object: str = "chat.completion.chunk"
+    created: int = 0
+    model: str = ""
+    choices: list[ChunkChoice] = []
+    usage: Usage | None = None
+    system_fingerprint: str | None = None
+    error: dict[str, Any] | str | None = None
+
+
+class Function(_Reply):
+    """A function the model wants called; `arguments` is JSON text, as the model wrote it."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+class ToolCall(_Reply):
+    """One call the model asks for."""
+
+    id: str = ""
+    type: str = "function"
+    function: Function = Function.model_construct()
+
+
+class ChatCompletionMessage(_Reply):
+    """The model's answer. May be put back into `messages` as it is."""
+
+    role: str = "assistant"
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Choice(_Reply):
+    """One of the `n` answers."""
+
+    index: int = 0
+    message: ChatCompletionMessage = ChatCompletionMessage.model_construct()
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+    matched_stop: Any = None
+
+
+class ChatCompletion(_Reply):
+    """A whole answer."""
+
+    id: str = ""
+    object: str = "chat.completion"
+    created: int = 0
+    model: str = ""
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    system_fingerprint: str | None = None
+
+
+class Model(_Reply):
+    """One entry of the models list. `request_name` is what goes into a request's `model`."""
+
+    id: str = ""
+    model: str | None = None
+    name: str | None = None
+    description: str | None = None
+    type: str | None = None
+    enabled: bool | None = None
+    input_modalities: list[str] | None = None
+    price_config: Any = None
+
+    @property
+    def request_name(self) -> str:
+        """`model` where the entry has one, else `id`."""
+        return self.model or self.id
+
+
+T = TypeVar("T", bound=_Reply)
+
+
+def read_json(kind: type[T], plaintext: bytes) -> T:
+    """`plaintext` as a `kind`.
+
+    Raises:
+        APIResponseValidationError: It is not JSON, or not such an answer even when read leniently. The
+            message names the field, never its value.
+    """
+    try:
+        return kind.model_validate_json(plaintext)
+    except ValidationError:
+        pass
+    try:
+        return kind.model_validate(_lenient(from_json(plaintext)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        message = f"the answer is not a {kind.__name__}: {where}: {first['msg']}"
+        raise APIResponseValidationError(message) from None
+    except ValueError:
+        raise APIResponseValidationError(f"the answer is not a {kind.__name__}: not JSON") from None
+
+
+def _lenient(value: Any) -> Any:
+    """Drop nulls so that defaults stand for them, and read the ``[]`` some streams send for ``{}``."""
+    if isinstance(value, dict):
+        fixed = {name: _lenient(item) for name, item in value.items() if item is not None}
+        for name in ("delta", "message", "function"):
+            if fixed.get(name) == []:
+                fixed[name] = {}
+        return fixed
+    if isinstance(value, list):
+        return [_lenient(item) for item in value]
+    return value
