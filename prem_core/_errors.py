@@ -7,6 +7,7 @@
     ├── InvalidParameterError         you: a request parameter, refused before anything is sent
     ├── EnclaveKeyError               the enclave's public key cannot be had, read or used
     ├── DecryptionError               bytes that do not open under this exchange's secret
+    ├── LengthFinishReasonError       the token limit cut structured output or a tool call short
     └── APIError                      the service, or the way to it
         ├── APIConnectionError        it could not be reached, or the connection broke
         │   ├── APITimeoutError       ... because it took too long
@@ -73,6 +74,21 @@ class DecryptionError(PremError):
     """
 
     MESSAGE: ClassVar[str] = "the sealed bytes could not be opened with this exchange's secret"
+
+    def __init__(self, message: str = MESSAGE) -> None:
+        super().__init__(message)
+
+
+class LengthFinishReasonError(PremError):
+    """The answer reached its token limit in the middle of a tool call's arguments or of the JSON asked for.
+
+    What there is of it cannot be used: completing it would make up what the model did not say.
+    """
+
+    MESSAGE: ClassVar[str] = (
+        "the answer reached its token limit in the middle of a tool call or of the JSON asked for; "
+        "raise max_tokens or ask for less"
+    )
 
     def __init__(self, message: str = MESSAGE) -> None:
         super().__init__(message)

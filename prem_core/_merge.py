@@ -45,8 +45,9 @@ class ToolCallMerger:
         if piece.type:
             call.type = piece.type
         if piece.function is not None:
-            if piece.function.name:
-                call.function.name += piece.function.name
+            # Once: a server that repeats the name with every piece means the same name.
+            if piece.function.name and not call.function.name:
+                call.function.name = piece.function.name
             if piece.function.arguments:
                 self._order[index].append(piece.function.arguments)
         return index

@@ -82,16 +82,16 @@ class ChatStreamReader:
             raise StreamInterruptedError("the stream ended without its done event: the answer is cut")
 
     def _chunk(self, data: bytes) -> ChatCompletionChunk:
-        chunk = read_json(ChatCompletionChunk, self._opened(data))
+        chunk = read_json(ChatCompletionChunk, self._open(data))
         if chunk.error is not None:
             raise stream_error(chunk.error)
         for choice in chunk.choices:
-            self._begun.add(choice.index)
             if choice.finish_reason is not None:
                 self._finished.add(choice.index)
+            self._begun.add(choice.index)
         return chunk
 
-    def _opened(self, data: bytes) -> bytes:
+    def _open(self, data: bytes) -> bytes:
         try:
             sealed = decode_binary(data)
         except ValueError:
@@ -100,7 +100,7 @@ class ChatStreamReader:
 
     def _error(self, data: bytes) -> NoReturn:
         # Documented as "encrypted or plain JSON"; hex never begins with a brace.
-        plain = data if data.lstrip()[:1] == b"{" else self._opened(data)
+        plain = data if data.lstrip()[:1] == b"{" else self._open(data)
         try:
             value: Any = from_json(plain)
         except ValueError:

@@ -101,7 +101,7 @@ class EncryptionKeys:
 
     def seal(self, plaintext: bytes, nonce: bytes) -> bytes:
         """`plaintext` sealed under the secret: the ciphertext and, behind it, the 16-byte tag."""
-        return bytes(_encrypt(plaintext, None, nonce, self._shared_secret))
+        return _encrypt(plaintext, None, nonce, self._shared_secret)
 
     def open(self, sealed: bytes, nonce: bytes) -> bytes:
         """The plaintext of `sealed`.
@@ -110,7 +110,7 @@ class EncryptionKeys:
             DecryptionError: It was not sealed under this secret and nonce, or was changed since.
         """
         try:
-            return bytes(_decrypt(sealed, None, nonce, self._shared_secret))
+            return _decrypt(sealed, None, nonce, self._shared_secret)
         except (CryptoError, ValueError):
             raise DecryptionError from None
 

@@ -8,18 +8,15 @@ WHATWG HTML standard, section 9.2 (Server-sent events).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from prem_core._errors import ResponseTooLargeError
 
 _BOM: Final = b"\xef\xbb\xbf"
 
 
-class Event(NamedTuple):
-    """One dispatched event: its name (``message`` where the stream gave none) and its data."""
-
-    name: bytes
-    data: bytes
+#: One dispatched event: its name (``message`` where the stream gave none) and its data.
+Event = tuple[bytes, bytes]
 
 
 class EventDecoder:
@@ -72,26 +69,17 @@ class EventDecoder:
             lines[0] = lines[0].removeprefix(_BOM)
         for line in lines:
             if line[:6] == b"data: ":
-                self._data.append(line[6:])
-                self._held += len(line)
-                if self._held > self._max:
-                    self._too_large()
-            elif not line:
-                # An event without data is not dispatched (section 9.2.6, step 2).
-                if self._data:
-                    data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-                    event = Event(self._name or b"message", data)
-                    self._data = []
-                    self._name = b""
-                    self._held = 0
-                    yield event
-                else:
-                    self._name = b""
-                    self._held = 0
+                self._add(line, line[6:])
             elif line[:7] == b"event: ":
                 self._name = line[7:]
-            else:
+            elif line:
                 self._field(line)
+            else:
+                data, name = self._data, self._name
+                self._data, self._name, self._held = [], b"", 0
+                # An event without data is not dispatched (section 9.2.6, step 2).
+                if data:
+                    yield name or b"message", data[0] if len(data) == 1 else b"\n".join(data)
         self._hold(rest)
 
     @property
@@ -106,14 +94,17 @@ class EventDecoder:
             if self._held > self._max:
                 self._too_large()
 
+    def _add(self, line: bytes, value: bytes) -> None:
+        self._data.append(value)
+        self._held += len(line)
+        if self._held > self._max:
+            self._too_large()
+
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
-            self._data.append(value)
-            self._held += len(line)
-            if self._held > self._max:
-                self._too_large()
+            self._add(line, value)
         elif name == b"event":
             self._name = value
         # Comments, `id`, `retry` and unknown fields say nothing that this protocol uses.

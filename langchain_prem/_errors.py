@@ -1,0 +1,90 @@
+"""prem_core's errors, each also the langchain-core error for its condition.
+
+LangChain's retry and fallback middleware reads core's classes and their `is_retryable`; users of prem_core
+catch prem_core's. An error raised by `ChatPremEncrypted` is both.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import langchain_core.exceptions as core
+
+import prem_core
+
+#: prem_core's class, and the name of core's; the first that fits is taken. A core that does not have a
+#: class yet leaves the error ours alone.
+CONDITIONS: tuple[tuple[type[prem_core.PremError], str], ...] = (
+    (prem_core.ContextLengthExceededError, "ContextOverflowError"),
+    (prem_core.AuthenticationError, "ModelAuthenticationError"),
+    (prem_core.PermissionDeniedError, "ModelPermissionDeniedError"),
+    (prem_core.NotFoundError, "ModelNotFoundError"),
+    (prem_core.RateLimitError, "ModelRateLimitError"),
+    (prem_core.InternalServerError, "ModelAPIError"),
+    (prem_core.BadRequestError, "ModelInvalidRequestError"),
+    (prem_core.RequestTooLargeError, "ModelInvalidRequestError"),
+    (prem_core.InvalidParameterError, "ModelInvalidRequestError"),
+    (prem_core.APITimeoutError, "ModelTimeoutError"),
+    (prem_core.APIConnectionError, "ModelConnectionError"),
+)
+
+
+class RefusalError(prem_core.PremError):
+    """The model refused to answer, where an answer in a given form was asked for.
+
+    The refusal's own words are part of the reply and so not in this error: ask with
+    ``include_raw=True`` and read ``raw.additional_kwargs["refusal"]``.
+    """
+
+    def __init__(self, message: str = "the model refused to answer in the form asked for") -> None:
+        super().__init__(message)
+
+
+@functools.cache
+def joined(kind: Any) -> type[prem_core.PremError]:
+    """The class `kind` and core's class for it in one; `kind` itself where core has none."""
+    name = (
+        "ModelRefusalError"
+        if issubclass(kind, RefusalError)
+        else next((name for ours, name in CONDITIONS if issubclass(kind, ours)), None)
+    )
+    theirs = getattr(core, name, None) if name else None
+    if theirs is None or issubclass(kind, theirs):
+        return cast("type[prem_core.PremError]", kind)
+    namespace = {
+        "__doc__": kind.__doc__,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        # The class is made here and nowhere importable; it is pickled as the one it was made from.
+        "__reduce__": lambda self: (_rebuild, (kind, self.args, self.__dict__)),
+    }
+    return type(kind.__name__, (kind, theirs), namespace)
+
+
+def _rebuild(
+    kind: type[prem_core.PremError], args: tuple[Any, ...], state: dict[str, Any]
+) -> prem_core.PremError:
+    made: type[prem_core.PremError] = joined(cast("Any", kind))
+    error = made.__new__(made, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def translate(error: prem_core.PremError) -> prem_core.PremError:
+    """`error` as one that is core's too, with the same text, attributes and cause."""
+    made = _rebuild(type(error), error.args, error.__dict__)
+    made.__cause__ = error.__cause__
+    return made
+
+
+@contextmanager
+def core_errors() -> Iterator[None]:
+    """Raise prem_core's errors as core's too."""
+    try:
+        yield
+    except prem_core.PremError as error:
+        raise translate(error).with_traceback(error.__traceback__) from error.__cause__

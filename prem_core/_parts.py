@@ -1,0 +1,136 @@
+"""Message parts in the published schema's forms, for both adapters.
+
+Each function takes what a framework holds (a URL, base64, a media type) and gives one content part.
+What the schema has no place for is an error that says what to do instead; nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, Final
+
+from prem_core._errors import InvalidParameterError
+
+#: Media types of the two audio formats the schema names.
+AUDIO_FORMATS: Final = {
+    "audio/wav": "wav",
+    "audio/wave": "wav",
+    "audio/x-wav": "wav",
+    "audio/vnd.wave": "wav",
+    "audio/mpeg": "mp3",
+    "audio/mp3": "mp3",
+    "wav": "wav",
+    "mp3": "mp3",
+}
+
+Part = dict[str, Any]
+
+
+def text_part(text: str) -> Part:
+    """A piece of text."""
+    return {"type": "text", "text": text}
+
+
+def image_part(
+    *,
+    url: str | None = None,
+    data: str | bytes | None = None,
+    media_type: str | None = None,
+    detail: str | None = None,
+) -> Part:
+    """An image, by URL or by its bytes.
+
+    Args:
+        url: An http(s) or ``data:`` URL. The enclave decides whether it fetches the former.
+        data: The image: bytes, or a string of base64.
+        media_type: ``image/png`` and the like; wanted with `data`.
+        detail: low, high or auto.
+
+    Raises:
+        InvalidParameterError: Neither or both of `url` and `data`, or no media type.
+    """
+    if (url is None) == (data is None):
+        raise InvalidParameterError("an image needs a URL or base64 data, one of the two", param="messages")
+    if data is not None:
+        url = data_url(data, media_type, what="an image")
+    image: dict[str, Any] = {"url": url}
+    if detail is not None:
+        image["detail"] = detail
+    return {"type": "image_url", "image_url": image}
+
+
+def audio_part(data: str | bytes, media_type: str | None) -> Part:
+    """A recording; the schema takes wav and mp3.
+
+    Raises:
+        InvalidParameterError: It is another format, or no format is named.
+    """
+    name = AUDIO_FORMATS.get((media_type or "").partition(";")[0].strip().lower())
+    if name is None:
+        raise InvalidParameterError(
+            "audio must be wav or mp3, and say so in its media type", param="messages"
+        )
+    return {"type": "input_audio", "input_audio": {"data": _base64(data), "format": name}}
+
+
+def file_part(
+    *,
+    data: str | bytes | None = None,
+    media_type: str | None = None,
+    file_id: str | None = None,
+    filename: str | None = None,
+) -> Part:
+    """A document, by its bytes or by the id of an uploaded one.
+
+    Raises:
+        InvalidParameterError: Neither or both of `data` and `file_id`, or `data` without a media type.
+    """
+    if (data is None) == (file_id is None):
+        raise InvalidParameterError(
+            "a document needs base64 data or the id of an uploaded file, one of the two", param="messages"
+        )
+    file: dict[str, Any] = {}
+    if data is not None:
+        file["file_data"] = data_url(data, media_type, what="a document")
+    if file_id is not None:
+        file["file_id"] = file_id
+    if filename is not None:
+        file["filename"] = filename
+    return {"type": "file", "file": file}
+
+
+def data_url(data: str | bytes, media_type: str | None, *, what: str) -> str:
+    """`data` as a ``data:`` URL; one that is such a URL already is given back as it is.
+
+    Raises:
+        InvalidParameterError: There is no media type to write into it.
+    """
+    if isinstance(data, str) and data.startswith("data:"):
+        return data
+    if not media_type:
+        raise InvalidParameterError(f"{what} given as data needs its media type", param="messages")
+    return f"data:{media_type};base64,{_base64(data)}"
+
+
+def _base64(data: str | bytes) -> str:
+    # Bytes are the thing itself: guessing whether they are base64 already would spoil a file that looks so.
+    if isinstance(data, bytes):
+        return base64.b64encode(data).decode("ascii")
+    return data.partition("base64,")[2] if data.startswith("data:") else data
+
+
+def tool_call_part(call_id: str | None, name: str, arguments: dict[str, Any] | str) -> Part:
+    """One call of an assistant message; `arguments` as a mapping, or as the JSON text a model wrote."""
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def is_whole_json(text: str) -> bool:
+    """Whether `text` is JSON from end to end, as opposed to the beginning of some."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
