@@ -1,0 +1,57 @@
+# Everything a developer runs. `make help` lists it.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first Python that is new enough; PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test record lint types format bench build clean
+
+help:  ## List these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(INSTALLED)  ## Make .venv and install the package with all that its tests need
+
+$(INSTALLED): pyproject.toml constraints.txt prem_core/_version.py
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; say PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[langchain,enclave]" --group dev
+	@touch $@
+
+demo: $(INSTALLED)  ## Chat, a tool-calling agent and an extraction on the embedded enclave; no API key
+	@$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)  ## Run all tests, and the notebooks
+	$(BIN)/pytest tests
+	$(BIN)/pytest --nbmake --nbmake-timeout=300 -W default notebooks
+
+record: $(INSTALLED)  ## Record the cassettes anew, from the embedded enclave
+	PREM_RECORD=1 $(BIN)/pytest -q tests/langchain/test_cassette.py
+	rm -f tests/data/cassettes/TestIntegration.test_stream_time.yaml
+	$(BIN)/pytest -q -W default --record-mode=once tests/langchain/test_standard_integration.py -k stream_time
+
+lint: $(INSTALLED)  ## Check style and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## Check the types, strictly
+	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/typing/consumer.py
+
+format: $(INSTALLED)  ## Lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## Measure chunks and calls beside langchain-openai
+	$(BIN)/python benchmarks/chat_overhead.py
+
+build: $(INSTALLED)  ## Build the sdist and the wheel into dist/
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build
+
+clean:  ## Remove what was made, .venv included
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

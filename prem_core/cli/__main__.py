@@ -1,0 +1,5 @@
+"""``python -m prem_core.cli``."""
+
+from prem_core.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""What is to be found for one place in a schema, and how well a label names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prem_core.enclave.extractive.material import key
+from prem_core.enclave.extractive.schemas import Schema, types
+
+
+@dataclass(frozen=True)
+class Want:
+    """One value to find.
+
+    schema: resolved. words: the keys of its name. hints: those of its description. prefix: those of the names that
+    enclose it. seen: the references followed on the way to it, by which recursive schemas are cut.
+    """
+
+    schema: Schema
+    words: frozenset[str] = frozenset()
+    hints: frozenset[str] = frozenset()
+    prefix: frozenset[str] = frozenset()
+    required: bool = True
+    seen: tuple[str, ...] = ()
+
+    @property
+    def impossible(self) -> bool:
+        """Whether no value satisfies the schema: {"not": {}}, which `false` resolves to."""
+        return self.schema.get("not") == {}
+
+    @property
+    def kind(self) -> list[str]:
+        """The types of the value: as declared, else as its other keywords imply; empty if anything will do."""
+        if declared := types(self.schema):
+            return declared
+        if "properties" in self.schema:
+            return ["object"]
+        return ["array"] if "items" in self.schema else []
+
+
+_NAME = frozenset([key("name")])
+# Words that make a label more certain, not more special: "Grand total" is the total.
+_GRAND = frozenset(key(word) for word in ("grand", "overall", "final", "gross"))
+_LEAST = 0.45
+
+
+def match(label: frozenset[str], want: Want) -> float:
+    """How well the keys of a label name what is wanted: 0 for not at all, 1 for exactly, a bit more with context."""
+    if not label or not want.words:
+        return 0.0
+    own = label & want.words
+    if not own:
+        if label == want.prefix and want.words == _NAME:
+            return 0.6  # "Customer: Hello Group" gives the customer's name
+        return 0.42 if label <= want.hints and len(label) > 1 else 0.0
+    extra = label - want.words - want.prefix - _GRAND
+    penalty = len(extra - want.hints) + 0.5 * len(extra & want.hints)
+    score = len(own) / (len(want.words) + penalty) + (0.2 if label & want.prefix - want.words else 0.0)
+    return score if score >= _LEAST else 0.0

@@ -1,0 +1,60 @@
+"""What every test shares: a clean environment, and an embedded enclave whose key the tests hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from wire import TEST_KEY, problems
+
+from prem_core.enclave import LocalEnclave
+
+#: Variables that would lead a test to another service, or its prompts out of the process.
+_FOREIGN = ("PREM_API_KEY", "PREM_PROXY_URL", "PROXY_URL", "PREM_ENCLAVE_URL", "ENCLAVE_URL", "CLIENT_KEK")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2", "LANGSMITH_API_KEY", "LANGCHAIN_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Recorder:
+    """What the gateway saw, and what the published schemas say of it."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[Any] = []
+        self.problems: list[str] = []
+
+    def __call__(self, exchange: Any) -> None:
+        self.exchanges.append(exchange)
+        if exchange.path == "/rvenc/chat/completions" and exchange.method == "POST":
+            self.problems += problems(exchange.request_body)
+
+    @property
+    def chats(self) -> list[Any]:
+        return [e for e in self.exchanges if e.path == "/rvenc/chat/completions"]
+
+
+@pytest.fixture(scope="session")
+def gateway_saw() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def enclave(gateway_saw: Recorder) -> Iterator[LocalEnclave]:
+    """One enclave for the whole run. Every body that went through it satisfied the published schemas."""
+    with LocalEnclave(private_key=TEST_KEY, on_exchange=gateway_saw) as prem:
+        yield prem
+    assert gateway_saw.problems == []
+
+
+@pytest.fixture
+def seen(enclave: LocalEnclave, gateway_saw: Recorder) -> Recorder:
+    """A recorder that holds this test's exchanges alone."""
+    del enclave
+    gateway_saw.exchanges.clear()
+    return gateway_saw

@@ -1,0 +1,192 @@
+"""A client made of raw HTTP and raw keys, and a stand-in for an OpenAI-compatible server.
+
+The package's own client is left out on purpose: these tests hold the server against the published
+documents, not against our other half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from prem_core._kem import PublicKey
+from prem_core._seal import EncryptionKeys, new_nonce
+from prem_core._sse import EventDecoder
+from prem_core.enclave import LocalEnclave
+
+SCHEMAS = Path(__file__).parents[1] / "data" / "schemas"
+CHAT = "/rvenc/chat/completions"
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
+
+
+@dataclass
+class Sealed:
+    """One request as a client makes it."""
+
+    keys: EncryptionKeys
+    nonce: bytes
+    body: dict[str, str]
+
+    def open_hex(self, data: bytes) -> Any:
+        return json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce))
+
+    def events(self, response: httpx.Response) -> list[tuple[str, Any]]:
+        """Every event: its name, and its data opened (``[DONE]`` as it is)."""
+        response.read()
+        decoder = EventDecoder(1 << 24)
+        events = list(decoder.feed(response.content))
+        assert not decoder.pending
+        return [
+            (name.decode(), data.decode() if name == b"done" else self.open_hex(data))
+            for name, data in events
+        ]
+
+    def chunks(self, response: httpx.Response) -> list[dict[str, Any]]:
+        """The chunks of a whole answer."""
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *data, done = self.events(response)
+        assert done == ("done", "[DONE]")
+        assert {name for name, _ in data} <= {"data"}
+        return [chunk for _, chunk in data]
+
+
+@dataclass
+class Wire:
+    """A client of raw HTTP."""
+
+    prem: LocalEnclave
+    http: httpx.Client
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.prem.api_key}"}
+
+    def seal(self, params: Any, *, public_key: PublicKey | None = None) -> Sealed:
+        plaintext = params if isinstance(params, bytes) else json.dumps(params).encode()
+        keys = EncryptionKeys.encapsulate(public_key or self.prem.public_key)
+        nonce = new_nonce()
+        fields = {
+            "encryptedInference": keys.seal(plaintext, nonce).hex(),
+            "cipherText": keys.cipher_text.hex(),
+            "nonce": nonce.hex(),
+        }
+        return Sealed(keys, nonce, fields)
+
+    def post(self, body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.http.post(
+            self.prem.proxy_url + path,
+            content=content,
+            headers={**self.headers, "content-type": "application/json", **(headers or {})},
+        )
+
+    def chat(self, params: Any) -> tuple[Sealed, httpx.Response]:
+        sealed = self.seal(params)
+        return sealed, self.post(sealed.body)
+
+    @contextmanager
+    def stream(self, params: Any) -> Iterator[tuple[Sealed, httpx.Response]]:
+        sealed = self.seal(params)
+        with self.http.stream(
+            "POST", self.prem.proxy_url + CHAT, json=sealed.body, headers=self.headers
+        ) as response:
+            yield sealed, response
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.http.get(self.prem.proxy_url + path, headers=self.headers, **options)
+
+
+def params(content: Any = "Say hello.", **more: Any) -> dict[str, Any]:
+    return {
+        "model": "openai/gpt-oss-120b",
+        "messages": [{"role": "user", "content": content}],
+        "stream": True,
+        **more,
+    }
+
+
+def chunk(content: str | None = None, *, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    delta = {} if content is None else {"content": content}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "stub",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        **more,
+    }
+
+
+def usage_chunk(total: int) -> dict[str, Any]:
+    usage = {"prompt_tokens": total - 1, "completion_tokens": 1, "total_tokens": total}
+    return {**chunk(), "choices": [], "usage": usage}
+
+
+@dataclass
+class Upstream:
+    """A real OpenAI-compatible server whose answer each test sets."""
+
+    url: str = ""
+    answer: Callable[[dict[str, Any]], Response] = lambda body: Response(status_code=500)
+    requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append((dict(request.headers), body))
+        return self.answer(body)
+
+    def says(self, *chunks: Any, done: bool = True) -> None:
+        """Answer with these chunks."""
+
+        async def events() -> AsyncIterator[str]:
+            for each in chunks:
+                yield f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n"
+            if done:
+                yield "data: [DONE]\n\n"
+
+        self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
+
+    def stalls(self, *chunks: Any) -> None:
+        """Answer with these chunks and then nothing; `left` is set when the reader leaves."""
+
+        async def events() -> AsyncIterator[str]:
+            try:
+                for each in chunks:
+                    yield f"data: {json.dumps(each)}\n\n"
+                await asyncio.sleep(60)
+            finally:
+                self.left.set()
+
+        self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
+
+    def refuses(self, status: int, body: Any = None, **headers: str) -> None:
+        """Answer with an HTTP error."""
+        content = json.dumps(body).encode()
+        self.answer = lambda _: Response(
+            content, status, {k.replace("_", "-"): v for k, v in headers.items()}
+        )
+
+
+def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()

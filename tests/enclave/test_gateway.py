@@ -1,0 +1,390 @@
+"""The gateway over real sockets: who may ask what, how errors look, and that it sees nothing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from raw_wire import CHAT, SCHEMAS, Upstream, Wire, chunk, eventually, params, usage_chunk, validator
+
+import prem_core
+from prem_core.enclave import Exchange
+from prem_core.enclave._gateway import HOP_HEADER, Gateway
+from prem_core.enclave._local import Listener, _listening_socket, _Servers
+from prem_core.enclave._schemas import _uuid7
+from prem_core.enclave._tier import CONCURRENCY_MESSAGE, RATE_MESSAGE, Tier
+
+PACKAGE = Path(prem_core.__file__).parent
+AUDIO = "/rvenc/audio/transcriptions"
+Run = Callable[..., Wire]
+
+
+def refused(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error envelope, checked against the published schema where it covers the status."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    envelope: dict[str, Any] = response.json()
+    schema = validator("error-envelope")
+    if status in (400, 401, 403, 404):
+        schema.validate(envelope)
+    else:
+        schema.validate({**envelope, "status": 400})
+    assert envelope["status"] == status
+    assert envelope["error"]
+    assert re.fullmatch(r"support_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", envelope["support_id"])
+    return envelope
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer sk_test_wrong", "sk_test_wrong", "Basic eDp5"]
+)
+def test_a_missing_or_wrong_key_is_401(shared: Wire, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    for method, path in (("POST", CHAT), ("POST", AUDIO), ("GET", "/models")):
+        envelope = refused(shared.http.request(method, shared.prem.proxy_url + path, headers=headers), 401)
+        assert envelope["error"] == "Access token is missing or invalid"
+
+
+def test_the_bare_key_is_accepted_as_the_published_document_shows_it(shared: Wire) -> None:
+    response = shared.http.get(
+        f"{shared.prem.proxy_url}/models", headers={"Authorization": shared.prem.api_key}
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [
+        (CHAT, "chats.completion"),
+        (AUDIO, "audio.transcription"),
+        ("/rvenc/audio/translations", "audio.translation"),
+    ],
+)
+def test_a_missing_scope_is_403_and_named(run: Run, path: str, scope: str) -> None:
+    wire = run(scopes={"files.encrypted.read"})
+    assert scope in refused(wire.post({}, path), 403)["error"]
+
+
+def test_a_key_with_the_scope_may_ask(run: Run) -> None:
+    wire = run(scopes={"chats.completion"})
+    sealed, response = wire.chat(params())
+    assert sealed.chunks(response)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", ""])
+@pytest.mark.parametrize("url", ["proxy_url", "enclave_url"])
+def test_a_foreign_host_is_refused_by_both_servers(shared: Wire, host: str, url: str) -> None:
+    target = getattr(shared.prem, url)
+    path = "/models" if url == "proxy_url" else "/publicKey"
+    headers = {**shared.headers, "Host": host.format(port=httpx.URL(target).port)}
+    refused(shared.http.get(target + path, headers=headers), 403)
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
+def test_every_name_of_this_machine_is_accepted(shared: Wire, name: str) -> None:
+    headers = {**shared.headers, "Host": f"{name}:{httpx.URL(shared.prem.proxy_url).port}"}
+    assert shared.http.get(f"{shared.prem.proxy_url}/models", headers=headers).status_code == 200
+
+
+def test_both_servers_listen_on_loopback_only(shared: Wire) -> None:
+    assert shared.prem.proxy_url.startswith("http://127.0.0.1:")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; tells this machine's outer address
+        except OSError:
+            pytest.skip("this machine has no other address")
+        outer = probe.getsockname()[0]
+    if outer.startswith("127."):
+        pytest.skip("this machine has no other address")
+    for url in (shared.prem.proxy_url, shared.prem.enclave_url):
+        with socket.socket() as sock:
+            sock.settimeout(1)
+            assert sock.connect_ex((outer, httpx.URL(url).port)) != 0
+
+
+# What may be asked
+
+
+def test_a_body_that_is_not_json_is_400(shared: Wire) -> None:
+    for body in (b"", b"{", b"\xff\xfe", b"[" * 200_000):
+        refused(shared.post(body), 400)
+
+
+def test_a_body_without_the_published_fields_is_400_by_field(shared: Wire) -> None:
+    sealed = shared.seal(params())
+    for name in sealed.body:
+        body = {**sealed.body}
+        del body[name]
+        assert refused(shared.post(body), 400)["validator"] == {"body": f"must have {name}"}
+        assert refused(shared.post({**sealed.body, name: 5}), 400)["validator"] == {
+            name: "must be of type string"
+        }
+    assert refused(shared.post([]), 400)["validator"] == {"body": "must be of type object"}
+
+
+def test_a_fourth_field_is_400_and_is_not_repeated(shared: Wire) -> None:
+    envelope = refused(shared.post({**shared.seal(params()).body, "my secret": "zebra"}), 400)
+    assert "secret" not in json.dumps(envelope)
+    assert "zebra" not in json.dumps(envelope)
+
+
+def test_an_audio_body_is_checked_and_then_not_offered(shared: Wire) -> None:
+    refused(shared.post(shared.seal({}).body, AUDIO), 400)
+    more = dict.fromkeys(("encryptedFile", "fileNonce", "encryptedFileName", "fileNameNonce"), "00")
+    envelope = refused(shared.post({**shared.seal({}).body, **more}, AUDIO), 404)
+    assert "not offered" in envelope["error"]
+
+
+def test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not(run: Run) -> None:
+    wire = run(body_limit=100_000)
+
+    def pieces() -> Any:
+        for _ in range(200):
+            yield b"x" * 1000
+
+    refused(wire.post(b"x" * 100_001), 413)
+    response = wire.http.post(wire.prem.proxy_url + CHAT, content=pieces(), headers=wire.headers)
+    refused(response, 413)
+    sealed, response = wire.chat(params())
+    assert sealed.chunks(response), "the connection is still good"
+
+
+def test_an_unknown_route_is_404_and_a_wrong_method_405(shared: Wire) -> None:
+    refused(shared.get("/v1/chat/completions"), 404)
+    refused(shared.get(f"{CHAT}/"), 404)
+    assert shared.http.delete(shared.prem.proxy_url + CHAT).headers["allow"] == "POST"
+    refused(shared.get(CHAT), 405)
+
+
+def test_the_models_list_is_the_documented_envelope(shared: Wire) -> None:
+    envelope = shared.get("/models").json()
+    validator("response-envelope").validate(envelope)
+    names = {"id", "model", "name", "description", "type", "enabled", "input_modalities", "price_config"}
+    assert all(set(entry) == names for entry in envelope["data"])
+    assert {entry["model"]: entry["type"] for entry in envelope["data"]} == {
+        "openai/gpt-oss-120b": "CHAT",
+        "openai/whisper-large-v3": "AUDIO_TRANSCRIPTION",
+        "prem-local/extractive": "CHAT",
+    }
+
+
+def test_the_models_list_can_be_narrowed_to_a_type(shared: Wire) -> None:
+    def listed(kind: str) -> list[str]:
+        return [entry["model"] for entry in shared.get("/models", params={"type": kind}).json()["data"]]
+
+    assert listed("CHAT") == ["openai/gpt-oss-120b", "prem-local/extractive"]
+    assert listed("AUDIO_TRANSCRIPTION") == ["openai/whisper-large-v3"]
+    assert listed("IMAGE") == []
+    assert "type" in refused(shared.get("/models", params={"type": "chat"}), 400)["validator"]
+
+
+# The way to the enclave
+
+
+def test_an_enclave_that_cannot_be_reached_is_503(http: httpx.Client) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        enclave = httpx.AsyncClient(base_url=f"http://127.0.0.1:{unused.getsockname()[1]}", trust_env=False)
+        sock = _listening_socket(0)
+        gateway = Gateway(api_key="k", scopes=None, models=(), tier=Tier(), enclave=enclave, hop_secret="h")
+        servers = _Servers([(Listener(gateway, sock.getsockname()[1], 1000), sock)], closers=[enclave.aclose])
+        try:
+            for _ in range(5):
+                body = {"encryptedInference": "", "cipherText": "", "nonce": ""}
+                response = http.post(servers.urls[0] + CHAT, json=body, headers={"Authorization": "k"})
+                refused(response, 503)
+        finally:
+            servers.stop()
+
+
+def test_an_answer_that_the_enclave_cuts_is_cut_for_the_client_too(http: httpx.Client) -> None:
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"text/event-stream")],
+            }
+        )
+        await send({"type": "http.response.body", "body": b"event: data\n", "more_body": True})
+
+    enclave_sock, gateway_sock = _listening_socket(0), _listening_socket(0)
+    enclave = httpx.AsyncClient(base_url=f"http://127.0.0.1:{enclave_sock.getsockname()[1]}", trust_env=False)
+    gateway = Gateway(api_key="k", scopes=None, models=(), tier=None, enclave=enclave, hop_secret="h")
+    listener = Listener(gateway, gateway_sock.getsockname()[1], 1000)
+    servers = _Servers([(listener, gateway_sock), (breaks, enclave_sock)], closers=[enclave.aclose])
+    try:
+        body = {"encryptedInference": "", "cipherText": "", "nonce": ""}
+        with pytest.raises(httpx.RemoteProtocolError):
+            http.post(servers.urls[0] + CHAT, json=body, headers={"Authorization": "k"})
+    finally:
+        servers.stop()
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nothing(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Exchange] = []
+    wire = run(on_exchange=seen.append)
+    url = httpx.URL(wire.prem.proxy_url)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{url.port}\r\nAuthorization: {wire.prem.api_key}\r\n"
+    with socket.create_connection(("127.0.0.1", url.port or 0)) as sock:
+        sock.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        time.sleep(0.1)
+    assert eventually(lambda: len(seen) == 1)
+    assert (seen[0].status, seen[0].request_body) == (0, b"{")
+    assert wire.get("/models").status_code == 200
+    assert not caplog.records
+
+
+def test_the_enclave_answers_the_gateway_only(shared: Wire) -> None:
+    body = shared.seal(params()).body
+    for headers in ({}, shared.headers, {HOP_HEADER: "guess"}):
+        refused(shared.http.post(shared.prem.enclave_url + CHAT, json=body, headers=headers), 403)
+
+
+def imports(module: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_the_gateway_can_import_nothing_that_opens_a_sealed_item() -> None:
+    reached: set[str] = set()
+    waiting = ["prem_core.enclave._gateway"]
+    while waiting:
+        name = waiting.pop()
+        path = PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
+        if name in reached or not path.is_file():
+            continue
+        reached.add(name)
+        for found in imports(path):
+            assert found.partition(".")[0] not in ("nacl", "cryptography"), f"{name} imports {found}"
+            waiting.append(found)
+    assert "prem_core.enclave._schemas" in reached
+    assert not reached & {"prem_core._kem", "prem_core._seal", "prem_core.enclave._enclave"}
+
+
+def test_the_gateway_sees_sealed_bytes_and_nothing_else(run: Run) -> None:
+    seen: list[Exchange] = []
+    wire = run(on_exchange=seen.append)
+    sealed, response = wire.chat(params("The zebra is striped. What is striped?"))
+    assert "zebra" in json.dumps(sealed.chunks(response))
+    (exchange,) = seen
+    assert (exchange.method, exchange.path, exchange.status) == ("POST", CHAT, 200)
+    assert json.loads(exchange.request_body) == sealed.body
+    assert exchange.response_body == response.content
+    assert "authorization" not in exchange.request_headers
+    for part in (exchange.request_body, exchange.response_body, repr(exchange).encode()):
+        assert b"zebra" not in part
+        assert wire.prem.api_key.encode() not in part
+
+
+def test_refused_exchanges_are_observed_too(run: Run) -> None:
+    seen: list[Exchange] = []
+    wire = run(on_exchange=seen.append)
+    response = wire.get("/nowhere")
+    assert [(e.path, e.status, e.response_body) for e in seen] == [("/nowhere", 404, response.content)]
+
+
+def test_an_observer_that_fails_disturbs_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(exchange: Exchange) -> None:
+        raise ZeroDivisionError
+
+    wire = run(on_exchange=fail)
+    assert wire.get("/models").status_code == 200
+    assert "on_exchange" in caplog.text
+
+
+# Limits
+
+
+def test_the_base_tier_answers_429_with_retry_after_and_then_recovers(run: Run) -> None:
+    wire = run(tier="base")
+    for _ in range(5):
+        sealed, response = wire.chat(params())
+        sealed.chunks(response)
+    _, response = wire.chat(params())
+    assert refused(response, 429)["error"] == RATE_MESSAGE
+    assert response.headers["retry-after"] == "1"
+    time.sleep(1.05)
+    sealed, response = wire.chat(params())
+    assert sealed.chunks(response)
+
+
+def test_tokens_used_are_charged_to_the_tier(run: Run, upstream: Upstream) -> None:
+    wire = run(tier="base", upstream=upstream.url)
+    upstream.says(chunk("hi", finish="stop"), usage_chunk(76_000))
+    sealed, response = wire.chat(params())
+    sealed.chunks(response)
+    _, response = wire.chat(params())
+    assert refused(response, 429)["error"] == RATE_MESSAGE
+    assert 55 <= int(response.headers["retry-after"]) <= 61
+
+
+def test_a_sixth_open_stream_is_refused_and_a_hang_up_makes_room(run: Run, upstream: Upstream) -> None:
+    wire = run(tier="base", upstream=upstream.url)
+    upstream.stalls(chunk("hi"))
+    with ThreadPoolExecutor(5) as pool:
+        streams = [wire.stream(params()) for _ in range(5)]
+        # Kept: an iterator that is let go of closes its response.
+        pieces = [r.iter_raw() for _, r in pool.map(lambda stream: stream.__enter__(), streams)]
+        assert all(next(piece) for piece in pieces)
+        _, sixth = wire.chat(params())
+        assert refused(sixth, 429)["error"] == CONCURRENCY_MESSAGE
+        assert int(sixth.headers["retry-after"]) >= 1
+        for stream in streams:
+            stream.__exit__(None, None, None)
+    assert upstream.left.wait(5), "hanging up reaches the engine"
+    upstream.says(chunk("hi", finish="stop"))
+    time.sleep(1.05)
+    sealed, response = wire.chat(params())
+    assert sealed.chunks(response)
+
+
+def test_hanging_up_before_the_first_chunk_frees_the_place_at_once(run: Run, upstream: Upstream) -> None:
+    seen: list[Exchange] = []
+    wire = run(upstream=upstream.url, on_exchange=seen.append)
+    upstream.stalls()
+    with pytest.raises(httpx.ReadTimeout):
+        wire.http.post(
+            wire.prem.proxy_url + CHAT, json=wire.seal(params()).body, headers=wire.headers, timeout=0.3
+        )
+    assert upstream.left.wait(2)
+    assert eventually(lambda: len(seen) == 1)
+    assert seen[0].status == 0
+
+
+# The parts
+
+
+def test_support_ids_are_version_7_uuids_in_the_order_of_time() -> None:
+    times = [0, 1, 1_700_000_000_000, (1 << 48) - 1]
+    clock = iter(ms * 1_000_000 for ms in times)
+    ids = [_uuid7(clock.__next__) for _ in times]
+    assert ids == sorted(ids)
+    for made, ms in zip(ids, times, strict=True):
+        assert (made.version, made.variant, made.int >> 80) == (7, uuid.RFC_4122, ms)
+    assert _uuid7() != _uuid7()
+
+
+def test_the_packaged_schemas_are_the_published_ones() -> None:
+    for path in SCHEMAS.glob("*.json"):
+        assert (PACKAGE / "enclave" / "schemas" / path.name).read_bytes() == path.read_bytes()

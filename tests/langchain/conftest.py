@@ -1,0 +1,53 @@
+"""What the adapter's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cassettes import resealing
+from langchain_prem import ChatPremEncrypted, _egress
+
+from prem_core.enclave import LocalEnclave
+
+MODEL = "openai/gpt-oss-120b"
+
+
+@pytest.fixture
+def llm(enclave: LocalEnclave) -> Callable[..., ChatPremEncrypted]:
+    """Makes models that talk to the test enclave."""
+
+    def make(**kwargs: Any) -> ChatPremEncrypted:
+        return ChatPremEncrypted(**{"model": MODEL, **enclave.client_options, **kwargs})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Said once per process; each test is to see it as if it were the first.
+    monkeypatch.setattr(_egress, "_said", set())
+
+
+@pytest.fixture
+def vcr_config() -> dict[str, Any]:
+    return {
+        "match_on": ["method", "path", "prem_params"],
+        "filter_headers": ["authorization"],
+        # The suite's benchmark runs the recorded exchange again and again.
+        "allow_playback_repeats": True,
+    }
+
+
+@pytest.fixture(autouse=True)
+def reseal_cassettes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("vcr"):
+        resealing(monkeypatch)
+
+
+def pytest_recording_configure(config: pytest.Config, vcr: Any) -> None:
+    from cassettes import same_params
+
+    del config
+    vcr.register_matcher("prem_params", same_params)

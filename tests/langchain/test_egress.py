@@ -1,0 +1,116 @@
+"""Plaintext that would leave by another door is announced, refused or allowed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from langchain_core.caches import BaseCache, InMemoryCache
+from langchain_core.globals import set_llm_cache
+from langchain_core.tracers.langchain import LangChainTracer
+from langchain_prem import ChatPremEncrypted, PlaintextEgressWarning
+
+from prem_core import ConfigurationError
+
+Make = Callable[..., ChatPremEncrypted]
+
+
+class DiskCache(BaseCache):
+    """Stands for any cache that is not in memory."""
+
+    def __init__(self) -> None:
+        self.written: list[Any] = []
+
+    def lookup(self, prompt: str, llm_string: str) -> Any:
+        return None
+
+    def update(self, prompt: str, llm_string: str, return_val: Any) -> None:
+        self.written.append((prompt, return_val))
+
+    def clear(self, **_: Any) -> None:
+        self.written.clear()
+
+
+@pytest.fixture
+def global_cache() -> Iterator[DiskCache]:
+    cache = DiskCache()
+    set_llm_cache(cache)
+    yield cache
+    set_llm_cache(None)
+
+
+@pytest.fixture
+def tracing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # On, and with nowhere to send to: the client's background thread would otherwise try.
+    import langsmith.utils
+
+    monkeypatch.setenv("LANGSMITH_TRACING", "true")
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", "http://127.0.0.1:9")
+    langsmith.utils.get_env_var.cache_clear()
+    yield
+    monkeypatch.delenv("LANGSMITH_TRACING")
+    langsmith.utils.get_env_var.cache_clear()
+
+
+def test_a_cache_outside_memory_is_announced_once(llm: Make, global_cache: DiskCache) -> None:
+    with pytest.warns(PlaintextEgressWarning, match="DiskCache"):
+        llm().invoke("Hello")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llm().invoke("Hello again")
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream", "generate", "ainvoke", "astream", "v3"])
+async def test_with_error_nothing_is_written_or_sent(
+    llm: Make, global_cache: DiskCache, seen: Any, way: str
+) -> None:
+    model = llm(plaintext_egress="error")
+    with pytest.raises(ConfigurationError, match="DiskCache"):
+        match way:
+            case "invoke":
+                model.invoke("Hello")
+            case "stream":
+                list(model.stream("Hello"))
+            case "generate":
+                model.generate([[("human", "Hello")]])
+            case "ainvoke":
+                await model.ainvoke("Hello")
+            case "astream":
+                [_ async for _ in model.astream("Hello")]
+            case "v3":
+                list(model.stream_events("Hello", version="v3"))
+    assert global_cache.written == []
+    assert seen.exchanges == []
+
+
+def test_allow_and_a_cache_in_memory_are_silent(llm: Make, global_cache: DiskCache) -> None:
+    llm(plaintext_egress="allow").invoke("Hello")
+    llm(cache=InMemoryCache()).invoke("Hello")
+    llm(cache=False).invoke("Hello")
+
+
+def test_tracing_that_is_on_is_refused_before_the_tracer_hears_of_the_prompt(
+    llm: Make, tracing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(LangChainTracer, "on_chat_model_start", lambda *a, **k: heard.append(a))
+    with pytest.raises(ConfigurationError, match="LangSmith tracing"):
+        llm(plaintext_egress="error").invoke("Hello")
+    assert heard == []
+
+
+def test_a_tracer_given_by_hand_is_seen_too(llm: Make, seen: Any) -> None:
+    class Deaf(LangChainTracer):
+        def __init__(self) -> None:
+            pass
+
+        def __getattribute__(self, name: str) -> Any:
+            if name.startswith("on_"):
+                return lambda *a, **k: None
+            return object.__getattribute__(self, name) if name.startswith("__") else False
+
+    with pytest.raises(ConfigurationError, match="LangSmith tracing"):
+        llm(plaintext_egress="error").invoke("Hello", config={"callbacks": [Deaf()]})
+    assert seen.exchanges == []

@@ -1,0 +1,56 @@
+"""The public API as a typed program uses it; checked by mypy --strict, never run."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from langchain_core.messages import AIMessage
+from langchain_prem import ChatPremEncrypted
+
+from prem_core import (
+    AsyncChatCompletionStream,
+    AsyncPremClient,
+    ChatCompletion,
+    ChatCompletionStream,
+    EncryptionKeys,
+    Model,
+    PremClient,
+    RateLimitError,
+    generate_encryption_keys,
+)
+from prem_core.enclave import LocalEnclave
+
+
+def synchronous() -> None:
+    keys = generate_encryption_keys()
+    assert_type(keys, EncryptionKeys)
+    with PremClient(api_key="sk_test_x", encryption_keys=keys, timeout=5.0) as client:
+        messages = [{"role": "user", "content": "Hello!"}]
+        answer = client.chat.completions.create(model="m", messages=messages, temperature=0.5)
+        assert_type(answer, ChatCompletion)
+        stream = client.chat.completions.create(model="m", messages=messages, stream=True)
+        assert_type(stream, ChatCompletionStream)
+        assert_type([chunk.choices[0].delta.content for chunk in stream], list[str | None])
+        assert_type(client.models.list("CHAT"), list[Model])
+
+
+async def asynchronous() -> None:
+    async with AsyncPremClient() as client:
+        messages = [{"role": "user", "content": "Hello!"}]
+        assert_type(await client.chat.completions.create(model="m", messages=messages), ChatCompletion)
+        stream = await client.chat.completions.create(model="m", messages=messages, stream=True)
+        assert_type(stream, AsyncChatCompletionStream)
+        async for chunk in stream:
+            assert_type(chunk.model, str)
+
+
+def langchain() -> None:
+    with LocalEnclave(tier="base") as prem:
+        llm = ChatPremEncrypted(
+            model="m", api_key=prem.api_key, proxy_url=prem.proxy_url, enclave_url=prem.enclave_url
+        )
+        assert_type(llm.invoke("Hello!"), AIMessage)
+
+
+def errors(error: RateLimitError) -> float | None:
+    return error.retry_after

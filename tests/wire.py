@@ -1,0 +1,73 @@
+"""Look at recorded exchanges with the test enclave's private key.
+
+What the gateway saw is ciphertext. Tests hold the key of the enclave they start, so they can open a
+recorded request or reply: to validate it against the published schemas, to compare it, or to seal a
+recorded reply again for another request.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from prem_core._kem import PrivateKey
+from prem_core._seal import EncryptionKeys
+from prem_core._sse import EventDecoder
+
+DATA = Path(__file__).parent / "data"
+
+#: The key of every enclave these tests start, and of the committed cassettes. It protects nothing.
+TEST_KEY = PrivateKey(b"prem-encrypted test enclave seed")
+
+
+def schema(name: str) -> Draft202012Validator:
+    """A published schema, by its file's name."""
+    return Draft202012Validator(json.loads((DATA / "schemas" / f"{name}.schema.json").read_text()))
+
+
+REQUEST = schema("chat-request")
+PARAMS = schema("chat-inference-params")
+CHUNK = schema("chat-chunk")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A chat request, opened with the test key."""
+
+    keys: EncryptionKeys
+    nonce: bytes
+    params: dict[str, Any]
+
+    @classmethod
+    def request(cls, body: bytes) -> Opened:
+        fields = json.loads(body)
+        cipher_text = bytes.fromhex(fields["cipherText"])
+        keys = EncryptionKeys(TEST_KEY.decapsulate(cipher_text), cipher_text)
+        nonce = bytes.fromhex(fields["nonce"])
+        return cls(keys, nonce, json.loads(keys.open(bytes.fromhex(fields["encryptedInference"]), nonce)))
+
+    def chunks(self, reply: bytes) -> list[dict[str, Any]]:
+        """The chunks of an event stream that answers this request."""
+        events = list(EventDecoder(1 << 24).feed(reply))
+        return [json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce)) for n, data in events if n == b"data"]
+
+    def resealed(self, other: Opened, reply: bytes) -> bytes:
+        """`reply`, which answers this request, as it would answer `other`."""
+        out = []
+        for name, data in EventDecoder(1 << 24).feed(reply):
+            if name == b"data":
+                plain = self.keys.open(bytes.fromhex(data.decode()), self.nonce)
+                data = other.keys.seal(plain, other.nonce).hex().encode()
+            out.append(b"event: " + name + b"\ndata: " + data + b"\n\n")
+        return b"".join(out)
+
+
+def problems(body: bytes) -> list[str]:
+    """What the published schemas find wrong with a chat request: the sealed outside, and the inside."""
+    found = [error.message for error in REQUEST.iter_errors(json.loads(body))]
+    found += [f"{error.json_path}: {error.validator}" for error in PARAMS.iter_errors(Opened.request(body).params)]
+    return found
