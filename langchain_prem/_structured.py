@@ -77,11 +77,13 @@ class StructuredOutputParser(BaseTransformOutputParser[Any]):
     def _read(self, message: BaseMessage, *, partial: bool) -> Any:
         if message.additional_kwargs.get("refusal"):
             raise translate(RefusalError())
-        value = (
-            self._from_tool(message, partial=partial)
-            if self.tool
-            else _from_text(message.text, partial=partial)
-        )
+        if self.tool:
+            value = self._from_tool(message, partial=partial)
+        elif getattr(message, "tool_calls", None) and not message.text.strip():
+            # Other tools were offered, and the model wants one of them first: there is no value yet.
+            return _NOTHING
+        else:
+            value = _from_text(message.text, partial=partial)
         if value is _NOTHING:
             return value
         try:

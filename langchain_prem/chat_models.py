@@ -474,9 +474,10 @@ class ChatPremEncrypted(BaseChatModel):
         request: dict[str, Any] = {**self._defaults(), **kwargs, "messages": wire_messages(messages)}
         if stop is not None:
             request["stop"] = stop
-        if not request.get("stop"):
-            # An empty list, as some callers pass it, means "no stop strings".
-            request.pop("stop", None)
+        # An empty list is how some callers say "none"; servers refuse it.
+        for name in ("stop", "tools"):
+            if not request.get(name):
+                request.pop(name, None)
         if extra:
             request["extra_body"] = extra
         if stream:
@@ -634,7 +635,8 @@ class ChatPremEncrypted(BaseChatModel):
             include_raw: Return ``{"raw": message, "parsed": …, "parsing_error": …}``; a parsing error is
                 then returned instead of raised.
             strict: Whether the service must follow the schema to the letter. Not with json_mode.
-            tools: Tools to offer besides. Only with json_schema.
+            tools: Tools to offer besides. Only with json_schema. Where the model calls one instead of answering,
+                the value is None and the calls are in ``raw`` (`include_raw`).
             **kwargs: Further parameters to bind.
 
         Returns:

@@ -307,30 +307,36 @@ class LoopState:
     lifetime: AsyncGenerator[None, None] | None
 
 
+_States = dict[asyncio.AbstractEventLoop, LoopState]
+
+
 class LoopStates:
     """One httpx client and one lock for each event loop that an async client is used on.
 
     Both belong to the loop they were made on: an object used over several `asyncio.run` calls needs one
     for each. A loop closes its client when it shuts down, through the finalisation of an asynchronous
-    generator, which `asyncio.run` awaits; the same happens when the owner is collected.
+    generator, which `asyncio.run` awaits. When the owner is collected first, the loop is asked to.
     """
 
     def __init__(self, http_client: httpx.AsyncClient | None) -> None:
         self._given = http_client
-        self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._states: _States = {}
+        # The finaliser holds the states from outside: were they part of the owner's garbage, a collection
+        # would find their open sockets at the same time as the owner, and nobody could close them any more.
+        weakref.finalize(self, _close_all, self._states).atexit = False
 
     async def current(self) -> LoopState:
         """The running loop's state."""
         loop = asyncio.get_running_loop()
         state = self._states.get(loop)
         if state is None:
+            for other in [other for other in self._states if other.is_closed()]:
+                del self._states[other]
             if self._given is not None:
                 state = LoopState(self._given, asyncio.Lock(), None)
             else:
                 http = httpx.AsyncClient(verify=ssl_context(), limits=LIMITS)
-                state = LoopState(http, asyncio.Lock(), _lifetime(http))
+                state = LoopState(http, asyncio.Lock(), _lifetime(http, self._states, loop))
             # Kept before the await below: a second task must find it.
             self._states[loop] = state
             if state.lifetime is not None:
@@ -344,8 +350,28 @@ class LoopStates:
             await state.lifetime.aclose()
 
 
-async def _lifetime(http: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+async def _lifetime(
+    http: httpx.AsyncClient, states: _States, loop: asyncio.AbstractEventLoop
+) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
+        states.pop(loop, None)
         await http.aclose()
+
+
+def _close_all(states: _States) -> None:
+    for loop, state in list(states.items()):
+        if state.lifetime is not None and not loop.is_closed():
+            # From whichever thread the collector runs on.
+            loop.call_soon_threadsafe(_close_soon, loop, state.lifetime)
+
+
+def _close_soon(loop: asyncio.AbstractEventLoop, lifetime: AsyncGenerator[None, None]) -> None:
+    task = loop.create_task(_close(lifetime))
+    # A loop holds its tasks weakly; this one holds itself until it is done.
+    task.add_done_callback(lambda _, held=task: None)  # type: ignore[misc]
+
+
+async def _close(lifetime: AsyncGenerator[None, None]) -> None:
+    await lifetime.aclose()

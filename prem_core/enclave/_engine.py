@@ -11,7 +11,12 @@ class EngineError(Exception):
     """
 
     def __init__(
-        self, status: int, message: str, *, type: str = "invalid_request_error", param: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",  # noqa: A002 - as the OpenAI error object names it
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status

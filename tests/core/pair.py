@@ -353,6 +353,11 @@ class Call:
         return True
 
 
+def say_hello(call: Call) -> None:
+    """Stream `HELLO`."""
+    call.stream(call.opened().stream())
+
+
 class Gateway:
     """Gateway and enclave behind one loopback port.
 
@@ -374,11 +379,9 @@ class Gateway:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.enclave = enclave or Enclave()
-        self.chat = chat or (lambda call: call.stream(call.opened().stream()))
+        self.chat = chat or say_hello
         self.other = other or (lambda call: call.reply(b"{}", 404))
-        self.key = key or (
-            lambda call: call.reply(json.dumps({"publicKey": bytes(self.enclave.public).hex()}).encode())
-        )
+        self.key = key or self.give_key
         self.calls: list[Call] = []
         self._open: set[socket.socket] = set()
         gateway = self
@@ -439,6 +442,10 @@ class Gateway:
     def settings(self, **values: Any) -> dict[str, Any]:
         """Keyword arguments for a client of this gateway."""
         return {"api_key": "sk_test_key", "proxy_url": self.url, "enclave_url": self.url} | values
+
+    def give_key(self, call: Call) -> None:
+        """Answer with the enclave's key."""
+        call.reply(json.dumps({"publicKey": bytes(self.enclave.public).hex()}).encode())
 
     @property
     def connections(self) -> int:

@@ -21,7 +21,7 @@ from raw_wire import Upstream, Wire, chunk, params
 from prem_core._kem import PublicKey
 from prem_core._version import __version__
 
-PREM = [sys.executable, "-W", "error", "-m", "prem_core.cli"]
+PREM = [sys.executable, "-W", "error::ResourceWarning", "-m", "prem_core.cli"]
 
 
 class Prem:
@@ -39,6 +39,9 @@ class Prem:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.output = ""
+        self.exports: dict[str, str] = {}
+
+    def wait_until_ready(self) -> None:
         while "PREM_ENCLAVE_URL" not in self.output:
             self.output += self._lines.get(timeout=20)
         self.exports = dict(re.findall(r"^export (\w+)=(.*)$", self.output, re.M))
@@ -66,11 +69,12 @@ def prem() -> Iterator[Callable[..., Prem]]:
 
     def start(*arguments: str, **environment: str) -> Prem:
         running.append(Prem("--port", "0", "--enclave-port", "0", *arguments, **environment))
+        running[-1].wait_until_ready()
         return running[-1]
 
     yield start
     for each in running:
-        if each.process.poll() is None:
+        if each.process.returncode is None:
             each.end(signal.SIGKILL)
 
 

@@ -12,6 +12,8 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.tracers.langchain import LangChainTracer
 from langchain_prem import ChatPremEncrypted, PlaintextEgressWarning
 
+from langsmith import Client
+
 from prem_core import ConfigurationError
 
 Make = Callable[..., ChatPremEncrypted]
@@ -102,15 +104,16 @@ def test_tracing_that_is_on_is_refused_before_the_tracer_hears_of_the_prompt(
 
 
 def test_a_tracer_given_by_hand_is_seen_too(llm: Make, seen: Any) -> None:
-    class Deaf(LangChainTracer):
-        def __init__(self) -> None:
+    class Kept(LangChainTracer):
+        """Sends nothing on."""
+
+        def _persist_run_single(self, run: Any) -> None:
             pass
 
-        def __getattribute__(self, name: str) -> Any:
-            if name.startswith("on_"):
-                return lambda *a, **k: None
-            return object.__getattribute__(self, name) if name.startswith("__") else False
+        def _update_run_single(self, run: Any) -> None:
+            pass
 
+    tracer = Kept(client=Client(api_url="http://127.0.0.1:9", api_key="x", auto_batch_tracing=False))
     with pytest.raises(ConfigurationError, match="LangSmith tracing"):
-        llm(plaintext_egress="error").invoke("Hello", config={"callbacks": [Deaf()]})
+        llm(plaintext_egress="error").invoke("Hello", config={"callbacks": [tracer]})
     assert seen.exchanges == []

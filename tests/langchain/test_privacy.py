@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from langchain_core.exceptions import ModelNotFoundError
 from langchain_core.tools import tool
 from langchain_prem import ChatPremEncrypted
 
@@ -32,7 +33,7 @@ async def converse(llm: Callable[..., ChatPremEncrypted]) -> None:
     assert called.tool_calls
     with pytest.raises(ValueError, match="temperature"):
         model.invoke(question, temperature=9)
-    with pytest.raises(Exception, match="not"):
+    with pytest.raises(ModelNotFoundError):
         model.invoke(question, model=f"no/such-model-{TOOL_WORD}")
 
 

@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage
 from langchain_prem import ChatPremEncrypted, RefusalError
 from pydantic import BaseModel, Field
 from upstream import Upstream, delta, finish, tool_call
+from wire import Opened
 
 from prem_core import InvalidParameterError, LengthFinishReasonError
 from prem_core.enclave import LocalEnclave
@@ -176,12 +177,21 @@ def test_fences_around_json_are_taken_off(scripted: Make) -> None:
 
 
 def test_tools_may_be_offered_beside_a_schema(llm: Make, seen: Any) -> None:
-    def look_up(vendor: str) -> str:
-        """Look up a vendor's address."""
-        return vendor
+    def send_fax(telephone: str) -> str:
+        """Send a fax."""
+        return telephone
 
-    check(llm().with_structured_output(Invoice, tools=[look_up]).invoke(LETTER))
-    assert len(seen.chats) == 1
+    check(llm().with_structured_output(Invoice, tools=[send_fax]).invoke(LETTER))
+    assert "tools" in Opened.request(seen.chats[0].request_body).params
+
+
+def test_a_call_made_before_the_answer_is_in_raw(scripted: Make) -> None:
+    model = scripted(delta(tool_calls=[tool_call(0, "1", "g", "{}")]), finish("tool_calls"))
+    structured: Any = model.with_structured_output(Invoice, tools=TOOLS, include_raw=True)
+    answer = structured.invoke("?")
+    assert answer["parsed"] is None
+    assert answer["parsing_error"] is None
+    assert [call["name"] for call in answer["raw"].tool_calls] == ["g"]
 
 
 @pytest.mark.parametrize(

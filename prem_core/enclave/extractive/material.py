@@ -88,7 +88,8 @@ _CAPITAL = "A-ZÀ-ÖØ-ÞΑ-ΩА-Я"
 _NAME = re.compile(
     rf"(?<![\w@./-])[{_CAPITAL}][\w'’&-]{{0,40}}"
     # A full stop goes on only after an initial or a title: "J. Smith", "St. Gallen".
-    rf"(?:(?:(?<=\b[{_CAPITAL}])\.|(?<=\bSt)\.|(?<=\b[DM]r)\.)? (?:(?:of|de|la|del|da|di|van|von|der|den|the|&) ){{0,2}}"
+    rf"(?:(?:(?<=\b[{_CAPITAL}])\.|(?<=\bSt)\.|(?<=\b[DM]r)\.)? "
+    r"(?:(?:of|de|la|del|da|di|van|von|der|den|the|&) ){0,2}"
     rf"[{_CAPITAL}][\w'’&-]{{0,40}}){{0,6}}"
     rf"(?:, [A-Z]{{2}}\b)?"
 )
@@ -106,7 +107,8 @@ _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _URI = re.compile(r"\b(?:https?|ftp)://[^\s<>\"')\]]{1,2000}(?<![.,;:!?])")
 _COMPANY = re.compile(
     rf"(?<![\w])(?:[{_CAPITAL}0-9][\w'’&.-]{{0,30}} (?:& )?){{1,6}}"
-    r"(?:GmbH(?: & Co\. KG)?|AG|KG|SE|Inc\.?|LLC|Ltd\.?|Limited|Corp\.?|Corporation|Company|Co\.|PLC|S\.?A\.?S?|S\.?r\.?l\.?|BV|B\.V\.|NV|AB|Oy|A/S|Group)(?!\w)"
+    r"(?:GmbH(?: & Co\. KG)?|AG|KG|SE|Inc\.?|LLC|Ltd\.?|Limited|Corp\.?|Corporation|Company|Co\."
+    r"|PLC|S\.?A\.?S?|S\.?r\.?l\.?|BV|B\.V\.|NV|AB|Oy|A/S|Group)(?!\w)"
 )
 _BULLET = re.compile(r"[ \t]*(?:[-*•+]|\d{1,3}[.)])[ \t]+(\S.*)")
 _COLON = re.compile(r'(?<=["*])[ \t]*[:=]|:(?=\s|$)|[=:](?![=/:\d])|(?<=\D)[:=](?=\d)|(?<=\d) ?=(?!=)')

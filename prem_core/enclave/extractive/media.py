@@ -113,7 +113,8 @@ def image_note(url: str) -> str:
     media_type, content = _decode(url, "image_url")
     size = _pixels(content)
     pixels = f"{size[0]} x {size[1]} pixels, " if size else ""
-    return f"The image is {media_type or 'of unknown type'}, {pixels}{len(content)} bytes; its content is not understood."
+    kind = media_type or "of unknown type"
+    return f"The image is {kind}, {pixels}{len(content)} bytes; its content is not understood."
 
 
 def _pixels(content: bytes) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ _FORMATS = {
     "uri": "about:blank",
     "url": "about:blank",
     "uuid": "00000000-0000-0000-0000-000000000000",
-    "ipv4": "0.0.0.0",
+    "ipv4": "192.0.2.0",  # from the block that is kept for documentation
     "ipv6": "::",
     "hostname": "example.invalid",
 }

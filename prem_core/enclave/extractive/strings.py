@@ -62,7 +62,8 @@ _FORMATS: dict[str, Callable[[Material], Iterable[Read]]] = {
     "url": lambda material: material.uris,
 }
 _RELATIVE_DAY = re.compile(
-    r"\b(?:(?:next|this|last) (?:week|month|year|weekend)|(?:(?:next|this|last|on) )?(?:mon|tues|wednes|thurs|fri|satur|sun)day"
+    r"\b(?:(?:next|this|last) (?:week|month|year|weekend)"
+    r"|(?:(?:next|this|last|on) )?(?:mon|tues|wednes|thurs|fri|satur|sun)day"
     r"|today|tonight|tomorrow(?: (?:morning|afternoon|evening|night))?|yesterday)\b",
     re.I,
 )
@@ -77,7 +78,8 @@ _CODE = re.compile(r"(?<![\w-])(?=[\w/-]{0,40}\d)(?=[\w/-]{0,40}[A-Z])[A-Z0-9][\
 _ARITHMETIC = re.compile(r"[\d(](?:[\d\s.()]{0,200}[-+*/^×÷%]){1,50}[\d\s.()]{0,200}[\d)]")
 _DASH = re.compile(r"\s[-–—]\s|:\s")
 _CONNECTOR = re.compile(
-    r"(?P<strong>\s*(?:[:=]|→|->)\s*|(?:\s+(?:number|code|no\.?))?\s+(?:is|was|are|were|equals|named|called|should be|will be|set to)\s+)"
+    r"(?P<strong>\s*(?:[:=]|→|->)\s*"
+    r"|(?:\s+(?:number|code|no\.?))?\s+(?:is|was|are|were|equals|named|called|should be|will be|set to)\s+)"
     r"|\s*#?\s*(?:of|to|as)?\s*"
 )
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.I)
@@ -304,10 +306,8 @@ def _remainder(material: Material) -> Iterator[Read]:
         return
     asked = _ASKED_FOR.search(text)
     first = WORD.match(text)
-    if asked:
-        start = asked.end()
-    else:
-        start = first.end() + 1 if first and first[0].casefold() in STOPWORDS | IMPERATIVES else 0
+    verb = first.end() if first and first[0].casefold() in STOPWORDS | IMPERATIVES else 0
+    start = asked.end() if asked else verb
     value = text[start:].strip().rstrip(".!,;")
     yield Read(value, offset + text.find(value), offset + len(text))
 

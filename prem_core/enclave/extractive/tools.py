@@ -227,10 +227,8 @@ _CUT = re.compile(
 _HELD = re.compile(
     r"\"[^\"\n]{0,300}\"|(?<!\w)'[^'\n]{0,300}'(?!\w)|“[^”\n]{0,300}”|\([^()\n]{0,300}\)|\{[^{}\n]{0,300}\}"
 )
-_LIST = re.compile(
-    r"[A-ZÀ-Þ][\w'’-]*(?: [A-ZÀ-Þ][\w'’-]*){0,3}(?:, [A-ZÀ-Þ][\w'’-]*(?: [A-ZÀ-Þ][\w'’-]*){0,3}){1,20},? (?:and|or) [A-ZÀ-Þ]"
-    r"[\w'’-]*(?: [A-ZÀ-Þ][\w'’-]*){0,3}(?![\w'’-]|, [A-Z])"
-)
+_CAPITALS = r"[A-ZÀ-Þ][\w'’-]*(?: [A-ZÀ-Þ][\w'’-]*){0,3}"
+_LIST = re.compile(rf"{_CAPITALS}(?:, {_CAPITALS}){{1,20}},? (?:and|or) {_CAPITALS}(?![\w'’-]|, [A-Z])")
 
 
 def _fragments(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prem_core.enclave.extractive import readings
@@ -17,11 +17,11 @@ from prem_core.enclave.extractive.material import Field, Material, Table, key, l
 from prem_core.enclave.extractive.mentions import mentioned_at, without_listings
 from prem_core.enclave.extractive.nearest import clusters, nearest_number
 from prem_core.enclave.extractive.placeholders import MISSING, placeholder
-from prem_core.enclave.extractive.ranking import rank
+from prem_core.enclave.extractive.quotes import Quotes
 from prem_core.enclave.extractive.readings import Read
 from prem_core.enclave.extractive.schemas import Schema, Schemas, types
 from prem_core.enclave.extractive.strings import asks_for_text, currency_finder, find_string
-from prem_core.enclave.extractive.wants import Want, match
+from prem_core.enclave.extractive.wants import Want, assign_columns, match
 from prem_core.enclave.extractive.words import STOPWORDS, WORD, sentences
 
 
@@ -35,6 +35,13 @@ class Found:
 
 
 _NOTHING = Found(MISSING, 0, False)
+
+
+@dataclass(frozen=True)
+class _Hole:
+    """Stands in a found object for a required value that the text does not have, until all is found."""
+
+    want: Want
 
 
 def extract(schema: Schema, material: Material, *, background: str = "", topic: str = "") -> Found:
@@ -51,45 +58,34 @@ class _Extraction:
         self._root = schema
         self._material = material
         self._background = background
-        self._topic = topic
-        self._quoted: set[str] = set()
+        self._quotes = Quotes([material.text, background.text], topic)
 
     def run(self) -> Found:
         want = self._want(self._root)
         found = self._find(want, self._material)
-        value = self._completed(found, want)
-        if value is not MISSING and self._schemas.valid(value, self._root):
-            return Found(value, found.count, found.complete)
-        minimal = placeholder(self._schemas, self._root, lambda: self._quote(want))
-        return Found(None if minimal is MISSING else minimal, 0, False)
+        value = self._filled(_Hole(want) if found.value is MISSING else found.value)
+        if not self._schemas.valid(value, self._root):
+            value = self._repaired(value, want)
+        return Found(value, found.count, found.complete)
 
     # -- what is wanted
 
-    def _want(
-        self, schema: Schema | bool, name: str = "", parent: Want | None = None, required: bool = True
-    ) -> Want:
+    def _want(self, schema: Schema | bool) -> Want:
         resolved, followed = self._schemas.resolve(schema)
-        seen = parent.seen if parent else ()
-        if any(reference in seen for reference in followed):
+        return Want(resolved, words=label_keys(str(resolved.get("title", ""))), seen=followed)
+
+    def _property(self, schema: Schema | bool, name: str, parent: Want, required: bool = True) -> Want:
+        inner = self._inside(schema, parent)
+        return replace(inner, words=label_keys(name), prefix=parent.words | parent.prefix, required=required)
+
+    def _inside(self, schema: Schema | bool, parent: Want) -> Want:
+        """A part without a name of its own: an array's item, a branch of anyOf."""
+        resolved, followed = self._schemas.resolve(schema)
+        if any(reference in parent.seen for reference in followed):
             resolved = {"not": {}}  # a schema inside itself: one level is read, so that reading ends
-        words = label_keys(name) if name else parent.words if parent else frozenset()
-        title = "" if name and label_keys(name) else str(resolved.get("title", ""))
-        return Want(
-            schema=resolved,
-            words=words | (label_keys(title) if title and not words else frozenset()),
-            hints=frozenset(
-                key(word)
-                for word in WORD.findall(str(resolved.get("description", "")))
-                if word.casefold() not in STOPWORDS
-            ),
-            prefix=(parent.words | parent.prefix)
-            if parent and name
-            else parent.prefix
-            if parent
-            else frozenset(),
-            required=required,
-            seen=seen + followed,
-        )
+        description = WORD.findall(str(resolved.get("description", "")))
+        hints = frozenset(key(word) for word in description if word.casefold() not in STOPWORDS)
+        return replace(parent, schema=resolved, hints=hints, seen=parent.seen + followed)
 
     def _branches(self, want: Want) -> list[Want]:
         """The alternatives of anyOf, oneOf or a list of types, each merged with what stands beside them."""
@@ -100,14 +96,8 @@ class _Extraction:
         ]
         if not branches and len(types(schema)) > 1:
             branches = [{**schema, "type": kind} for kind in types(schema)]
-        wants = []
-        for branch in branches:
-            resolved, followed = self._schemas.resolve(branch)
-            if types(resolved) != ["null"] and not any(reference in want.seen for reference in followed):
-                wants.append(
-                    Want(resolved, want.words, want.hints, want.prefix, want.required, want.seen + followed)
-                )
-        return wants
+        wants = (replace(self._inside(branch, want), hints=want.hints) for branch in branches)
+        return [branch for branch in wants if branch.kind != ["null"] and not branch.impossible]
 
     def _nullable(self, schema: Schema) -> bool:
         """Whether null is a declared choice; a schema that says nothing allows null, but does not mean it."""
@@ -124,7 +114,7 @@ class _Extraction:
         if "enum" in schema:
             return self._find_member(want, material)
         if branches := self._branches(want):
-            return max((self._find(branch, material) for branch in branches), key=lambda found: found.count)
+            return self._find_branch(branches, material)
         match want.kind:
             case ["object"]:
                 return self._find_object(want, material)
@@ -139,6 +129,18 @@ class _Extraction:
             case []:
                 return self._find_untyped(want, material)
         return _NOTHING
+
+    def _find_branch(self, branches: Sequence[Want], material: Material) -> Found:
+        """The branch that finds most; what the others used is free again."""
+        best, before = _NOTHING, list(material.taken)
+        after = before
+        for branch in branches:
+            material.taken = list(before)
+            found = self._find(branch, material)
+            if found.count > best.count:
+                best, after = found, material.taken
+        material.taken = after
+        return best
 
     def _find_member(self, want: Want, material: Material) -> Found:
         members = [member for member in want.schema["enum"] if self._schemas.valid(member, want.schema)]
@@ -212,7 +214,9 @@ class _Extraction:
     def _find_object(self, want: Want, material: Material) -> Found:
         properties = want.schema.get("properties", {})
         required = want.schema.get("required", ())
-        wants = {name: self._want(part, name, want, name in required) for name, part in properties.items()}
+        wants = {
+            name: self._property(part, name, want, name in required) for name, part in properties.items()
+        }
         found = self._labelled(wants, material)
         for name, part in wants.items():
             if name not in found and (read := self._find(part, material)).count:
@@ -230,21 +234,27 @@ class _Extraction:
                 result[name] = found[name].value
                 complete &= found[name].complete
             elif part.required:
-                result[name] = None if self._nullable(part.schema) else MISSING
-                complete &= result[name] is not MISSING
+                nullable = self._nullable(part.schema)
+                result[name] = None if nullable else _Hole(part)
+                complete &= nullable
         others = want.schema.get("additionalProperties")
         if isinstance(others, dict) and others:
-            result |= self._open_fields(others, properties, material)
-        count = sum(read.count for read in found.values()) + len(result.keys() - properties.keys())
+            result |= self._open_fields(others, want, material)
+        for name in required:
+            if name not in result:
+                result[name] = _Hole(self._property(others if isinstance(others, dict) else True, name, want))
+                complete = False
+        count = sum(read.count for read in found.values())
+        count += sum(not isinstance(result[name], _Hole) for name in result.keys() - wants.keys())
         return Found(result, count, complete)
 
-    def _open_fields(self, others: Schema, properties: Schema, material: Material) -> dict[str, Any]:
+    def _open_fields(self, others: Schema, parent: Want, material: Material) -> dict[str, Any]:
         """Fields of an object with free keys: every labelled value that can be read by the schema of its values."""
-        want = self._want(others)
+        want = self._inside(others, parent)
         result: dict[str, Any] = {}
         for labelled in material.fields:
             label = _label_text(material.text, labelled)
-            if label and label not in properties and label not in result:
+            if label and label not in parent.schema.get("properties", ()) and label not in result:
                 value = self._read(want, labelled.text)
                 if value.value is not MISSING:
                     result[label] = value.value
@@ -333,61 +343,50 @@ class _Extraction:
 
     def _find_array(self, want: Want, material: Material) -> Found:
         if "prefixItems" in want.schema:
-            items = [self._find(self._want(part, "", want), material) for part in want.schema["prefixItems"]]
-            return (
-                self._array(want, [item for item in items if item.count])
-                if all(i.count for i in items)
-                else _NOTHING
-            )
-        item = self._want(want.schema.get("items", True), "", want)
-        kinds = item.kind
-        if kinds == ["object"]:
+            items = [self._find(self._inside(part, want), material) for part in want.schema["prefixItems"]]
+            return self._array(want, items) if all(item.count for item in items) else _NOTHING
+        item = self._inside(want.schema.get("items", True), want)
+        if item.kind == ["object"]:
             return self._array(want, self._rows(item, material))
         if "enum" in item.schema:
-            text = without_listings(material.text, item.schema["enum"])
-            places = sorted((mentioned_at(text, member), i) for i, member in enumerate(item.schema["enum"]))
-            return self._array(
-                want, [Found(item.schema["enum"][i], 1, True) for place, i in places if place >= 0]
-            )
-        if kinds in (["integer"], ["number"]):
-            reads = list(material.free(material.numbers)) if want.required else []
-            values = [
-                Found(read.value, 1, True) for read in reads if self._schemas.valid(read.value, item.schema)
-            ]
-            return self._array(want, values)
+            members = item.schema["enum"]
+            text = without_listings(material.text, members)
+            places = sorted((mentioned_at(text, member), i) for i, member in enumerate(members))
+            return self._array(want, [Found(members[i], 1, True) for place, i in places if place >= 0])
+        if item.kind in (["integer"], ["number"]):
+            values = [read.value for read in material.free(material.numbers)] if want.required else []
+            fitting = [value for value in values if self._schemas.valid(value, item.schema)]
+            return self._array(want, [Found(value, 1, True) for value in fitting])
         return self._array(want, self._strings(item, want, material))
 
     def _strings(self, item: Want, want: Want, material: Material) -> list[Found]:
         for _, _, end in clusters(material, want.words):
             line = material.text[end : end + 300].split("\n")[0]
-            if listed := _LISTED.match(line):
-                if parts := self._parts(item, _up_to_clause(line[listed.end() :])):
-                    return parts
+            listed = _LISTED.match(line)
+            if listed and (parts := self._parts(item, _up_to_clause(line[listed.end() :]))):
+                return parts
         texts = [str(quote.value) for quote in material.quotes] if want.required else []
         if not texts and want.required:
             texts = material.bullets
         if not texts and want.required and want.words & _NAMES:
             texts = [str(name.value) for name in material.names]
-        reads = [
-            self._as_string(text, item.schema) for text in texts if types(item.schema) in ([], ["string"])
-        ]
+        if item.kind not in ([], ["string"]):
+            return []
+        reads = [self._as_string(text, item.schema) for text in texts]
         return [Found(value, 1, True) for value in reads if value is not MISSING]
 
     def _read_list(self, want: Want, text: str, block: str) -> Found:
-        item = self._want(want.schema.get("items", True), "", want)
-        if (item.kind) == ["object"]:
+        item = self._inside(want.schema.get("items", True), want)
+        if item.kind == ["object"]:
             return self._array(want, self._rows(item, Material(block or text)))
+        if not block:
+            return self._array(want, self._parts(item, text))
         lines = Material(block).bullets or block.splitlines()
-        return self._array(
-            want, [self._read(item, line.strip()) for line in lines] if block else self._parts(item, text)
-        )
+        return self._array(want, [self._read(item, line.strip()) for line in lines])
 
     def _parts(self, item: Want, text: str) -> list[Found]:
-        return [
-            self._read(item, part.strip(" .\"'[]"))
-            for part in _SEPARATORS.split(text)
-            if part.strip(" .\"'[]")
-        ]
+        parts = (part.strip(" .\"'[]") for part in _SEPARATORS.split(text))
+        return [self._read(item, part) for part in parts if part]
 
     def _array(self, want: Want, items: Sequence[Found]) -> Found:
         values: list[Any] = []
@@ -420,92 +419,49 @@ class _Extraction:
     def _table_rows(self, item: Want, table: Table) -> Iterator[Found]:
         properties = item.schema.get("properties", {})
         required = item.schema.get("required", ())
-        wants = {name: self._want(part, name, item, name in required) for name, part in properties.items()}
-        columns = self._columns(wants, table)
-        if not columns or any(name in required and name not in columns for name in wants):
-            return
-        for row in table.rows:
-            reads = {name: self._read(wants[name], row[column]) for name, column in columns.items()}
-            result = {name: reads[name].value for name in wants if name in reads}
-            result = {
-                name: value for name, value in result.items() if value is not MISSING or name in required
-            }
-            for name in required:
-                if (
-                    result.get(name, MISSING) is MISSING
-                    and name in wants
-                    and self._nullable(wants[name].schema)
-                ):
-                    result[name] = None
-            if all(result.get(name, MISSING) is not MISSING for name in required):
-                yield Found(result, len(result), True)
-
-    def _columns(self, wants: dict[str, Want], table: Table) -> dict[str, int]:
-        """Which column holds which property: by header, then by type for required properties left over."""
-        readable = {
-            (name, column): any(self._read(want, row[column]).value is not MISSING for row in table.rows[:3])
-            for name, want in wants.items()
-            for column in range(len(table.header))
+        wants = {
+            name: self._property(part, name, item, name in required) for name, part in properties.items()
         }
-        pairs = sorted(
-            (-score, order, column, name)
-            for order, (name, want) in enumerate(wants.items())
-            for column, label in enumerate(table.header)
-            if (score := match(label, want)) and readable[name, column]
-        )
-        columns: dict[str, int] = {}
-        for _, _, column, name in pairs:
-            if name not in columns and column not in columns.values():
-                columns[name] = column
-        if not columns:
-            return {}
-        for name, want in wants.items():
-            numeric = types(want.schema) in (["integer"], ["number"])
-            for column in range(len(table.header)):
-                digits = all(_DIGITS.search(row[column]) for row in table.rows)
-                fits = readable[name, column] and column not in columns.values() and numeric == digits
-                if name not in columns and want.required and fits:
-                    columns[name] = column
-        return columns
+        columns = assign_columns(wants, table, lambda want, cell: self._read(want, cell).value is not MISSING)
+        for row in table.rows if columns else ():
+            result: dict[str, Any] = {}
+            for name, want in wants.items():
+                value = self._read(want, row[columns[name]]).value if name in columns else MISSING
+                if value is MISSING and want.required and self._nullable(want.schema):
+                    value = None
+                if value is not MISSING:
+                    result[name] = value
+            if all(name in result for name in required):
+                yield Found(result, len(result), True)
 
     # -- what is missing
 
-    def _completed(self, found: Found, want: Want) -> Any:
-        """The found value with placeholders put in for MISSING parts."""
-        if found.value is MISSING:
-            if self._nullable(want.schema):
+    def _filled(self, value: Any) -> Any:
+        """`value` with a placeholder in every hole; MISSING where a schema cannot be satisfied."""
+        if isinstance(value, _Hole):
+            if self._nullable(value.want.schema):
                 return None
-            return placeholder(self._schemas, want.schema, lambda: self._quote(want))
-        return self._filled(found.value, want)
-
-    def _filled(self, value: Any, want: Want) -> Any:
-        if not isinstance(value, dict):
-            return value
-        properties = want.schema.get("properties", {})
-        for name, inner in list(value.items()):
-            part = self._want(properties.get(name, True), name, want)
-            if inner is MISSING:
-                value[name] = placeholder(self._schemas, part.schema, lambda part=part: self._quote(part))  # type: ignore[misc]
-            elif isinstance(inner, dict):
-                value[name] = self._filled(inner, part)
-        for name in want.schema.get("required", ()):
-            if name not in value:
-                part = self._want(want.schema.get("additionalProperties", True), name, want)
-                value[name] = placeholder(self._schemas, part.schema, lambda part=part: self._quote(part))  # type: ignore[misc]
+            return placeholder(self._schemas, value.want.schema, lambda: self._quotes.next(value.want.about))
+        if isinstance(value, dict):
+            return {name: self._filled(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._filled(inner) for inner in value]
         return value
 
-    def _quote(self, want: Want) -> str:
-        """The sentence of the prompt closest to the property and the topic, a new one at each call while there are."""
-        about = " ".join([*want.words, *want.hints, self._topic])
-        texts = [self._material.text[:_QUOTABLE], self._background.text[:_QUOTABLE]]
-        candidates = [ranked.text for ranked in rank(about, texts)[:20]]
-        candidates += [sentence for text in texts for sentence in sentences(text)[:20]]
-        candidates += [phrase for text in texts for phrase in reversed(_phrases(text[:2000]))]
-        chosen = next(
-            (text for text in candidates if text not in self._quoted), candidates[0] if candidates else ""
-        )
-        self._quoted.add(chosen)
-        return chosen
+    def _repaired(self, value: Any, want: Want) -> Any:
+        """A value valid under the root schema: the invalid properties of `value` replaced, or all of it."""
+        if isinstance(value, dict):
+            properties = want.schema.get("properties", {})
+            for name in [name for name, part in properties.items() if name in value]:
+                if not self._schemas.valid(value[name], properties[name]):
+                    part = self._property(properties[name], name, want)
+                    del value[name]
+                    if name in want.schema.get("required", ()):
+                        value[name] = self._filled(_Hole(part))
+            if self._schemas.valid(value, self._root):
+                return value
+        minimal = placeholder(self._schemas, self._root, lambda: self._quotes.next(want.about))
+        return None if minimal is MISSING else minimal
 
 
 # An array of this name may be a list of whatever names the text has.
@@ -517,7 +473,6 @@ _NO_VALUE = ("", "-", "–", "n/a", "none", "null", "unknown")
 _NUMBER_LEAD = 12  # "approx. EUR 1,234.50": a number further in is not what the label states
 _SHORT = 400  # in a text this short, a number without a label is likely the one that is asked for
 _MAX_ITEMS = 500  # lines, paragraphs or sentences that are tried as objects; tables have no such limit
-_QUOTABLE = 20_000
 _DIGITS = re.compile(r"\d+")
 _CHUNK = re.compile(r"\S{1,64}")
 _DENIED_BEFORE = re.compile(r"\b(?:not|no|without|never|isn't|aren't|doesn't|don't|non)\W+(?:\w+\W+)?$", re.I)
@@ -533,9 +488,3 @@ def _up_to_clause(text: str) -> str:
 def _label_text(text: str, labelled: Field) -> str:
     line = text[text.rfind("\n", 0, labelled.start) + 1 : labelled.start]
     return re.split(r"[,;|{]\s*", line.rstrip(':= \t|"'))[-1].strip(" \t*-•\"'|{")
-
-
-def _phrases(text: str) -> list[str]:
-    """Runs of words that are no stopwords."""
-    runs = re.split(rf"\b(?:{'|'.join(sorted(STOPWORDS))})\b|[^\w\s'’-]", text, flags=re.I)
-    return [run.strip() for run in runs if run.strip(" '’-\n")]

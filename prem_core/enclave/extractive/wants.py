@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prem_core.enclave.extractive.material import key
+from prem_core.enclave.extractive.material import Table, key
 from prem_core.enclave.extractive.schemas import Schema, types
 
 
@@ -22,6 +23,11 @@ class Want:
     prefix: frozenset[str] = frozenset()
     required: bool = True
     seen: tuple[str, ...] = ()
+
+    @property
+    def about(self) -> str:
+        """Words to look for a quote by."""
+        return " ".join(sorted(self.words | self.hints))
 
     @property
     def impossible(self) -> bool:
@@ -57,3 +63,42 @@ def match(label: frozenset[str], want: Want) -> float:
     penalty = len(extra - want.hints) + 0.5 * len(extra & want.hints)
     score = len(own) / (len(want.words) + penalty) + (0.2 if label & want.prefix - want.words else 0.0)
     return score if score >= _LEAST else 0.0
+
+
+def assign_columns(
+    wants: Mapping[str, Want], table: Table, reads: Callable[[Want, str], bool]
+) -> dict[str, int]:
+    """Which column of `table` holds which property: by header, then by type for required ones left over.
+
+    `reads` tells whether a cell can be read as what is wanted. Empty unless every required property has a column.
+    """
+    readable = {
+        (name, column): any(reads(want, row[column]) for row in table.rows[:3])
+        for name, want in wants.items()
+        for column in range(len(table.header))
+    }
+    pairs = sorted(
+        (-score, order, column, name)
+        for order, (name, want) in enumerate(wants.items())
+        for column, label in enumerate(table.header)
+        if (score := match(label, want)) and readable[name, column]
+    )
+    columns: dict[str, int] = {}
+    for _, _, column, name in pairs:
+        if name not in columns and column not in columns.values():
+            columns[name] = column
+    if not columns:
+        return {}
+    digits = [
+        all(any(map(str.isdigit, row[column])) for row in table.rows) for column in range(len(table.header))
+    ]
+    for name, want in wants.items():
+        numeric = want.kind in (["integer"], ["number"])
+        left = [column for column in range(len(table.header)) if column not in columns.values()]
+        if want.required and name not in columns:
+            fitting = (column for column in left if readable[name, column] and digits[column] == numeric)
+            chosen = next(fitting, None)
+            if chosen is None:
+                return {}
+            columns[name] = chosen
+    return columns
