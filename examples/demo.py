@@ -124,9 +124,13 @@ def chat(llm: ChatPremEncrypted) -> None:
 def agent(llm: ChatPremEncrypted) -> None:
     heading("2. An agent with two tools, called in parallel")
     question = "Get the weather in Paris and the time in Berlin."
-    for message in create_agent(llm, [get_weather, get_time]).invoke({"messages": [("human", question)]})["messages"]:
+    for message in create_agent(llm, [get_weather, get_time]).invoke({"messages": [("human", question)]})[
+        "messages"
+    ]:
         for call in getattr(message, "tool_calls", []):
-            print(f"  {message.type:6} calls {call['name']}({', '.join(f'{k}={v!r}' for k, v in call['args'].items())})")
+            print(
+                f"  {message.type:6} calls {call['name']}({', '.join(f'{k}={v!r}' for k, v in call['args'].items())})"
+            )
         if message.text:
             print(f"  {message.type:6} {message.text}")
 
@@ -139,7 +143,9 @@ def extraction(llm: ChatPremEncrypted) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--live", action="store_true", help="ask Prem's service (needs PREM_API_KEY)")
     options = parser.parse_args()
     with service(live=options.live) as (where, gateway):
@@ -148,7 +154,9 @@ def main() -> None:
             job(llm)
             gateway.show()
     if not options.live:
-        print("\nThe answers were found in the prompts by the embedded enclave's own engine; no model was asked.")
+        print(
+            "\nThe answers were found in the prompts by the embedded enclave's own engine; no model was asked."
+        )
 
 
 if __name__ == "__main__":

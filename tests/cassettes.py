@@ -40,7 +40,9 @@ def resealing(monkeypatch: pytest.MonkeyPatch) -> None:
         if not request.body:
             return response
         sealed = copy.deepcopy(response)
-        body = Opened.request(recorded.body).resealed(Opened.request(request.body), response["body"]["string"])
+        body = Opened.request(recorded.body).resealed(
+            Opened.request(request.body), response["body"]["string"]
+        )
         sealed["body"]["string"] = body
         # The one framing header a recorded stream has; the replayed body comes whole.
         sealed["headers"].pop("transfer-encoding", None)
@@ -54,6 +56,8 @@ def cassette(name: str, *, record: bool = False) -> Any:
     path = Path(CASSETTES / name)
     if record:
         path.unlink(missing_ok=True)
-    recorder = vcr.VCR(record_mode="once" if record else "none", match_on=_MATCH_ON, filter_headers=["authorization"])
+    recorder = vcr.VCR(
+        record_mode="once" if record else "none", match_on=_MATCH_ON, filter_headers=["authorization"]
+    )
     recorder.register_matcher("prem_params", same_params)
     return recorder.use_cassette(str(path))

@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from upstream import Upstream, delta, finish, usage
 from wire import TEST_KEY, problems
 
 from prem_core.enclave import LocalEnclave
+from prem_core.enclave._local import _listening_socket, _Servers
 
 #: Variables that would lead a test to another service, or its prompts out of the process.
 _FOREIGN = ("PREM_API_KEY", "PREM_PROXY_URL", "PROXY_URL", "PREM_ENCLAVE_URL", "ENCLAVE_URL", "CLIENT_KEK")
@@ -58,3 +64,26 @@ def seen(enclave: LocalEnclave, gateway_saw: Recorder) -> Recorder:
     del enclave
     gateway_saw.exchanges.clear()
     return gateway_saw
+
+
+@pytest.fixture(scope="session")
+def upstream_server() -> Iterator[list[Upstream]]:
+    """The server's URL is the first upstream's; the last one answers."""
+    stubs = [Upstream()]
+
+    async def complete(request: Request) -> Response:
+        return await stubs[-1].complete(request)
+
+    app = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
+    servers = _Servers([(app, _listening_socket(0))], closers=[])
+    stubs[0].url = servers.urls[0]
+    yield stubs
+    servers.stop()
+
+
+@pytest.fixture
+def upstream(upstream_server: list[Upstream]) -> Upstream:
+    stub = Upstream(upstream_server[0].url)
+    stub.says(delta(content="Hello"), finish(), usage(6, 1))
+    upstream_server.append(stub)
+    return stub

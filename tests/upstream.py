@@ -2,27 +2,88 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from raw_wire import Upstream
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 
-def _chunk(choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+@dataclass
+class Upstream:
+    """A real OpenAI-compatible server whose answer each test sets."""
+
+    url: str = ""
+    answer: Callable[[dict[str, Any]], Response] = lambda body: Response(status_code=500)
+    requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append((dict(request.headers), body))
+        return self.answer(body)
+
+    def says(self, *chunks: Any, done: bool = True) -> None:
+        """Answer with these chunks."""
+
+        async def events() -> AsyncIterator[str]:
+            for each in chunks:
+                yield f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n"
+            if done:
+                yield "data: [DONE]\n\n"
+
+        self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
+
+    def stalls(self, *chunks: Any) -> None:
+        """Answer with these chunks and then nothing; `left` is set when the reader leaves."""
+
+        async def events() -> AsyncIterator[str]:
+            try:
+                for each in chunks:
+                    yield f"data: {json.dumps(each)}\n\n"
+                await asyncio.sleep(60)
+            finally:
+                self.left.set()
+
+        self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
+
+    def refuses(self, status: int, body: Any = None, **headers: str) -> None:
+        """Answer with an HTTP error."""
+        content = json.dumps(body).encode()
+        self.answer = lambda _: Response(
+            content, status, {k.replace("_", "-"): v for k, v in headers.items()}
+        )
+
+
+def chunk(content: str | None = None, *, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    """A chunk with a piece of text, a finish reason, or both."""
+    said = {} if content is None else {"content": content}
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "scripted"}
-    return {**head, "choices": choices, **more}
+    return {**head, "choices": [{"index": 0, "delta": said, "finish_reason": finish}], **more}
+
+
+def usage_chunk(total: int) -> dict[str, Any]:
+    """The chunk that counts `total` tokens."""
+    return usage(total - 1, 1)
 
 
 def delta(**said: Any) -> dict[str, Any]:
     """A chunk that adds `said` to the first choice."""
-    return _chunk([{"index": 0, "delta": said, "logprobs": None, "finish_reason": None}])
+    return chunk(choices=[{"index": 0, "delta": said, "finish_reason": None}])
 
 
 def finish(reason: str = "stop") -> dict[str, Any]:
     """The chunk that ends the first choice."""
-    return _chunk([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}])
+    return chunk(finish=reason)
 
 
-def usage(prompt: int, completion: int, *, reasoning: int | None = None, cached: int | None = None) -> dict[str, Any]:
+def usage(
+    prompt: int, completion: int, *, reasoning: int | None = None, cached: int | None = None
+) -> dict[str, Any]:
     """The chunk that counts tokens."""
     counts: dict[str, Any] = {
         "prompt_tokens": prompt,
@@ -33,10 +94,12 @@ def usage(prompt: int, completion: int, *, reasoning: int | None = None, cached:
         counts["completion_tokens_details"] = {"reasoning_tokens": reasoning}
     if cached is not None:
         counts["prompt_tokens_details"] = {"cached_tokens": cached}
-    return _chunk([], usage=counts)
+    return chunk(choices=[], usage=counts)
 
 
-def tool_call(index: int, call_id: str | None = None, name: str | None = None, arguments: str = "") -> dict[str, Any]:
+def tool_call(
+    index: int, call_id: str | None = None, name: str | None = None, arguments: str = ""
+) -> dict[str, Any]:
     """A piece of a call."""
     piece: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
     if call_id is not None:

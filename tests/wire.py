@@ -53,7 +53,11 @@ class Opened:
     def chunks(self, reply: bytes) -> list[dict[str, Any]]:
         """The chunks of an event stream that answers this request."""
         events = list(EventDecoder(1 << 24).feed(reply))
-        return [json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce)) for n, data in events if n == b"data"]
+        return [
+            json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce))
+            for n, data in events
+            if n == b"data"
+        ]
 
     def resealed(self, other: Opened, reply: bytes) -> bytes:
         """`reply`, which answers this request, as it would answer `other`."""
@@ -69,5 +73,7 @@ class Opened:
 def problems(body: bytes) -> list[str]:
     """What the published schemas find wrong with a chat request: the sealed outside, and the inside."""
     found = [error.message for error in REQUEST.iter_errors(json.loads(body))]
-    found += [f"{error.json_path}: {error.validator}" for error in PARAMS.iter_errors(Opened.request(body).params)]
+    found += [
+        f"{error.json_path}: {error.validator}" for error in PARAMS.iter_errors(Opened.request(body).params)
+    ]
     return found

@@ -124,9 +124,13 @@ class Opened:
     def envelope(self, value: Any = None, **fields: Any) -> bytes:
         """A whole answer in the JSON form."""
         nonce = new_nonce()
-        plain = value if isinstance(value, bytes) else json.dumps(COMPLETION if value is None else value).encode()
+        plain = (
+            value if isinstance(value, bytes) else json.dumps(COMPLETION if value is None else value).encode()
+        )
         data = {"encryptedResponse": self.keys.seal(plain, nonce).hex(), "nonce": nonce.hex()}
-        return json.dumps({"status": 200, "data": data, "message": None, "env": "development"} | fields).encode()
+        return json.dumps(
+            {"status": 200, "data": data, "message": None, "env": "development"} | fields
+        ).encode()
 
 
 class Enclave:

@@ -20,7 +20,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pair import COMPLETION, DONE, EVENT_STREAM, HELLO, JSON, PARAMS, Enclave, Gateway, said, say_hello, text_of, until
+from pair import (
+    COMPLETION,
+    DONE,
+    EVENT_STREAM,
+    HELLO,
+    JSON,
+    PARAMS,
+    Enclave,
+    Gateway,
+    said,
+    say_hello,
+    text_of,
+    until,
+)
 
 import prem_core
 from prem_core import (
@@ -812,9 +825,8 @@ def test_an_answer_that_is_cut_is_an_error_and_not_asked_for_again(api, make, wa
         call.piece(call.opened().events(*HELLO))
         call.end()
 
-    with Gateway(chat) as gateway:
-        with pytest.raises(errors.StreamInterruptedError):
-            getattr(api, way)(make(gateway))
+    with Gateway(chat) as gateway, pytest.raises(errors.StreamInterruptedError):
+        getattr(api, way)(make(gateway))
     assert len(gateway.chats()) == 1
 
 
@@ -846,9 +858,8 @@ def test_a_service_that_recovers_is_answered_from(api, make):
 
 
 def test_without_retries_there_is_one_request(api, make):
-    with Gateway(lambda call: call.reply(b"", 503)) as gateway:
-        with pytest.raises(errors.InternalServerError):
-            api.create(make(gateway, max_retries=0))
+    with Gateway(lambda call: call.reply(b"", 503)) as gateway, pytest.raises(errors.InternalServerError):
+        api.create(make(gateway, max_retries=0))
     assert len(gateway.chats()) == 1
 
 
@@ -908,14 +919,15 @@ def test_a_gateway_that_cannot_be_reached_is_a_connection_error(api, make):
 def test_an_enclave_that_cannot_be_reached_is_a_connection_error(api, make):
     with Gateway() as closed:
         pass
-    with Gateway() as gateway:
-        with pytest.raises(errors.APIConnectionError, match="enclave"):
-            api.create(make(gateway, enclave_url=closed.url, max_retries=0))
+    with Gateway() as gateway, pytest.raises(errors.APIConnectionError, match="enclave"):
+        api.create(make(gateway, enclave_url=closed.url, max_retries=0))
     assert gateway.calls == []
 
 
 def test_the_error_of_a_stream_is_raised_by_create_when_it_comes_first(api, make):
-    with Gateway(lambda call: call.stream(b'event: error\ndata: {"error": {"message": "no", "type": "x"}}\n\n')) as gateway:
+    with Gateway(
+        lambda call: call.stream(b'event: error\ndata: {"error": {"message": "no", "type": "x"}}\n\n')
+    ) as gateway:
         with pytest.raises(errors.APIError, match="no"):
             api.create(make(gateway))
 
@@ -939,7 +951,10 @@ def test_one_client_serves_many_threads():
     def chat(call):
         opened = call.opened()
         word = opened.params["messages"][0]["content"]
-        call.stream(*(opened.events({"choices": [{"index": 0, "delta": {"content": c}}]}) for c in word), end_of(opened))
+        call.stream(
+            *(opened.events({"choices": [{"index": 0, "delta": {"content": c}}]}) for c in word),
+            end_of(opened),
+        )
 
     def ask(number):
         message = [{"role": "user", "content": f"word {number}"}]
@@ -1052,7 +1067,10 @@ def test_a_temporary_client_answers():
     with Gateway() as gateway:
         answer = PremClient(**gateway.settings()).chat.completions.create(**PARAMS)
         assert answer.choices[0].message.content == "Hello"
-        assert text_of(PremClient(**gateway.settings()).chat.completions.create(**PARAMS, stream=True)) == "Hello"
+        assert (
+            text_of(PremClient(**gateway.settings()).chat.completions.create(**PARAMS, stream=True))
+            == "Hello"
+        )
         gateway.other = lambda call: call.reply(b'{"data": []}')
         assert PremClient(**gateway.settings()).models.list() == []
         completions = PremClient(**gateway.settings()).chat.completions
@@ -1242,7 +1260,9 @@ def certificate(tmp_path_factory):
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
     )
@@ -1267,9 +1287,8 @@ def test_https_is_spoken(api, certificate):
 
 
 def test_a_certificate_nobody_vouches_for_is_refused(api, make, certificate):
-    with Gateway(tls=certificate[0]) as gateway:
-        with pytest.raises(errors.APIConnectionError):
-            api.create(make(gateway, max_retries=0))
+    with Gateway(tls=certificate[0]) as gateway, pytest.raises(errors.APIConnectionError):
+        api.create(make(gateway, max_retries=0))
     assert gateway.calls == []
 
 
@@ -1317,7 +1336,9 @@ def test_the_published_endpoints_are_read(page):
         (200, b'{"proxy": "https://a", "enclave": "ftp://b"}'),
     ],
 )
-def test_a_page_that_cannot_be_used_leaves_the_built_in_endpoints_and_a_warning(page, status, body, monkeypatch):
+def test_a_page_that_cannot_be_used_leaves_the_built_in_endpoints_and_a_warning(
+    page, status, body, monkeypatch
+):
     # The page is asked, not the environment: a page without a name must not fall back on that.
     monkeypatch.setenv("PREM_PROXY_URL", "https://environment")
     monkeypatch.setenv("PREM_ENCLAVE_URL", "https://environment")
@@ -1339,7 +1360,9 @@ def test_a_page_that_cannot_be_reached_leaves_the_built_in_endpoints_and_a_warni
         assert discover_endpoints(url) == BUILT_IN
 
 
-@pytest.mark.parametrize("url", ["http://dashboard.prem.io/endpoints.json", "file:///etc/passwd", "dashboard.prem.io", ""])
+@pytest.mark.parametrize(
+    "url", ["http://dashboard.prem.io/endpoints.json", "file:///etc/passwd", "dashboard.prem.io", ""]
+)
 def test_endpoints_are_read_over_https_only(url):
     with pytest.raises(errors.ConfigurationError, match="https"):
         discover_endpoints(url)

@@ -85,7 +85,13 @@ def test_a_missing_api_key_says_where_to_put_one():
 
 @pytest.mark.parametrize(
     "key",
-    ["sk_live_SECRET\n", "sk_live_SECRET\r\nX-Evil: 1", "sk_live SECRET", " sk_live_SECRET", "sk_live_SECRET\0"]
+    [
+        "sk_live_SECRET\n",
+        "sk_live_SECRET\r\nX-Evil: 1",
+        "sk_live SECRET",
+        " sk_live_SECRET",
+        "sk_live_SECRET\0",
+    ]
     + ["sk_live_SECRET\x7f", "sk_live_SECRETé", "sk_live_SECRET\t", "sk_live_SECRET\u200b", "\ud800SECRET"],
 )
 def test_an_api_key_that_cannot_stand_in_a_header_is_refused_and_not_quoted(key):
@@ -210,7 +216,9 @@ def test_this_machine_is_loopback(host):
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize("host", ["", "localhost.", "local", "128.0.0.1", "0.0.0.0", "::2", "::", "example.com", "127.1"])
+@pytest.mark.parametrize(
+    "host", ["", "localhost.", "local", "128.0.0.1", "0.0.0.0", "::2", "::", "example.com", "127.1"]
+)
 def test_another_machine_is_not_loopback(host):
     assert not is_loopback(host)
 

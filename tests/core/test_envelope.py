@@ -39,7 +39,14 @@ def body(value):
 
 
 def error_body(status, error, **fields):
-    value = {"status": status, "error": error, "message": None, "env": "production", "log": None, "support_id": None}
+    value = {
+        "status": status,
+        "error": error,
+        "message": None,
+        "env": "production",
+        "log": None,
+        "support_id": None,
+    }
     return body(value | fields)
 
 
@@ -58,7 +65,12 @@ def test_a_chat_request_has_the_three_published_fields_and_no_other():
 def test_a_chat_request_shows_nothing_of_the_parameters():
     keys = EncryptionKeys.encapsulate(ENCLAVE.public)
     sent = chat_body(keys, b"PLAINTEXT", NONCE)
-    for shown in (b"PLAINTEXT", b"PLAINTEXT".hex().encode(), keys.shared_secret, keys.shared_secret.hex().encode()):
+    for shown in (
+        b"PLAINTEXT",
+        b"PLAINTEXT".hex().encode(),
+        keys.shared_secret,
+        keys.shared_secret.hex().encode(),
+    ):
         assert shown not in sent
 
 
@@ -119,13 +131,29 @@ def test_an_answer_without_a_key_of_the_right_size_is_an_error(answer):
         read_public_key(answer)
 
 
-@pytest.mark.parametrize("key", [ENCLAVE.public, RAW, bytearray(RAW), RAW.hex(), base64.b64encode(RAW).decode()])
+@pytest.mark.parametrize(
+    "key", [ENCLAVE.public, RAW, bytearray(RAW), RAW.hex(), base64.b64encode(RAW).decode()]
+)
 def test_a_key_is_given_as_an_object_bytes_hex_or_base64(key):
     assert parse_public_key(key) == ENCLAVE.public
 
 
 @pytest.mark.parametrize(
-    "key", [b"", RAW[:-1], RAW + b"\0", "", "zz", RAW.hex()[2:], "ä", PUBLIC_KEY_BYTES, None, object(), [1, 2], 10**30]
+    "key",
+    [
+        b"",
+        RAW[:-1],
+        RAW + b"\0",
+        "",
+        "zz",
+        RAW.hex()[2:],
+        "ä",
+        PUBLIC_KEY_BYTES,
+        None,
+        object(),
+        [1, 2],
+        10**30,
+    ],
 )
 def test_what_is_no_key_is_refused(key):
     with pytest.raises(errors.EnclaveKeyError, match="1216 bytes"):
@@ -152,7 +180,9 @@ def test_the_published_envelope_is_read(example):
     assert read_envelope(body(example)) == example["data"]
 
 
-@pytest.mark.parametrize("answer", [b"", b"<html>", b"[]", b"null", b'"a"', b"{}", b'{"status": 200}', b"\xff", b"[" * 999])
+@pytest.mark.parametrize(
+    "answer", [b"", b"<html>", b"[]", b"null", b'"a"', b"{}", b'{"status": 200}', b"\xff", b"[" * 999]
+)
 def test_what_is_no_envelope_is_an_error(answer):
     with pytest.raises(errors.APIResponseValidationError):
         read_envelope(answer)
@@ -175,7 +205,8 @@ def test_a_sealed_answer_opens_under_the_nonce_it_brings():
 
 
 @pytest.mark.parametrize(
-    "data", [None, [], {}, "x", {"nonce": "00"}, {"encryptedResponse": "00"}, {"encryptedResponse": 1, "nonce": 2}]
+    "data",
+    [None, [], {}, "x", {"nonce": "00"}, {"encryptedResponse": "00"}, {"encryptedResponse": 1, "nonce": 2}],
 )
 def test_a_sealed_answer_without_its_two_fields_is_an_error(data):
     with pytest.raises(errors.APIResponseValidationError):
@@ -235,7 +266,10 @@ def test_a_status_has_its_own_error(status, kind):
 @pytest.mark.parametrize("status", schema("error-envelope")["properties"]["status"]["enum"])
 def test_the_published_error_envelope_is_read(status):
     sent = error_body(
-        status, "Some error message", validator={"email": "Invalid email address"}, support_id="support_0190-ab"
+        status,
+        "Some error message",
+        validator={"email": "Invalid email address"},
+        support_id="support_0190-ab",
     )
     jsonschema.validate(json.loads(sent), schema("error-envelope"))
     error = status_error(status, sent)
@@ -247,7 +281,12 @@ def test_the_published_error_envelope_is_read(status):
 
 
 def test_an_openai_error_object_is_read():
-    detail = {"message": "no such model", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+    detail = {
+        "message": "no such model",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
     error = status_error(404, body({"error": detail}))
     assert str(error) == "no such model"
     assert (error.type, error.param, error.code) == ("invalid_request_error", "model", "model_not_found")
@@ -285,13 +324,23 @@ def test_a_body_of_any_kind_leaves_the_error_that_its_status_stands_for(answer):
     assert error.support_id is None
 
 
-@given(st.integers(300, 599), st.binary(max_size=100) | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["error", "message", "code", "type", "param", "support_id", "validator", "status"]) | st.text(),
-        inner,
-    ),
-).map(body))
+@given(
+    st.integers(300, 599),
+    st.binary(max_size=100)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["error", "message", "code", "type", "param", "support_id", "validator", "status"]
+                )
+                | st.text(),
+                inner,
+            )
+        ),
+    ).map(body),
+)
 def test_no_body_breaks_the_reading_of_an_error(status, answer):
     error = status_error(status, answer)
     assert isinstance(error, errors.APIStatusError)
@@ -389,7 +438,8 @@ def test_an_error_event_may_name_its_kind_in_the_code():
 
 
 @pytest.mark.parametrize(
-    "value", [{"message": "m", "support_id": "support_1"}, {"error": {"message": "m"}, "support_id": "support_1"}]
+    "value",
+    [{"message": "m", "support_id": "support_1"}, {"error": {"message": "m"}, "support_id": "support_1"}],
 )
 def test_an_error_event_carries_its_support_id(value):
     error = stream_error(value)
@@ -402,7 +452,9 @@ def test_an_error_event_may_be_the_error_envelope():
     assert error.support_id == "support_1"
 
 
-@pytest.mark.parametrize("value", [None, [], {}, "", {"error": None}, {"error": []}, {"error": {}}, {"message": {}}])
+@pytest.mark.parametrize(
+    "value", [None, [], {}, "", {"error": None}, {"error": []}, {"error": {}}, {"message": {}}]
+)
 def test_an_error_event_without_words_is_still_an_error(value):
     error = stream_error(value)
     assert isinstance(error, errors.APIError)

@@ -86,7 +86,9 @@ def test_the_form_of_an_answer_is_told_by_its_content_type(ask, kind):
     ask(Pair(answers=[lambda opened: Reply([opened.stream()], headers={"content-type": kind})]))
 
 
-@pytest.mark.parametrize("headers", [{}, {"content-type": "text/html"}, {"content-type": ""}, {"content-type": "text/plain"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"content-type": "text/html"}, {"content-type": ""}, {"content-type": "text/plain"}]
+)
 @both_ways
 def test_an_answer_of_another_content_type_is_none(ask, headers):
     pair = Pair(answers=[lambda opened: Reply([opened.stream()], headers=headers)])
@@ -113,7 +115,9 @@ def test_an_answer_that_does_not_open_is_a_decryption_error_and_not_tried_again(
 # --- what an answer that is whole still waits for
 
 
-@pytest.mark.parametrize("end", [BROKEN, errors.APITimeoutError("gateway: waiting for the service timed out")])
+@pytest.mark.parametrize(
+    "end", [BROKEN, errors.APITimeoutError("gateway: waiting for the service timed out")]
+)
 def test_an_answer_that_is_whole_is_not_lost_to_what_the_connection_does_next(end):
     pair = Pair(answers=[lambda opened: Reply([opened.stream(), end])])
     assert pair.complete().choices[0].message.content == "Hello"
@@ -168,7 +172,12 @@ def test_no_step_shows_what_it_carries():
     fetch = next(steps)
     send = steps.send(enclave.public)
     assert isinstance(send, Send)
-    for step in (fetch, send, Head(200, {"authorization": "SECRET"}), default_settings(keys=enclave_keys(enclave))):
+    for step in (
+        fetch,
+        send,
+        Head(200, {"authorization": "SECRET"}),
+        default_settings(keys=enclave_keys(enclave)),
+    ):
         assert "SECRET" not in repr(step)
         assert send.body.decode()[24:60] not in repr(step)
     keys = enclave_keys(enclave)
@@ -215,7 +224,9 @@ def test_a_key_turned_twice_is_an_enclave_key_error(ask):
 
 @both_ways
 def test_a_turned_key_is_found_out_by_an_error_event(ask):
-    event = b'event: error\ndata: {"error": {"message": "session expired", "type": "invalid_request_error"}}\n\n'
+    event = (
+        b'event: error\ndata: {"error": {"message": "session expired", "type": "invalid_request_error"}}\n\n'
+    )
     pair = Pair(answers=[event, lambda opened: opened.stream()])
     ask(pair)
     assert len(pair.sent) == 2
@@ -337,7 +348,9 @@ def test_a_key_answer_of_any_size_is_not_held():
 
 @both_ways
 def test_an_error_carries_what_the_service_said(ask):
-    pair = Pair(answers=[error_reply(400, "bad temperature", support_id="support_42", validator={"temperature": "x"})])
+    pair = Pair(
+        answers=[error_reply(400, "bad temperature", support_id="support_42", validator={"temperature": "x"})]
+    )
     with pytest.raises(errors.BadRequestError) as caught:
         ask(pair)
     error = caught.value
@@ -349,7 +362,9 @@ def test_an_error_carries_what_the_service_said(ask):
 @pytest.mark.parametrize("body", [b"", b"<html><h1>Bad Gateway</h1></html>", b"\xff\x00", b"null"])
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 413, 418, 429, 500, 502, 503])
 def test_an_error_of_any_body_is_the_error_of_its_status(status, body):
-    pair = Pair(default_settings(max_retries=0), answers=[Reply([body], status, {"content-type": "text/html"})])
+    pair = Pair(
+        default_settings(max_retries=0), answers=[Reply([body], status, {"content-type": "text/html"})]
+    )
     with pytest.raises(errors.APIStatusError) as caught:
         pair.complete()
     assert caught.value.status_code == status
@@ -378,7 +393,12 @@ def test_of_a_huge_error_body_only_the_beginning_is_read():
 
 
 def test_no_error_of_an_exchange_shows_the_request():
-    replies = [TURNED, error_reply(400, "no"), Reply([b"{}"], headers=dict(JSON)), Reply([b"x"], headers=dict(EVENT_STREAM))]
+    replies = [
+        TURNED,
+        error_reply(400, "no"),
+        Reply([b"{}"], headers=dict(JSON)),
+        Reply([b"x"], headers=dict(EVENT_STREAM)),
+    ]
     for reply in replies:
         pair = Pair(default_settings(max_retries=0), answers=[reply])
         with pytest.raises(errors.PremError) as caught:
@@ -398,7 +418,8 @@ def test_an_answer_larger_than_the_buffer_is_an_error_and_not_asked_for_again(as
 
 def test_an_envelope_larger_than_the_buffer_is_an_error():
     pair = Pair(
-        default_settings(max_buffer_size=100), answers=[lambda opened: Reply([opened.envelope()], headers=dict(JSON))]
+        default_settings(max_buffer_size=100),
+        answers=[lambda opened: Reply([opened.envelope()], headers=dict(JSON))],
     )
     with pytest.raises(errors.ResponseTooLargeError):
         pair.complete()
@@ -412,7 +433,13 @@ def test_an_envelope_that_reports_an_error_is_that_error():
 
 # --- the models list
 
-MODEL = {"id": "m1", "model": "openai/gpt-oss-120b", "type": "CHAT", "enabled": True, "price_config": {"in": 1}}
+MODEL = {
+    "id": "m1",
+    "model": "openai/gpt-oss-120b",
+    "type": "CHAT",
+    "enabled": True,
+    "price_config": {"in": 1},
+}
 
 
 def envelope(data):
@@ -435,7 +462,9 @@ def test_the_models_of_one_type_are_asked_for_by_query():
     assert dict(pair.sent[0].query) == {"type": "CHAT"}
 
 
-@pytest.mark.parametrize("data", [None, {}, "text", 5, ["m1"], {"models": "m1"}, [None], {"models": {"a": MODEL}}])
+@pytest.mark.parametrize(
+    "data", [None, {}, "text", 5, ["m1"], {"models": "m1"}, [None], {"models": {"a": MODEL}}]
+)
 def test_a_models_list_that_is_none_is_an_error(data):
     with pytest.raises(errors.APIResponseValidationError):
         Pair(answers=[envelope(data)]).models()
@@ -443,7 +472,12 @@ def test_a_models_list_that_is_none_is_an_error(data):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"id": None, "model": "m"}, {"id": 5, "model": "m"}, {"model": "m", "input_modalities": "text"}, {"model": "m", "enabled": "?"}],
+    [
+        {"id": None, "model": "m"},
+        {"id": 5, "model": "m"},
+        {"model": "m", "input_modalities": "text"},
+        {"model": "m", "enabled": "?"},
+    ],
 )
 def test_an_entry_of_another_form_is_read_or_is_an_error_of_ours(entry):
     pair = Pair(answers=[envelope([entry])])
@@ -459,7 +493,9 @@ def test_the_models_list_is_retried():
     assert pair.sleeps == [0.5, 1.0]
 
 
-@pytest.mark.parametrize(("status", "kind"), [(401, errors.AuthenticationError), (403, errors.PermissionDeniedError)])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, errors.AuthenticationError), (403, errors.PermissionDeniedError)]
+)
 def test_a_models_list_that_is_refused_is_an_error(status, kind):
     with pytest.raises(kind):
         Pair(answers=[error_reply(status, "no")]).models()

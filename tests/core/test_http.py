@@ -13,7 +13,9 @@ from prem_core import _errors as errors
 from prem_core._exchange import CHAT_ROUTE, Head, Read, Send, Sleep
 from prem_core._http import LIMITS, TRANSLATIONS, AsyncDriver, Endpoints, SyncDriver, ssl_context, translate
 
-REQUEST = httpx.Request("POST", "https://gateway", headers={"authorization": "Bearer SECRET"}, content=b"SECRET")
+REQUEST = httpx.Request(
+    "POST", "https://gateway", headers={"authorization": "Bearer SECRET"}, content=b"SECRET"
+)
 
 
 def descendants(kind):
@@ -40,7 +42,9 @@ def foreign(kind):
 
 
 def endpoints(url="https://gateway", **values):
-    return Endpoints(**{"proxy_url": url, "enclave_url": url, "timeout": 5.0, "api_key": "sk_test_SECRET"} | values)
+    return Endpoints(
+        **{"proxy_url": url, "enclave_url": url, "timeout": 5.0, "api_key": "sk_test_SECRET"} | values
+    )
 
 
 def test_the_table_of_httpx_exceptions_is_not_empty():
@@ -317,7 +321,11 @@ def test_a_service_that_stops_in_the_middle_is_a_timeout(drive):
 @both
 @pytest.mark.parametrize(
     ("headers", "body"),
-    [({"content-length": "10"}, b"hello"), ({"transfer-encoding": "chunked"}, b"5\r\nhello\r\n"), ({"transfer-encoding": "chunked"}, b"zz")],
+    [
+        ({"content-length": "10"}, b"hello"),
+        ({"transfer-encoding": "chunked"}, b"5\r\nhello\r\n"),
+        ({"transfer-encoding": "chunked"}, b"zz"),
+    ],
 )
 def test_a_connection_that_breaks_in_the_middle_has_cut_the_answer(headers, body, drive):
     def other(call):
@@ -330,7 +338,9 @@ def test_a_connection_that_breaks_in_the_middle_has_cut_the_answer(headers, body
 
 
 @both
-@pytest.mark.parametrize("raw", [b"", b"\0\0\0\0", b"HTTP/9.9 nope\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"\0\0\0\0", b"HTTP/9.9 nope\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"]
+)
 def test_what_is_not_http_is_a_connection_error(raw, drive):
     def other(call):
         call.raw(raw)

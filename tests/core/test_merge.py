@@ -101,7 +101,10 @@ def test_no_piece_is_no_call():
 
 @given(st.lists(st.lists(st.text(max_size=4), max_size=5), min_size=1, max_size=4), st.randoms())
 def test_calls_come_out_whole_however_their_pieces_are_interleaved(calls, random):
-    queues = [[piece(i, f"id{i}", f"f{i}"), *(piece(i, arguments=part) for part in parts)] for i, parts in enumerate(calls)]
+    queues = [
+        [piece(i, f"id{i}", f"f{i}"), *(piece(i, arguments=part) for part in parts)]
+        for i, parts in enumerate(calls)
+    ]
     pieces = []
     while any(queues):
         pieces.append(random.choice([queue for queue in queues if queue]).pop(0))
@@ -112,7 +115,11 @@ def test_an_answer_is_spelled_by_its_chunks():
     answer = build(*HELLO)
     assert (answer.id, answer.object, answer.created, answer.model) == ("c1", "chat.completion", 1, "m")
     choice = answer.choices[0]
-    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "Hello", "stop")
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == (
+        "assistant",
+        "Hello",
+        "stop",
+    )
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (3, 5)
 
 
@@ -136,7 +143,9 @@ def test_what_no_chunk_has_is_none():
 
 
 def test_choices_are_built_apart_and_in_order():
-    answer = build(delta(1, content="b"), delta(0, content="a"), delta(1, "length", content="B"), delta(0, "stop"))
+    answer = build(
+        delta(1, content="b"), delta(0, content="a"), delta(1, "length", content="B"), delta(0, "stop")
+    )
     assert [(c.index, c.message.content, c.finish_reason) for c in answer.choices] == [
         (0, "a", "stop"),
         (1, "bB", "length"),
@@ -145,7 +154,9 @@ def test_choices_are_built_apart_and_in_order():
 
 def test_tool_calls_are_built_into_the_message():
     answer = build(
-        delta(tool_calls=[piece(0, "a", "f", "{")]), delta(tool_calls=[piece(0, arguments="}")]), delta(0, "tool_calls")
+        delta(tool_calls=[piece(0, "a", "f", "{")]),
+        delta(tool_calls=[piece(0, arguments="}")]),
+        delta(0, "tool_calls"),
     )
     call = answer.choices[0].message.tool_calls[0]
     assert (call.id, call.type, call.function.name, call.function.arguments) == ("a", "function", "f", "{}")
@@ -153,7 +164,9 @@ def test_tool_calls_are_built_into_the_message():
 
 
 def test_two_calls_in_one_chunk_are_two_calls():
-    answer = build(delta(tool_calls=[piece(0, "a", "f", "1"), piece(1, "b", "g", "2")]), delta(0, "tool_calls"))
+    answer = build(
+        delta(tool_calls=[piece(0, "a", "f", "1"), piece(1, "b", "g", "2")]), delta(0, "tool_calls")
+    )
     assert [call.id for call in answer.choices[0].message.tool_calls] == ["a", "b"]
 
 

@@ -92,7 +92,10 @@ VALID = {
         {"type": "text"},
         {"type": "json_object"},
         {"type": "json_schema", "json_schema": {"name": "n"}},
-        {"type": "json_schema", "json_schema": {"name": "n", "description": "d", "schema": {}, "strict": True}},
+        {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "description": "d", "schema": {}, "strict": True},
+        },
     ],
     "audio": [{"format": "wav", "voice": "alloy"}, {"format": "pcm16", "voice": "shimmer"}],
     "frequency_penalty": [-2, 0, 0.5, 2],
@@ -153,10 +156,19 @@ INVALID = [
     ("messages.0.content.0.image_url", user([{"type": "image_url", "image_url": W}])),
     ("messages.0.content.0.image_url.url", user([{"type": "image_url", "image_url": {}}])),
     ("messages.0.content.0.image_url.url", user([{"type": "image_url", "image_url": {"url": 5}}])),
-    ("messages.0.content.0.image_url.detail", user([{"type": "image_url", "image_url": {"url": "", "detail": W}}])),
-    ("messages.0.content.0.image_url.detail", user([{"type": "image_url", "image_url": {"url": "", "detail": None}}])),
+    (
+        "messages.0.content.0.image_url.detail",
+        user([{"type": "image_url", "image_url": {"url": "", "detail": W}}]),
+    ),
+    (
+        "messages.0.content.0.image_url.detail",
+        user([{"type": "image_url", "image_url": {"url": "", "detail": None}}]),
+    ),
     ("messages.0.content.0.input_audio", user([{"type": "input_audio"}])),
-    ("messages.0.content.0.input_audio.data", user([{"type": "input_audio", "input_audio": {"format": "wav"}}])),
+    (
+        "messages.0.content.0.input_audio.data",
+        user([{"type": "input_audio", "input_audio": {"format": "wav"}}]),
+    ),
     ("messages.0.content.0.input_audio.format", user([{"type": "input_audio", "input_audio": {"data": ""}}])),
     (
         "messages.0.content.0.input_audio.format",
@@ -180,8 +192,14 @@ INVALID = [
     ("messages.0.function_call.name", [{"role": "assistant", "function_call": {"arguments": W}}]),
     ("messages.0.tool_calls", [{"role": "assistant", "tool_calls": CALL}]),
     ("messages.0.tool_calls.0.id", [{"role": "assistant", "tool_calls": [{**CALL, "id": 5}]}]),
-    ("messages.0.tool_calls.0.type", [{"role": "assistant", "tool_calls": [{"id": "", "function": CALL["function"]}]}]),
-    ("messages.0.tool_calls.0.function", [{"role": "assistant", "tool_calls": [{"id": "", "type": "function"}]}]),
+    (
+        "messages.0.tool_calls.0.type",
+        [{"role": "assistant", "tool_calls": [{"id": "", "function": CALL["function"]}]}],
+    ),
+    (
+        "messages.0.tool_calls.0.function",
+        [{"role": "assistant", "tool_calls": [{"id": "", "type": "function"}]}],
+    ),
     (
         "messages.0.tool_calls.0.function.arguments",
         [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"x": W}}}]}],
@@ -224,7 +242,13 @@ INVALID = [
     ("tools.0.function", [{"type": "function"}]),
     ("tools.0.function.name", [{"type": "function", "function": {}}]),
     ("tools.0.function.name", [{"type": "function", "function": {"name": 5}}]),
-    ("tools.1.function.description", [{"type": "function", "function": FUNCTION}, {"type": "function", "function": {"name": "f", "description": 5}}]),
+    (
+        "tools.1.function.description",
+        [
+            {"type": "function", "function": FUNCTION},
+            {"type": "function", "function": {"name": "f", "description": 5}},
+        ],
+    ),
     ("tools.0.function.parameters", [{"type": "function", "function": {"name": "f", "parameters": [W]}}]),
     ("tools.0.custom", [{"type": "custom"}]),
     ("tools.0.custom.name", [{"type": "custom", "custom": {}}]),
@@ -242,8 +266,14 @@ INVALID = [
     ("response_format.type", {"type": W}),
     ("response_format.json_schema", {"type": "json_schema"}),
     ("response_format.json_schema.name", {"type": "json_schema", "json_schema": {}}),
-    ("response_format.json_schema.schema", {"type": "json_schema", "json_schema": {"name": "n", "schema": [W]}}),
-    ("response_format.json_schema.strict", {"type": "json_schema", "json_schema": {"name": "n", "strict": "yes"}}),
+    (
+        "response_format.json_schema.schema",
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": [W]}},
+    ),
+    (
+        "response_format.json_schema.strict",
+        {"type": "json_schema", "json_schema": {"name": "n", "strict": "yes"}},
+    ),
     ("audio", W),
     ("audio.format", {"voice": "alloy"}),
     ("audio.format", {"voice": "alloy", "format": W}),
@@ -317,7 +347,15 @@ def invalid_params():
         yield path, {**PARAMS, path.partition(".")[0]: value}
     yield "model", {"messages": PARAMS["messages"]}
     yield "messages", {"model": "m"}
-    for name in ("top_k", "user", "parallel_tool_calls", "max_output_tokens", "new", "Temperature", "messages "):
+    for name in (
+        "top_k",
+        "user",
+        "parallel_tool_calls",
+        "max_output_tokens",
+        "new",
+        "Temperature",
+        "messages ",
+    ):
         yield name, {**PARAMS, name: W}
 
 
@@ -332,7 +370,9 @@ def test_the_parameters_have_the_published_names_and_no_other():
     assert options == PARAM_NAMES - {"messages", "model", "stream"}
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALID.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in VALID.items() for value in values]
+)
 def test_a_value_the_published_schema_allows_is_sent_as_it_is(name, value):
     params = {**PARAMS, name: value}
     PUBLISHED.validate(params)
@@ -357,7 +397,11 @@ def test_a_value_the_published_schema_forbids_is_refused_by_name_and_not_quoted(
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
     max_leaves=4,
 )
@@ -376,7 +420,9 @@ TEXT_PARTS = some({"type": st.just("text"), "text": TEXTS})
 CONTENT = TEXTS | st.lists(TEXT_PARTS, max_size=2)
 PARTS = st.one_of(
     TEXT_PARTS,
-    some({"type": st.just("image_url"), "image_url": some({"url": TEXTS}, detail=one("low", "high", "auto"))}),
+    some(
+        {"type": st.just("image_url"), "image_url": some({"url": TEXTS}, detail=one("low", "high", "auto"))}
+    ),
     some({"type": st.just("input_audio"), "input_audio": some({"data": TEXTS, "format": one("wav", "mp3")})}),
     some({"type": st.just("file"), "file": some({}, file_data=TEXTS, file_id=TEXTS, filename=TEXTS)}),
 )
@@ -409,7 +455,9 @@ VALID_PARAMS = some(
     stream_options=some({}, include_usage=st.booleans(), include_obfuscation=st.booleans()),
     tools=st.lists(
         some({"type": st.just("function"), "function": FUNCTIONS})
-        | some({"type": st.just("custom"), "custom": some({"name": TEXTS}, description=TEXTS, format=OBJECTS)}),
+        | some(
+            {"type": st.just("custom"), "custom": some({"name": TEXTS}, description=TEXTS, format=OBJECTS)}
+        ),
         max_size=2,
     ),
     tool_choice=one("none", "auto", "required")
@@ -422,7 +470,9 @@ VALID_PARAMS = some(
             "json_schema": some({"name": TEXTS}, description=TEXTS, schema=OBJECTS, strict=st.booleans()),
         }
     ),
-    audio=some({"format": one("wav", "mp3", "flac", "opus", "pcm16"), "voice": one("alloy", "nova", "shimmer")}),
+    audio=some(
+        {"format": one("wav", "mp3", "flac", "opus", "pcm16"), "voice": one("alloy", "nova", "shimmer")}
+    ),
     frequency_penalty=st.floats(-2, 2),
     presence_penalty=st.integers(-2, 2),
     function_call=one("none", "auto") | NAMED,
@@ -448,7 +498,10 @@ VALID_PARAMS = some(
         search_context_size=one("low", "medium", "high"),
         user_location=st.none()
         | some(
-            {"type": st.just("approximate"), "approximate": some({}, city=TEXTS, country=TEXTS, region=TEXTS, timezone=TEXTS)}
+            {
+                "type": st.just("approximate"),
+                "approximate": some({}, city=TEXTS, country=TEXTS, region=TEXTS, timezone=TEXTS),
+            }
         ),
     ),
 )
@@ -538,9 +591,16 @@ def test_a_message_with_tool_calls_and_reasoning_goes_back_as_it_is():
     answer = ChatCompletionMessage.model_validate(
         {"content": None, "reasoning_content": "r", "tool_calls": [CALL], "annotations": None, "new": "x"}
     )
-    found = sent(messages=[*PARAMS["messages"], answer, {"role": "tool", "content": "1", "tool_call_id": "call_1"}])
+    found = sent(
+        messages=[*PARAMS["messages"], answer, {"role": "tool", "content": "1", "tool_call_id": "call_1"}]
+    )
     PUBLISHED.validate(found)
-    assert found["messages"][1] == {"role": "assistant", "reasoning_content": "r", "tool_calls": [CALL], "new": "x"}
+    assert found["messages"][1] == {
+        "role": "assistant",
+        "reasoning_content": "r",
+        "tool_calls": [CALL],
+        "new": "x",
+    }
 
 
 def test_the_callers_objects_are_not_changed():
@@ -561,7 +621,9 @@ def test_the_callers_objects_are_not_changed():
     assert params["messages"] == (message, answer)
 
 
-@pytest.mark.parametrize("kind", [tuple, iter, lambda items: (item for item in items), lambda items: {"k": items[0]}.values()])
+@pytest.mark.parametrize(
+    "kind", [tuple, iter, lambda items: (item for item in items), lambda items: {"k": items[0]}.values()]
+)
 def test_messages_may_be_any_iterable(kind):
     assert sent(messages=kind(PARAMS["messages"])) == PARAMS
 
@@ -572,7 +634,12 @@ def test_a_message_may_be_any_mapping(kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("stop", ("a", "b")), ("modalities", ("text",)), ("tools", ({"type": "custom", "custom": {"name": "c"}},))]
+    ("name", "value"),
+    [
+        ("stop", ("a", "b")),
+        ("modalities", ("text",)),
+        ("tools", ({"type": "custom", "custom": {"name": "c"}},)),
+    ],
 )
 def test_a_tuple_is_a_list(name, value):
     assert sent({name: value})[name] == list(value)
@@ -598,7 +665,12 @@ def test_parallel_tool_calls_that_cannot_be_promised_are_refused_with_the_reason
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("top_k", "top_p"), ("user", "safety_identifier"), ("max_output_tokens", "max_completion_tokens"), ("new", "extra_body")],
+    [
+        ("top_k", "top_p"),
+        ("user", "safety_identifier"),
+        ("max_output_tokens", "max_completion_tokens"),
+        ("new", "extra_body"),
+    ],
 )
 def test_a_name_the_schema_does_not_have_is_refused_with_what_to_use_instead(name, hint):
     assert hint in str(refusal({**PARAMS, name: 1}))
@@ -659,7 +731,11 @@ def test_what_json_has_no_form_for_is_refused_by_name_and_not_quoted(make):
     places = [
         ("metadata_extra", {"metadata_extra": value}, None),
         ("messages", None, [{"role": "user", "content": "a", "x": value}]),
-        ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": value}}}]}, None),
+        (
+            "tools",
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": value}}}]},
+            None,
+        ),
     ]
     for name, extra, messages in places:
         params = dict(PARAMS) if messages is None else {**PARAMS, "messages": messages}

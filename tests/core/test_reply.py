@@ -3,7 +3,20 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair import COMPLETION, DONE, HELLO, Enclave, Opened, Pair, Reply, chunk, event, every_byte, said, text_of
+from pair import (
+    COMPLETION,
+    DONE,
+    HELLO,
+    Enclave,
+    Opened,
+    Pair,
+    Reply,
+    chunk,
+    event,
+    every_byte,
+    said,
+    text_of,
+)
 
 from prem_core import _errors as errors
 from prem_core._envelope import chat_body
@@ -29,7 +42,7 @@ def read(pieces):
     try:
         for piece in pieces:
             for value in stream.feed(piece):
-                found.append(value)  # noqa: PERF402 - what came before a fault is kept
+                found.append(value)
         stream.finish()
     except errors.PremError as error:
         return found, error
@@ -120,7 +133,14 @@ def test_a_finish_reason_without_done_is_a_cut_answer():
 
 
 @pytest.mark.parametrize(
-    "done", [DONE, b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"event: done\ndata\n\n", b"event: done\r\ndata: {}\r\n\r\n"]
+    "done",
+    [
+        DONE,
+        b"data: [DONE]\n\n",
+        b"data:[DONE]\n\n",
+        b"event: done\ndata\n\n",
+        b"event: done\r\ndata: {}\r\n\r\n",
+    ],
 )
 def test_done_is_read_in_every_form(done):
     stream = OPENED.events(PART, FINISH) + done
@@ -165,9 +185,19 @@ def test_comments_in_between_are_ignored():
         {"choices": [{}]},
         {"choices": []},
         {"choices": None},
-        {"choices": [{"index": 0, "delta": {"content": None, "role": None, "tool_calls": None}}], "usage": None},
+        {
+            "choices": [{"index": 0, "delta": {"content": None, "role": None, "tool_calls": None}}],
+            "usage": None,
+        },
         {"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": None, "matched_stop": None}]},
-        {"id": None, "created": None, "model": None, "object": None, "system_fingerprint": None, "error": None},
+        {
+            "id": None,
+            "created": None,
+            "model": None,
+            "object": None,
+            "system_fingerprint": None,
+            "error": None,
+        },
         {"new": {"field": [1, None]}},
         {"choices": [{"index": 0, "delta": {"new": 1}, "newer": "x"}]},
         {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "new": {}}},
@@ -195,7 +225,12 @@ ERROR = {"error": {"message": "it failed", "type": "rate_limit_error"}}
 
 @pytest.mark.parametrize(
     "data",
-    [json.dumps(ERROR), " " + json.dumps(ERROR), json.dumps(ERROR["error"]), json.dumps(ERROR, indent=1).replace("\n", "\ndata: ")],
+    [
+        json.dumps(ERROR),
+        " " + json.dumps(ERROR),
+        json.dumps(ERROR["error"]),
+        json.dumps(ERROR, indent=1).replace("\n", "\ndata: "),
+    ],
 )
 def test_a_plain_error_event_is_the_error_it_stands_for(data):
     found, error = whole(OPENED.events(PART) + event("error", data) + DONE)
@@ -227,11 +262,17 @@ def test_an_error_event_that_makes_no_sense_is_an_error_all_the_same(plain):
 
 
 def test_an_error_event_that_does_not_open_is_a_decryption_error():
-    wrong = OPENED.seal(ERROR)[:-2] + "00" if not OPENED.seal(ERROR).endswith("00") else OPENED.seal(ERROR)[:-2] + "01"
+    wrong = (
+        OPENED.seal(ERROR)[:-2] + "00"
+        if not OPENED.seal(ERROR).endswith("00")
+        else OPENED.seal(ERROR)[:-2] + "01"
+    )
     assert type(whole(event("error", wrong))[1]) is errors.DecryptionError
 
 
-@pytest.mark.parametrize("data", ["{", '{"error"', "{}", '{"error": {"message": {"a": 1}}}', '{"error": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "data", ["{", '{"error"', "{}", '{"error": {"message": {"a": 1}}}', '{"error": "\\ud800"}']
+)
 def test_a_plain_error_event_of_any_form_is_an_api_error(data):
     assert isinstance(whole(event("error", data))[1], errors.APIError)
 
@@ -250,7 +291,22 @@ def test_a_changed_hex_digit_anywhere_does_not_open():
 
 
 @pytest.mark.parametrize(
-    "data", ["", "z", "zz", "0", "00", "[DONE]", "null", "{}", "ä", "0x" + "00" * 20, " " + "00" * 20, "00 " * 20, "\0"]
+    "data",
+    [
+        "",
+        "z",
+        "zz",
+        "0",
+        "00",
+        "[DONE]",
+        "null",
+        "{}",
+        "ä",
+        "0x" + "00" * 20,
+        " " + "00" * 20,
+        "00 " * 20,
+        "\0",
+    ],
 )
 def test_data_that_is_not_hex_or_too_short_is_a_decryption_error(data):
     found, error = whole(OPENED.events(PART) + event("data", data) + DONE)
@@ -335,7 +391,9 @@ def test_an_envelope_with_an_error_inside_is_that_error():
         open_completion(KEYS, OPENED.envelope(ERROR))
 
 
-@pytest.mark.parametrize("value", [{}, [], b"text", {**COMPLETION, "choices": []}, {**COMPLETION, "choices": None}])
+@pytest.mark.parametrize(
+    "value", [{}, [], b"text", {**COMPLETION, "choices": []}, {**COMPLETION, "choices": None}]
+)
 def test_an_envelope_without_an_answer_is_an_error(value):
     with pytest.raises(errors.APIResponseValidationError):
         open_completion(KEYS, OPENED.envelope(value))

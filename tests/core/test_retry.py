@@ -109,13 +109,29 @@ def test_retry_after_in_seconds_is_read(value, seconds):
 
 @pytest.mark.parametrize(
     "value",
-    [None, "", " ", "soon", "5s", "0x10", "nan", "NaN", "-nan", "1,5", "5;6", "99 Foo 2020", "Fri, 99 Nov 2023 99:99:99 GMT"],
+    [
+        None,
+        "",
+        " ",
+        "soon",
+        "5s",
+        "0x10",
+        "nan",
+        "NaN",
+        "-nan",
+        "1,5",
+        "5;6",
+        "99 Foo 2020",
+        "Fri, 99 Nov 2023 99:99:99 GMT",
+    ],
 )
 def test_a_retry_after_that_cannot_be_read_is_none(value):
     assert parse_retry_after(value, NOW) is None
 
 
-@pytest.mark.parametrize("value", ["inf", "Infinity", "1e400", "1e308", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize(
+    "value", ["inf", "Infinity", "1e400", "1e308", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"]
+)
 def test_an_absurd_retry_after_is_a_number_nobody_waits_for(value):
     seconds = parse_retry_after(value, NOW)
     assert seconds is not None

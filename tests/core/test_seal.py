@@ -12,9 +12,9 @@ from prem_core._errors import ConfigurationError, DecryptionError, EnclaveKeyErr
 from prem_core._kem import CIPHER_TEXT_BYTES, PrivateKey, PublicKey
 from prem_core._seal import NONCE_BYTES, TAG_BYTES, EncryptionKeys, new_nonce
 
-VECTORS = json.loads(
-    (Path(__file__).parents[1] / "data" / "vectors" / "rvenc-vectors.json").read_text()
-)["vectors"]
+VECTORS = json.loads((Path(__file__).parents[1] / "data" / "vectors" / "rvenc-vectors.json").read_text())[
+    "vectors"
+]
 SECRET = bytes(range(100, 132))
 KEYS = EncryptionKeys(SECRET, bytes(CIPHER_TEXT_BYTES))
 NONCE = bytes(range(24))
@@ -188,7 +188,9 @@ def test_keys_are_not_pickled(protocol):
         pickle.dumps(KEYS, protocol)
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda keys: copy.deepcopy({"k": [keys]})["k"][0]])
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda keys: copy.deepcopy({"k": [keys]})["k"][0]]
+)
 def test_copied_keys_are_the_keys(duplicate):
     again = duplicate(KEYS)
     assert again == KEYS
@@ -206,7 +208,7 @@ def test_keys_are_equal_only_to_the_same_keys():
     assert hash(EncryptionKeys(SECRET, KEYS.cipher_text)) == hash(KEYS)
     assert EncryptionKeys(bytes(32), KEYS.cipher_text) != KEYS
     assert EncryptionKeys(SECRET, bytes(1119) + b"\1") != KEYS
-    assert KEYS != (SECRET, KEYS.cipher_text)
+    assert (SECRET, KEYS.cipher_text) != KEYS
 
 
 def test_every_nonce_is_24_fresh_bytes():

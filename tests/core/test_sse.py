@@ -38,8 +38,14 @@ CASES = {
     "lf then cr is two line ends": (b"data: a\n\rdata: b\n\r", [("message", "a"), ("message", "b")]),
     "byte order mark": (b"\xef\xbb\xbfdata: a\n\n", [("message", "a")]),
     "byte order mark before a comment": (b"\xef\xbb\xbf: hi\ndata: a\n\n", [("message", "a")]),
-    "only the first byte order mark goes": (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n", [("message", "b")]),
-    "a byte order mark later is a part of the name": (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [("message", "a")]),
+    "only the first byte order mark goes": (
+        b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n",
+        [("message", "b")],
+    ),
+    "a byte order mark later is a part of the name": (
+        b"data: a\n\n\xef\xbb\xbfdata: b\n\n",
+        [("message", "a")],
+    ),
     "comment": (b": keep-alive\ndata: a\n: in between\ndata: b\n\n", [("message", "a\nb")]),
     "comments alone": (b":\n\n: ping\n\n::\n\n", []),
     "several data lines": (b"data: a\ndata: b\ndata: c\n\n", [("message", "a\nb\nc")]),
@@ -97,7 +103,21 @@ def test_empty_pieces_change_nothing(stream, expected):
 # Bytes that mean something, so that most streams are more than noise.
 STREAMS = st.lists(
     st.sampled_from(
-        [b"data", b"event", b":", b": ", b" ", b"\n", b"\r", b"\r\n", b"\n\n", b"a", b"done", b"\xef\xbb\xbf", b"id"]
+        [
+            b"data",
+            b"event",
+            b":",
+            b": ",
+            b" ",
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"\n\n",
+            b"a",
+            b"done",
+            b"\xef\xbb\xbf",
+            b"id",
+        ]
     )
     | st.binary(max_size=3),
     max_size=40,
@@ -131,7 +151,7 @@ def test_however_a_stream_is_cut_the_limit_falls_at_the_same_place(stream, place
         try:
             for piece in pieces:
                 for event in decoder.feed(piece):
-                    found.append(event)  # noqa: PERF402 - what came before the fault is kept
+                    found.append(event)
         except ResponseTooLargeError:
             return found, True
         return found, False
@@ -153,7 +173,8 @@ def test_however_a_stream_is_cut_the_limit_falls_at_the_same_place(stream, place
 )
 def test_what_a_server_writes_is_what_is_read(written, end):
     stream = b"".join(
-        b"event: " + name + end + b"".join(b"data: " + line + end for line in data) + end for name, data in written
+        b"event: " + name + end + b"".join(b"data: " + line + end for line in data) + end
+        for name, data in written
     )
     assert list(EventDecoder(MAX).feed(stream)) == [(name, b"\n".join(data)) for name, data in written]
 

@@ -15,9 +15,7 @@ from prem_core._types import (
     read_json,
 )
 
-SCHEMA = json.loads(
-    (Path(__file__).parents[1] / "data" / "schemas" / "chat-chunk.schema.json").read_text()
-)
+SCHEMA = json.loads((Path(__file__).parents[1] / "data" / "schemas" / "chat-chunk.schema.json").read_text())
 
 
 def read(value, kind=ChatCompletionChunk):
@@ -47,12 +45,16 @@ def test_an_empty_delta_is_read_in_every_form(delta):
 
 @pytest.mark.parametrize("function", [[], {}, None])
 def test_an_empty_function_is_read_in_every_form(function):
-    found = read(chunk({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": function}]}}]}))
+    found = read(
+        chunk({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": function}]}}]})
+    )
     assert len(found.choices[0].delta.tool_calls) == 1
 
 
 def test_null_stands_for_a_field_that_is_not_there():
-    fields = dict.fromkeys(["id", "object", "created", "model", "choices", "usage", "system_fingerprint", "error"])
+    fields = dict.fromkeys(
+        ["id", "object", "created", "model", "choices", "usage", "system_fingerprint", "error"]
+    )
     assert read(fields) == read({})
     choice = dict.fromkeys(["index", "delta", "logprobs", "finish_reason", "matched_stop"])
     assert read({"choices": [choice]}).choices == [ChunkChoice()]
@@ -86,9 +88,12 @@ def test_unknown_fields_are_kept():
 
 @pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter", "something_new"])
 def test_a_finish_reason_may_be_new(reason):
-    assert read(chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})).choices[
-        0
-    ].finish_reason == reason
+    assert (
+        read(chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}))
+        .choices[0]
+        .finish_reason
+        == reason
+    )
 
 
 def test_defaults_are_not_shared_between_answers():
@@ -159,9 +164,22 @@ def test_a_repr_shows_the_shape_and_not_the_words():
         "newest": ["SECRET"],
     }
     logprobs = {"content": [{"token": "SECRET"}]}
-    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "matched_stop": "SECRET", "finish_reason": "stop"}
+    choice = {
+        "index": 0,
+        "delta": delta,
+        "logprobs": logprobs,
+        "matched_stop": "SECRET",
+        "finish_reason": "stop",
+    }
     value = read(chunk({"choices": [choice], "error": {"message": "SECRET"}, "number": 424242}))
-    for text in (repr(value), str(value), f"{value}", repr([value]), repr(value.choices), str(value.choices[0])):
+    for text in (
+        repr(value),
+        str(value),
+        f"{value}",
+        repr([value]),
+        repr(value.choices),
+        str(value.choices[0]),
+    ):
         assert "SECRET" not in text
         assert "424242" not in text
     assert "finish_reason='stop'" in repr(value)
@@ -172,7 +190,9 @@ def test_a_repr_shows_the_shape_and_not_the_words():
 
 def test_a_repr_of_a_whole_answer_shows_its_length_only():
     message = {"role": "assistant", "content": "SECRET", "tool_calls": []}
-    value = read({**COMPLETION, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}, ChatCompletion)
+    value = read(
+        {**COMPLETION, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}, ChatCompletion
+    )
     assert "SECRET" not in repr(value)
     assert "…(6)" in repr(value)
 

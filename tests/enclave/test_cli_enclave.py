@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import Upstream, Wire, chunk, params
+from raw_wire import Wire, params
+from upstream import Upstream, chunk
 
 from prem_core._kem import PublicKey
 from prem_core._version import __version__

@@ -19,7 +19,8 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import CHAT, Upstream, Wire, chunk, eventually, params, usage_chunk, validator
+from raw_wire import CHAT, Wire, eventually, params, validator
+from upstream import Upstream, chunk, usage_chunk
 
 from prem_core._assumed import KEY_TURNED
 from prem_core._errors import ConfigurationError

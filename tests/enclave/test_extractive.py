@@ -202,7 +202,7 @@ def test_verbosity_sets_how_many_sentences_are_quoted_in_document_order() -> Non
         "medium": "Ships carry tea. Ships carry coal.",
         "high": "Ships carry tea. Ships carry coal. Ships carry salt.",
     }
-    assert ask(f"{text}\n\nWhat do ships carry?").content == replies["medium"]
+    assert ask(prompt).content == replies["medium"]
 
 
 def test_earlier_messages_are_context() -> None:
@@ -1098,8 +1098,7 @@ def test_a_token_limit_cuts_tool_arguments_in_the_middle() -> None:
     [(name, text)] = reply.calls
     assert (name, reply.finish_reason) == ("get_weather", "length")
     assert '{"location":"Paris"}'.startswith(text)
-    with pytest.raises(ValueError, match=""):
-        json.loads(text)
+    assert text != '{"location":"Paris"}'
 
 
 @pytest.mark.parametrize(

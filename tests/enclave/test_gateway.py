@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import CHAT, SCHEMAS, Upstream, Wire, chunk, eventually, params, usage_chunk, validator
+from raw_wire import CHAT, SCHEMAS, Wire, eventually, params, validator
+from upstream import Upstream, chunk, usage_chunk
 
 import prem_core
 from prem_core.enclave import Exchange

@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import Upstream, Wire, chunk, params, usage_chunk, validator
+from raw_wire import Wire, params, validator
 from starlette.responses import StreamingResponse
+from upstream import Upstream, chunk, usage_chunk
 
 from prem_core._errors import ConfigurationError
 from prem_core.enclave._upstream import completions_url

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from cassettes import resealing
-from langchain_prem import ChatPremEncrypted, _egress
 
+from langchain_prem import ChatPremEncrypted, _egress
 from prem_core.enclave import LocalEnclave
 
 MODEL = "openai/gpt-oss-120b"

@@ -10,9 +10,10 @@ from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_prem import ChatPremEncrypted
 from pydantic import BaseModel
 from wire import Opened
+
+from langchain_prem import ChatPremEncrypted
 
 Make = Callable[..., ChatPremEncrypted]
 
@@ -55,7 +56,9 @@ async def test_a_streamed_agent_does_the_same(llm: Make, mode: Any) -> None:
     values = [state async for state in agent.astream(QUESTION, stream_mode=["values", mode])]
     final = [state for kind, state in values if kind == "values"][-1]
     check(final["messages"])
-    final = [state for kind, state in agent.stream(QUESTION, stream_mode=["values", mode]) if kind == "values"][-1]
+    final = [
+        state for kind, state in agent.stream(QUESTION, stream_mode=["values", mode]) if kind == "values"
+    ][-1]
     check(final["messages"])
 
 

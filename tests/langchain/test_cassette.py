@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from cassettes import CASSETTES, cassette, resealing
-from langchain_prem import ChatPremEncrypted
 from vcr.errors import CannotOverwriteExistingCassetteException
 
+from langchain_prem import ChatPremEncrypted
 from prem_core.enclave import LocalEnclave
 
 QUESTION = "Context: The clinic opens at eight. Parking is free. Question: When does the clinic open?"

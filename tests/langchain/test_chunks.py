@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessageChunk
+from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
-from langchain_prem import ChatPremEncrypted
-from langchain_prem._answers import Chunks
 from upstream import Upstream, delta, finish, tool_call, usage
 
+from langchain_prem import ChatPremEncrypted
+from langchain_prem._answers import Chunks
 from prem_core import ChatCompletionChunk, LengthFinishReasonError
 from prem_core.enclave import LocalEnclave
 
@@ -41,7 +41,9 @@ def scripted(upstream: Upstream) -> Any:
 
         def make(*chunks: Any, done: bool = True, **kwargs: Any) -> ChatPremEncrypted:
             upstream.says(*chunks, done=done)
-            return ChatPremEncrypted(**{"model": "scripted", **prem.client_options, "max_retries": 0, **kwargs})
+            return ChatPremEncrypted(
+                **{"model": "scripted", **prem.client_options, "max_retries": 0, **kwargs}
+            )
 
         yield make
 
@@ -132,7 +134,9 @@ def test_a_server_that_leaves_the_index_out_is_read_by_order(scripted: Scripted)
 
 
 def test_a_first_chunk_with_reasoning_and_null_content_is_kept(scripted: Scripted) -> None:
-    chunks = list(scripted(delta(role="assistant", content=None, reasoning_content="Hm."), finish()).stream("?"))
+    chunks = list(
+        scripted(delta(role="assistant", content=None, reasoning_content="Hm."), finish()).stream("?")
+    )
     assert chunks[0].additional_kwargs["reasoning_content"] == "Hm."
 
 
@@ -200,7 +204,9 @@ def test_logprobs_are_in_the_metadata(llm: Callable[..., ChatPremEncrypted]) -> 
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_arguments_cut_by_the_token_limit_are_an_error_and_not_repaired(scripted: Scripted, streamed: bool) -> None:
+def test_arguments_cut_by_the_token_limit_are_an_error_and_not_repaired(
+    scripted: Scripted, streamed: bool
+) -> None:
     cut = scripted(delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')]), finish("length"))
     with pytest.raises(LengthFinishReasonError):
         list(cut.stream("?")) if streamed else cut.invoke("?")
@@ -213,9 +219,13 @@ def test_text_cut_by_the_token_limit_says_so_in_its_finish_reason(scripted: Scri
 
 
 def test_arguments_that_are_not_json_are_an_invalid_call(scripted: Scripted) -> None:
-    message = scripted(delta(tool_calls=[tool_call(0, "a", "f", "no json")]), finish("tool_calls")).invoke("?")
+    message = scripted(delta(tool_calls=[tool_call(0, "a", "f", "no json")]), finish("tool_calls")).invoke(
+        "?"
+    )
     assert message.tool_calls == []
-    assert [(bad["id"], bad["name"], bad["args"]) for bad in message.invalid_tool_calls] == [("a", "f", "no json")]
+    assert [(bad["id"], bad["name"], bad["args"]) for bad in message.invalid_tool_calls] == [
+        ("a", "f", "no json")
+    ]
     assert kinds(message.content_blocks) == ["invalid_tool_call"]
 
 
@@ -223,7 +233,7 @@ async def test_several_answers_are_several_generations_and_counted_once(
     llm: Callable[..., ChatPremEncrypted],
 ) -> None:
     model = llm(n=2)
-    for result in (model.generate([[("human", "Hello")]]), await model.agenerate([[("human", "Hello")]])):
+    for result in (model.generate([[HumanMessage("Hello")]]), await model.agenerate([[HumanMessage("Hello")]])):
         assert len(result.generations[0]) == 2
         assert [bool(g.message.usage_metadata) for g in result.generations[0]] == [True, False]  # type: ignore[attr-defined]
 
@@ -235,7 +245,17 @@ def test_several_answers_cannot_be_streamed(llm: Callable[..., ChatPremEncrypted
 
 def test_a_message_made_the_short_way_is_the_message_made_the_long_way() -> None:
     chunk = ChatCompletionChunk.model_validate(
-        {"choices": [{"delta": {"content": "a", "reasoning_content": "b", "tool_calls": [tool_call(0, "i", "f", "{}")]}}]}
+        {
+            "choices": [
+                {
+                    "delta": {
+                        "content": "a",
+                        "reasoning_content": "b",
+                        "tool_calls": [tool_call(0, "i", "f", "{}")],
+                    }
+                }
+            ]
+        }
     )
     made = Chunks(json_wanted=False).of(chunk)
     message = AIMessageChunk(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 from langchain_core.load import dumpd, dumps, load
-from langchain_prem import ChatPremEncrypted
 
+from langchain_prem import ChatPremEncrypted
 from prem_core import EncryptionKeys, PublicKey
 from prem_core.enclave import LocalEnclave
 
@@ -39,7 +39,9 @@ def test_a_pickle_without_a_key_in_the_environment_says_so_when_it_is_used(llm: 
         again.invoke("Hello")
 
 
-@pytest.mark.parametrize("made", [copy.copy, copy.deepcopy, lambda m: m.model_copy(), lambda m: m.model_copy(deep=True)])
+@pytest.mark.parametrize(
+    "made", [copy.copy, copy.deepcopy, lambda m: m.model_copy(), lambda m: m.model_copy(deep=True)]
+)
 def test_a_copy_of_a_model_in_use_keeps_the_key_and_works(
     llm: Make, made: Callable[[ChatPremEncrypted], ChatPremEncrypted]
 ) -> None:
@@ -69,7 +71,9 @@ def test_clients_of_the_callers_own_are_shared_by_copies_and_not_pickled(llm: Ma
             pickle.dumps(model)
 
 
-def test_dumps_names_the_key_as_a_secret_and_leaves_live_objects_out(llm: Make, enclave: LocalEnclave) -> None:
+def test_dumps_names_the_key_as_a_secret_and_leaves_live_objects_out(
+    llm: Make, enclave: LocalEnclave
+) -> None:
     keys = EncryptionKeys.encapsulate(enclave.public_key)
     with httpx.Client() as client:
         text = dumps(llm(http_client=client, encryption_keys=keys))
@@ -79,7 +83,9 @@ def test_dumps_names_the_key_as_a_secret_and_leaves_live_objects_out(llm: Make, 
     assert '"PREM_API_KEY"' in text
 
 
-def test_a_serialised_model_loads_again(llm: Make, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_serialised_model_loads_again(
+    llm: Make, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREM_API_KEY", enclave.api_key)
     model = llm(temperature=0.5, max_tokens=50)
     again = load(
@@ -94,7 +100,13 @@ def test_a_serialised_model_loads_again(llm: Make, enclave: LocalEnclave, monkey
 
 def test_what_identifies_a_model_holds_no_key(llm: Make, enclave: LocalEnclave) -> None:
     model = llm()
-    for shown in (repr(model), str(model), str(model.asdict()), str(model._get_invocation_params()), str(model.model_dump())):
+    for shown in (
+        repr(model),
+        str(model),
+        str(model.asdict()),
+        str(model._get_invocation_params()),
+        str(model.model_dump()),
+    ):
         assert enclave.api_key not in shown
 
 

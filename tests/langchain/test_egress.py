@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from langchain_core.caches import BaseCache, InMemoryCache
 from langchain_core.globals import set_llm_cache
+from langchain_core.messages import HumanMessage
 from langchain_core.tracers.langchain import LangChainTracer
-from langchain_prem import ChatPremEncrypted, PlaintextEgressWarning
-
 from langsmith import Client
 
+from langchain_prem import ChatPremEncrypted, PlaintextEgressWarning
 from prem_core import ConfigurationError
 
 Make = Callable[..., ChatPremEncrypted]
@@ -76,7 +76,7 @@ async def test_with_error_nothing_is_written_or_sent(
             case "stream":
                 list(model.stream("Hello"))
             case "generate":
-                model.generate([[("human", "Hello")]])
+                model.generate([[HumanMessage("Hello")]])
             case "ainvoke":
                 await model.ainvoke("Hello")
             case "astream":

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import langchain_core.exceptions as core
-import prem_core
 import pytest
-from langchain_prem import ChatPremEncrypted, RefusalError
-from langchain_prem._errors import CONDITIONS, joined, translate
 from upstream import Upstream, delta
 
+import prem_core
+from langchain_prem import ChatPremEncrypted, RefusalError
+from langchain_prem._errors import CONDITIONS, joined, translate
 from prem_core.enclave import LocalEnclave
 
 Make = Callable[..., ChatPremEncrypted]
@@ -70,7 +70,11 @@ def test_a_wrong_key_and_a_missing_scope_have_their_own_errors(enclave: LocalEnc
 
 def test_a_service_that_is_not_there_is_a_connection_error() -> None:
     model = ChatPremEncrypted(
-        model="m", api_key="sk_test_x", proxy_url="http://127.0.0.1:9", enclave_url="http://127.0.0.1:9", max_retries=0
+        model="m",
+        api_key="sk_test_x",
+        proxy_url="http://127.0.0.1:9",
+        enclave_url="http://127.0.0.1:9",
+        max_retries=0,
     )
     with pytest.raises(core.ModelConnectionError) as caught:
         model.invoke("?")
@@ -85,7 +89,7 @@ def test_a_cut_answer_is_an_error_and_never_a_short_answer(upstream: Upstream, s
         got = []
         with pytest.raises(prem_core.APIError):
             for chunk in model.stream("?") if streamed else [model.invoke("?")]:
-                got.append(chunk.text)  # noqa: PERF401 - what came before the error counts
+                got.append(chunk.text)
     assert got == (["Once upon a time"] if streamed else [])
 
 

@@ -15,9 +15,9 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_prem._messages import wire_messages
 from wire import PARAMS
 
+from langchain_prem._messages import wire_messages
 from prem_core import InvalidParameterError
 
 PNG = "iVBORw0KGgo="
@@ -50,7 +50,10 @@ def wire(*messages: BaseMessage) -> list[dict[str, Any]]:
             ToolMessage([{"type": "text", "text": "7"}], tool_call_id="1"),
             {"role": "tool", "content": [{"type": "text", "text": "7"}], "tool_call_id": "1"},
         ),
-        (SystemMessage(["a", "b"]), {"role": "system", "content": [{"type": "text", "text": t} for t in "ab"]}),
+        (
+            SystemMessage(["a", "b"]),
+            {"role": "system", "content": [{"type": "text", "text": t} for t in "ab"]},
+        ),
     ],
 )
 def test_each_message_has_the_schemas_form(message: BaseMessage, expected: dict[str, Any]) -> None:
@@ -86,18 +89,28 @@ def test_each_message_has_the_schemas_form(message: BaseMessage, expected: dict[
          FILE),
     ],
 )  # fmt: skip
-def test_every_form_of_a_users_block_becomes_the_schemas_part(block: dict[str, Any], part: dict[str, Any]) -> None:
+def test_every_form_of_a_users_block_becomes_the_schemas_part(
+    block: dict[str, Any], part: dict[str, Any]
+) -> None:
     assert wire(HumanMessage([block])) == [{"role": "user", "content": [part]}]
 
 
 @pytest.mark.parametrize(
     ("message", "path", "why"),
     [
-        (HumanMessage(["a", {"type": "video", "base64": "AA==", "mime_type": "video/mp4"}]), "0.content.1", "'video'"),
+        (
+            HumanMessage(["a", {"type": "video", "base64": "AA==", "mime_type": "video/mp4"}]),
+            "0.content.1",
+            "'video'",
+        ),
         (HumanMessage([{"type": "image", "file_id": "f"}]), "0.content.0", "file id"),
         (HumanMessage([{"type": "image", "base64": PNG}]), "0.content.0", "media type"),
         (HumanMessage([{"type": "image"}]), "0.content.0", "URL or base64"),
-        (HumanMessage([{"type": "audio", "base64": "AA==", "mime_type": "audio/flac"}]), "0.content.0", "wav or mp3"),
+        (
+            HumanMessage([{"type": "audio", "base64": "AA==", "mime_type": "audio/flac"}]),
+            "0.content.0",
+            "wav or mp3",
+        ),
         (HumanMessage([{"type": "audio", "url": "https://a.example/b.wav"}]), "0.content.0", "by URL"),
         (HumanMessage([{"type": "file", "url": "https://a.example/b.pdf"}]), "0.content.0", "by URL"),
         (HumanMessage([{"type": "file"}]), "0.content.0", "base64 data or the id"),
@@ -152,7 +165,9 @@ def test_a_call_whose_arguments_were_not_json_is_sent_as_the_model_wrote_it() ->
         AIMessage("", tool_calls=[CALL], additional_kwargs={"reasoning_content": "Hm."}),
         AIMessage([{"type": "reasoning", "reasoning": "Hm."}], tool_calls=[CALL]),
         AIMessage([{"type": "thinking", "thinking": "Hm.", "signature": "s"}], tool_calls=[CALL]),
-        AIMessage([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}], tool_calls=[CALL]),
+        AIMessage(
+            [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}], tool_calls=[CALL]
+        ),
         AIMessage(
             [{"type": "reasoning", "reasoning": "Hm."}],
             tool_calls=[CALL],

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
-from langchain_prem import ChatPremEncrypted
 from wire import Opened
 
+from langchain_prem import ChatPremEncrypted
 from prem_core import InvalidParameterError
 
 Make = Callable[..., ChatPremEncrypted]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from langchain_core.exceptions import ModelNotFoundError
 from langchain_core.tools import tool
-from langchain_prem import ChatPremEncrypted
 
+from langchain_prem import ChatPremEncrypted
 from prem_core.enclave import LocalEnclave
 
 #: Words that occur in the conversation below and nowhere else.
@@ -70,7 +70,9 @@ async def test_what_the_gateway_saw_can_be_opened_with_the_enclaves_key_alone(
     assert opened.params["messages"][0]["content"] == f"Hello {PROMPT_WORD}"
     chunks = opened.chunks(exchange.response_body)
     assert [list(CHUNK.iter_errors(chunk)) for chunk in chunks] == [[]] * len(chunks)
-    assert PROMPT_WORD in "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+    assert PROMPT_WORD in "".join(
+        c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]
+    )
 
 
 def test_every_request_has_a_secret_and_a_nonce_of_its_own(

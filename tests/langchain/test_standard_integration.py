@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 from langchain_core.messages import AIMessage
-from langchain_prem import ChatPremEncrypted
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from wire import DATA
 
+from langchain_prem import ChatPremEncrypted
 from prem_core.enclave import LocalEnclave
 
 #: The suite downloads its media from the web; these stand in for them, by file type.
@@ -100,10 +100,14 @@ class TestIntegration(ChatModelIntegrationTests):
         assert full is not None
         return full
 
-    @pytest.mark.xfail(reason="the published schema: for tool messages, only type text is supported", strict=True)
+    @pytest.mark.xfail(
+        reason="the published schema: for tool messages, only type text is supported", strict=True
+    )
     def test_image_tool_message(self, model: Any) -> None:
         super().test_image_tool_message(model)
 
-    @pytest.mark.xfail(reason="the published schema: for tool messages, only type text is supported", strict=True)
+    @pytest.mark.xfail(
+        reason="the published schema: for tool messages, only type text is supported", strict=True
+    )
     def test_pdf_tool_message(self, model: Any) -> None:
         super().test_pdf_tool_message(model)

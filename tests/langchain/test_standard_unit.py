@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langchain_prem import ChatPremEncrypted
 from langchain_tests.unit_tests import ChatModelUnitTests
+
+from langchain_prem import ChatPremEncrypted
 
 
 class TestUnit(ChatModelUnitTests):

@@ -9,11 +9,11 @@ from typing import Any, Literal, TypedDict
 import pytest
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
-from langchain_prem import ChatPremEncrypted, RefusalError
 from pydantic import BaseModel, Field
 from upstream import Upstream, delta, finish, tool_call
 from wire import Opened
 
+from langchain_prem import ChatPremEncrypted, RefusalError
 from prem_core import InvalidParameterError, LengthFinishReasonError
 from prem_core.enclave import LocalEnclave
 
@@ -123,7 +123,9 @@ def test_include_raw_gives_a_parsing_error_instead_of_raising_it(scripted: Make)
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("content", ['{"total": 12', '{"total": "zebra-17"}', "zebra-17"])
-def test_a_wrong_answer_is_an_error_that_does_not_quote_it(scripted: Make, content: str, streamed: bool) -> None:
+def test_a_wrong_answer_is_an_error_that_does_not_quote_it(
+    scripted: Make, content: str, streamed: bool
+) -> None:
     class Total(BaseModel):
         total: float
 
@@ -144,7 +146,9 @@ def test_json_cut_by_the_token_limit_is_an_error_and_not_completed(
     class Amount(BaseModel):
         amount: int
 
-    model = scripted(delta(content='{"amount": 10'), finish("length")).with_structured_output(Amount, method=method)
+    model = scripted(delta(content='{"amount": 10'), finish("length")).with_structured_output(
+        Amount, method=method
+    )
     with pytest.raises(LengthFinishReasonError):
         list(model.stream("?")) if streamed else model.invoke("?")
 
@@ -158,14 +162,18 @@ def test_a_refusal_is_a_refusal_error(scripted: Make, streamed: bool) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_call_that_was_not_made_is_an_error_and_not_none(scripted: Make, streamed: bool) -> None:
-    model = scripted(delta(content="Hello"), finish()).with_structured_output(Invoice, method="function_calling")
+    model = scripted(delta(content="Hello"), finish()).with_structured_output(
+        Invoice, method="function_calling"
+    )
     with pytest.raises(OutputParserException, match="did not make the call"):
         list(model.stream("?")) if streamed else model.invoke("?")
 
 
 def test_partial_values_grow_while_the_answer_is_streamed(scripted: Make) -> None:
     chunks = [delta(content=piece) for piece in ('{"a": "x', 'y", ', '"b": [1', ", 2]}")]
-    model = scripted(*chunks, finish()).with_structured_output({"title": "t", "type": "object", "properties": {}})
+    model = scripted(*chunks, finish()).with_structured_output(
+        {"title": "t", "type": "object", "properties": {}}
+    )
     seen = list(model.stream("?"))
     assert seen[0] == {"a": "x"}
     assert seen[-1] == {"a": "xy", "b": [1, 2]}
@@ -216,7 +224,10 @@ def test_strict_is_sent_and_closes_the_schema(upstream: Upstream, scripted: Make
     assert form["schema"]["additionalProperties"] is False
 
 
-TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}} for name in "fg"]
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+    for name in "fg"
+]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +258,9 @@ def test_a_tool_choice_that_names_no_tool_is_refused(llm: Make, choice: Any) -> 
         llm().bind_tools(TOOLS, tool_choice=choice)
 
 
-def test_parallel_tool_calls_true_is_not_sent_and_false_is_refused(upstream: Upstream, scripted: Make) -> None:
+def test_parallel_tool_calls_true_is_not_sent_and_false_is_refused(
+    upstream: Upstream, scripted: Make
+) -> None:
     model = scripted(delta(content="a"), finish())
     model.bind_tools(TOOLS, parallel_tool_calls=True).invoke("?")
     assert "parallel_tool_calls" not in upstream.requests[-1][1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import assert_type
 
 from langchain_core.messages import AIMessage
-from langchain_prem import ChatPremEncrypted
 
+from langchain_prem import ChatPremEncrypted
 from prem_core import (
     AsyncChatCompletionStream,
     AsyncPremClient,

@@ -7,11 +7,12 @@ Everything is found by single passes with bounded patterns, so reading stays lin
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from prem_core.enclave.extractive import readings
 from prem_core.enclave.extractive.readings import Read
@@ -258,8 +259,8 @@ class Material:
 
     @cached_property
     def tables(self) -> list[Table]:
-        """Tables with a header: markdown, tab-separated, CSV or aligned with spaces."""
-        return list(_tables(self.lines))
+        """Tables with a header: markdown, tab-separated, CSV, aligned with spaces, or a JSON array of objects."""
+        return [*_tables(self.lines), *_json_tables(self.text)]
 
 
 IMPERATIVES = frozenset(
@@ -362,6 +363,8 @@ def _value_text(text: str) -> str:
 
 
 _SPACED = re.compile(r"\t+| {2,}")
+_JSON_ROWS = re.compile(r"\[\s{0,40}\{")
+_MAX_JSON = 20  # arrays tried; each try may read to the end of the text
 _SEPARATOR = re.compile(r"[\s|:+=-]+")
 
 
@@ -395,6 +398,27 @@ def _tables(lines: Sequence[str]) -> Iterator[Table]:
             if len(cells) >= 2:
                 group.append(cells)
         yield from _table(group)
+
+
+def _json_tables(text: str) -> Iterator[Table]:
+    decoder = json.JSONDecoder()
+    at = 0
+    for _ in range(_MAX_JSON):
+        start = _JSON_ROWS.search(text, at)
+        if not start:
+            return
+        try:
+            rows, at = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            at = start.end()
+            continue
+        names = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
+        cells = (tuple(_json_cell(row.get(name)) for name in names) for row in rows if isinstance(row, dict))
+        yield Table(tuple(label_keys(name) for name in names), tuple(cells))
+
+
+def _json_cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _table(group: Sequence[tuple[str, ...]]) -> Iterator[Table]:

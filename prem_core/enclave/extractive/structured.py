@@ -29,9 +29,9 @@ _MAX_OBJECTS = 50
 def schema_reply(schema: Mapping[str, Any], prompt: Prompt) -> Found:
     """A value valid under `schema`, taken from the conversation: the last message and tool results first."""
     results = [result.text for result in prompt.answered]
-    own = "\n\n".join(dict.fromkeys([prompt.request, *prompt.material, *results, *prompt.notes]))
-    material = Material(own)
-    return extract(schema, material, background="\n\n".join(prompt.earlier), topic=prompt.question)
+    files = [part for part in prompt.material if part not in prompt.request]
+    own = Material("\n\n".join([prompt.request, *files, *results, *prompt.notes]))
+    return extract(schema, own, background="\n\n".join(prompt.earlier), topic=prompt.question)
 
 
 def object_reply(prompt: Prompt, limit: int) -> Found:

@@ -77,6 +77,7 @@ _ABBREVIATION = re.compile(
     r"|(?:^|[\s.])[A-Za-z])\.\s+$"
 )
 _RULE = re.compile(r"[\W_]*")
+_WRAPPED = 40  # a shorter line ends where its author ended it
 _BULLET = re.compile(r"\s*(?:[-*•]|\d{1,3}[.)])\s+")
 
 
@@ -109,7 +110,7 @@ def sentences(text: str) -> list[str]:
             lines[-1] += " " + line
         else:
             lines.append(_BULLET.sub("", line, count=1) if _BULLET.match(line) else line)
-        wrapped = not line.endswith((".", "!", "?", ":", ";", "|"))
+        wrapped = len(line) >= _WRAPPED and not line.endswith((".", "!", "?", ":", ";", "|"))
     return [sentence for line in lines for sentence in split_sentences(line)]
 
 

@@ -1,4 +1,4 @@
-"""A client made of raw HTTP and raw keys, and a stand-in for an OpenAI-compatible server.
+"""A client made of raw HTTP and raw keys.
 
 The package's own client is left out on purpose: these tests hold the server against the published
 documents, not against our other half.
@@ -6,32 +6,24 @@ documents, not against our other half.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from jsonschema import Draft202012Validator
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from wire import DATA
+from wire import schema as validator
 
 from prem_core._kem import PublicKey
 from prem_core._seal import EncryptionKeys, new_nonce
 from prem_core._sse import EventDecoder
 from prem_core.enclave import LocalEnclave
 
-SCHEMAS = Path(__file__).parents[1] / "data" / "schemas"
+SCHEMAS = DATA / "schemas"
 CHAT = "/rvenc/chat/completions"
-
-
-def validator(name: str) -> Draft202012Validator:
-    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
 
 
 @dataclass
@@ -121,72 +113,12 @@ def params(content: Any = "Say hello.", **more: Any) -> dict[str, Any]:
     }
 
 
-def chunk(content: str | None = None, *, finish: str | None = None, **more: Any) -> dict[str, Any]:
-    delta = {} if content is None else {"content": content}
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": "stub",
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
-        **more,
-    }
-
-
-def usage_chunk(total: int) -> dict[str, Any]:
-    usage = {"prompt_tokens": total - 1, "completion_tokens": 1, "total_tokens": total}
-    return {**chunk(), "choices": [], "usage": usage}
-
-
-@dataclass
-class Upstream:
-    """A real OpenAI-compatible server whose answer each test sets."""
-
-    url: str = ""
-    answer: Callable[[dict[str, Any]], Response] = lambda body: Response(status_code=500)
-    requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
-    left: threading.Event = field(default_factory=threading.Event)
-
-    async def complete(self, request: Request) -> Response:
-        body = await request.json()
-        self.requests.append((dict(request.headers), body))
-        return self.answer(body)
-
-    def says(self, *chunks: Any, done: bool = True) -> None:
-        """Answer with these chunks."""
-
-        async def events() -> AsyncIterator[str]:
-            for each in chunks:
-                yield f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n"
-            if done:
-                yield "data: [DONE]\n\n"
-
-        self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
-
-    def stalls(self, *chunks: Any) -> None:
-        """Answer with these chunks and then nothing; `left` is set when the reader leaves."""
-
-        async def events() -> AsyncIterator[str]:
-            try:
-                for each in chunks:
-                    yield f"data: {json.dumps(each)}\n\n"
-                await asyncio.sleep(60)
-            finally:
-                self.left.set()
-
-        self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
-
-    def refuses(self, status: int, body: Any = None, **headers: str) -> None:
-        """Answer with an HTTP error."""
-        content = json.dumps(body).encode()
-        self.answer = lambda _: Response(
-            content, status, {k.replace("_", "-"): v for k, v in headers.items()}
-        )
-
-
 def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
     """Wait for what another thread is about to do."""
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         time.sleep(0.01)
     return true()
+
+
+__all__ = ["CHAT", "SCHEMAS", "Sealed", "Wire", "eventually", "params", "validator"]
