@@ -10,6 +10,7 @@ import base64
 import datetime
 import json
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -193,10 +194,8 @@ def test_the_best_matching_sentence_of_the_context_is_quoted(
 
 def test_verbosity_sets_how_many_sentences_are_quoted_in_document_order() -> None:
     text = "Ships carry tea. Ships carry coal. Nobody came. Ships carry salt. Ships carry rice."
-    replies = {
-        level: ask(f"{text}\n\nWhat do ships carry?", verbosity=level).content
-        for level in ("low", "medium", "high")
-    }
+    prompt = f"{text}\n\nWhat do ships carry?"
+    replies = {level: ask(prompt, verbosity=level).content for level in ("low", "medium", "high")}
     assert replies == {
         "low": "Ships carry tea.",
         "medium": "Ships carry tea. Ships carry coal.",
@@ -1161,6 +1160,27 @@ def test_the_same_request_gets_the_same_chunks_whatever_the_sampling() -> None:
     assert ask(text) == ask(text, **sampling, **kept, **prediction)
 
 
+def test_the_reply_does_not_depend_on_the_hash_seed() -> None:
+    script = (
+        "import json, sys; from prem_core.enclave.extractive import complete\n"
+        "print(json.dumps(list(complete(json.load(sys.stdin), created=1))))"
+    )
+    schema = json_schema(Invoice.model_json_schema())
+    request = {"model": "m", "messages": [user(MARKDOWN_INVOICE)], "response_format": schema}
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            input=json.dumps(request),
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(outputs) == 1
+
+
 # -- refusals
 
 
@@ -1215,6 +1235,20 @@ def test_parts_that_cannot_be_read_are_refused_without_quoting_them(part: dict[s
         ask([user([part])])
     assert (refusal.value.status, refusal.value.param) == (400, param)
     assert "secret" not in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"properties": []}, {"type": 5}, {"enum": "abc"}, {"minimum": "1"}, {"anyOf": {}}, {"items": 3}],
+)
+def test_what_is_no_json_schema_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(EngineError) as refusal:
+        ask("Hello", response_format=json_schema(schema))
+    assert (refusal.value.status, refusal.value.param) == (400, "response_format")
+    function = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", **schema}}}
+    with pytest.raises(EngineError) as refusal:
+        ask("Hello", tools=[function])
+    assert (refusal.value.status, refusal.value.param) == (400, "tools")
 
 
 def test_a_schema_nested_beyond_reason_is_refused() -> None:

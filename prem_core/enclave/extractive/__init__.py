@@ -23,8 +23,10 @@ from typing import Any
 
 from prem_core.enclave._engine import EngineError
 from prem_core.enclave.extractive.answers import SENTENCES, answer
+from prem_core.enclave.extractive.pieces import compact
 from prem_core.enclave.extractive.prompt import Prompt, read_prompt
-from prem_core.enclave.extractive.stream import Limits, Reply, StreamedCall, compact, stream
+from prem_core.enclave.extractive.schemas import readable
+from prem_core.enclave.extractive.stream import Limits, Reply, StreamedCall, stream
 from prem_core.enclave.extractive.structured import object_reply, schema_reply
 from prem_core.enclave.extractive.tools import Call, choose_calls
 
@@ -32,6 +34,7 @@ __all__ = ["complete"]
 
 _FINGERPRINT = "extractive-1"
 _MAX_CHOICES = 128
+_MAX_NAMED = 5  # tools named in the reasoning, which is to be short
 
 
 def complete(params: Mapping[str, Any], *, created: int) -> Iterator[dict[str, Any]]:
@@ -92,13 +95,16 @@ def _replies(params: Mapping[str, Any], prompt: Prompt) -> list[Reply]:
     """One reply per choice. Only answers in words differ: choice i starts from the next-best sentence."""
     choices = range(params.get("n") or 1)
     if calls := choose_calls(params, prompt):
-        names = ", ".join(dict.fromkeys(call.name for call in calls))
+        names = ", ".join(dict.fromkeys(call.name for call in calls[:_MAX_NAMED]))
         why = f"The request asks for {names}: {len(calls)} {'call' if len(calls) == 1 else 'calls'}."
         return [Reply(_reasoning(params, why), "", _identified(params, calls, i)) for i in choices]
     limit = SENTENCES[params.get("verbosity") or "medium"]
     form = params.get("response_format") or {}
     if form.get("type") == "json_schema" and form["json_schema"].get("schema"):
-        found = schema_reply(form["json_schema"]["schema"], prompt)
+        schema = form["json_schema"]["schema"]
+        if not readable(schema):
+            raise EngineError(400, "response_format holds no JSON schema", param="response_format")
+        found = schema_reply(schema, prompt)
     elif form.get("type") in ("json_schema", "json_object"):
         found = object_reply(prompt, limit)
     else:
@@ -115,7 +121,7 @@ def _reasoning(params: Mapping[str, Any], why: str) -> str:
             return ""
         case "minimal" | "low":
             return why
-    return f"{why} Nothing is added to what the prompt holds."
+    return f"{why} This is extraction, not reasoning."
 
 
 def _identified(params: Mapping[str, Any], calls: Sequence[Call], choice: int) -> tuple[StreamedCall, ...]:

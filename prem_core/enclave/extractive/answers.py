@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prem_core.enclave.extractive.pieces import compact
 from prem_core.enclave.extractive.prompt import Answered, Prompt
 from prem_core.enclave.extractive.ranking import best, rank
-from prem_core.enclave.extractive.stream import compact
 from prem_core.enclave.extractive.words import is_closed, sentences
 
 SENTENCES = {"low": 1, "medium": 2, "high": 3}

@@ -8,18 +8,17 @@ from typing import Any
 
 from prem_core.enclave.extractive.words import WORD, sentences
 
+CURRENCY_SIGNS = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
+
 
 def _mention(member: Any) -> re.Pattern[str] | None:
     words = WORD.findall(str(member).replace("_", " ").replace("-", " "))
     if not words or isinstance(member, bool) or member is None:
         return None
     body = r"[\s_-]+".join(re.escape(word) for word in words)
-    symbols = "".join(re.escape(sign) for sign, code in _SIGNS if code == member)
+    symbols = "".join(re.escape(sign) for sign, code in CURRENCY_SIGNS.items() if code == member)
     flags = re.I if len(str(member)) > 1 else re.NOFLAG
     return re.compile(rf"(?<!\w){body}(?!\w)" + (f"|[{symbols}]" if symbols else ""), flags)
-
-
-_SIGNS = (("$", "USD"), ("€", "EUR"), ("£", "GBP"), ("¥", "JPY"))
 
 
 def mentioned_at(text: str, member: Any) -> int:

@@ -7,14 +7,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prem_core.enclave.extractive.material import Material, key
+from prem_core.enclave.extractive.keys import keys
+from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.readings import Read
 
 # How far, in characters, a number may be behind or before the words it belongs to.
 _BEHIND, _BEFORE = 24, 8
 _BREAK = re.compile(r"[.!?;\n]\s|\n|\w+\W+\w+\W+\w+\W+\w")
 # An age is told without the word: "is 34 years old", "Anna is 34", "Anna (34)".
-_AGE = frozenset(key(word) for word in ("age", "aged", "year"))
+_AGE = keys("age aged year")
 _TELLS_AGE = re.compile(r"(?:\b(?:is|was|turned|turns|aged?)\s|\()$", re.I)
 
 

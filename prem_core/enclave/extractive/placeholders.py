@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prem_core.enclave.extractive.patterns import shortest_match
-from prem_core.enclave.extractive.schemas import Schema, Schemas, types
+from prem_core.enclave.extractive.schemas import Schema, Schemas, kinds
 
 MISSING: Any = object()  # "there is no value", told apart from null, which is one
 
@@ -46,13 +46,15 @@ def placeholder(
     for value in _declared(resolved):
         if schemas.valid(value, schema):
             return value
-    for branch in (*resolved.get("anyOf", ()), *resolved.get("oneOf", ())):
+    branches = [*resolved.get("anyOf", ()), *resolved.get("oneOf", ())]
+    for branch in branches:
         outer = {name: part for name, part in resolved.items() if name not in ("anyOf", "oneOf")}
         value = placeholder(schemas, {"allOf": [outer, branch]}, quote, seen)
         if value is not MISSING and schemas.valid(value, schema):
             return value
-    allowed = types(resolved) or [_implied(resolved)]
-    for kind in sorted(allowed, key=lambda kind: kind != "null"):
+    if branches:
+        return MISSING
+    for kind in sorted(kinds(resolved) or ["string"], key=lambda kind: kind != "null"):
         match kind:
             case "null":
                 value = None
@@ -77,34 +79,21 @@ def _declared(schema: Schema) -> list[Any]:
     return values + sorted(members, key=lambda member: str(member).casefold() not in _UNKNOWN)
 
 
-def _implied(schema: Schema) -> str:
-    if "properties" in schema or "required" in schema:
-        return "object"
-    if "items" in schema or "prefixItems" in schema:
-        return "array"
-    return "string" if "oneOf" not in schema and "anyOf" not in schema else "null"
-
-
-def _number(schema: Schema, kind: str) -> float | int:
+def _number(schema: Schema, kind: str) -> float:
+    """Zero if it is allowed, else a number at or next to a bound."""
     low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
     high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
     step = schema.get("multipleOf") or (1 if kind == "integer" else None)
-    if kind == "integer" and step and not float(step).is_integer():
-        step = 1
-    if step is None:
-        # Anything between the bounds will do; a bound itself may be excluded.
-        if low < 0 < high:
-            return 0
-        choices = [bound for bound in (0, low, high) if math.isfinite(bound)]
-        middle = (low + high) / 2 if math.isfinite(low) and math.isfinite(high) else None
-        choices += [middle] if middle is not None else [low + 1 if math.isfinite(low) else high - 1]
-        return next((value for value in choices if Schemas(schema).valid(value, schema)), 0)
-    if low <= 0 <= high and Schemas(schema).valid(0, schema):
-        return 0
-    start = math.ceil(low / step) if low > 0 or (low == 0 and high > 0) else math.floor(high / step)
-    direction = 1 if low >= 0 else -1
-    candidates = [(start + direction * i) * step for i in range(3)]
-    value = next((value for value in candidates if Schemas(schema).valid(value, schema)), candidates[0])
+    candidates: list[float] = [0]
+    for bound in (low, high):
+        if math.isfinite(bound):
+            around = range(-1, 3)
+            candidates += [math.floor(bound / step) * step + i * step for i in around] if step else [bound]
+            candidates += [] if step else [bound + 1, bound - 1]
+    if math.isfinite(low) and math.isfinite(high):
+        candidates.append((low + high) / 2)
+    plain = Schemas({})
+    value = next((value for value in candidates if plain.valid(value, {**schema, "type": kind})), 0)
     return int(value) if float(value).is_integer() else value
 
 

@@ -172,7 +172,7 @@ def split_question(text: str) -> tuple[str, list[str]]:
     if context:
         *above, below = context
         head, _, tail = below.rpartition("\n")
-        if tail.strip().endswith("?") and head.strip():
+        if is_question(tail.strip()) and head.strip():
             return tail.strip(), [*above, head.strip()]
         if preface:
             return preface, context

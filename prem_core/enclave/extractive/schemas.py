@@ -33,6 +33,9 @@ class Schemas:
         if isinstance(schema, bool):
             return {} if schema else {"not": {}}
         merged: dict[str, Any] = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
+        if isinstance(merged.get("items"), list):  # how drafts before 2020-12 write tuples
+            merged["prefixItems"] = merged.pop("items")
+            merged["items"] = merged.pop("additionalItems", True)
         parts: list[Schema | bool] = list(schema.get("allOf", ()))
         reference = schema.get("$ref")
         if isinstance(reference, str) and reference not in followed:
@@ -98,6 +101,52 @@ class Schemas:
             return False
         others = schema.get("additionalProperties", True)
         return all(self.valid(inner, properties.get(name, others)) for name, inner in value.items())
+
+
+def kinds(schema: Schema) -> list[str]:
+    """The type names of a resolved schema, or else those its other keywords imply; empty if anything will do."""
+    if declared := types(schema):
+        return declared
+    if "properties" in schema or "required" in schema:
+        return ["object"]
+    return ["array"] if "items" in schema or "prefixItems" in schema else []
+
+
+def readable(schema: Any) -> bool:
+    """Whether a JSON value is a schema in shape, so that reading it cannot fail half-way."""
+    if not isinstance(schema, dict):
+        return isinstance(schema, bool)
+    for name, part in schema.items():
+        if name in _SCHEMA:
+            right = readable(part) or (
+                name == "items" and isinstance(part, list) and all(map(readable, part))
+            )
+        elif name in _SCHEMAS:
+            right = isinstance(part, list) and all(map(readable, part))
+        elif name in _NAMED_SCHEMAS:
+            right = isinstance(part, dict) and all(map(readable, part.values()))
+        elif name in _NUMBERS:
+            right = is_type(part, "number")
+        elif name in _COUNTS:
+            right = is_type(part, "integer") and part >= 0
+        elif name == "required":
+            right = isinstance(part, list) and all(isinstance(member, str) for member in part)
+        elif name == "type":
+            right = isinstance(part, str) or (
+                isinstance(part, list) and all(isinstance(kind, str) for kind in part)
+            )
+        else:
+            right = name != "enum" or isinstance(part, list)
+        if not right:
+            return False
+    return True
+
+
+_SCHEMA = {"items", "additionalProperties", "additionalItems", "not"}
+_SCHEMAS = {"anyOf", "oneOf", "allOf", "prefixItems"}
+_NAMED_SCHEMAS = {"properties", "$defs", "definitions"}
+_NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
+_COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
 
 
 def types(schema: Schema) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +128,3 @@ def _logprobs(piece: str, top: int) -> dict[str, Any]:
     # The engine is certain of what it quotes: probability 1 for the token, none for any other.
     token = {"token": piece, "logprob": 0.0, "bytes": list(piece.encode())}
     return {"content": [{**token, "top_logprobs": [token] if top else []}]}
-
-
-def compact(value: Any) -> str:
-    """JSON text without spaces, characters as they are."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

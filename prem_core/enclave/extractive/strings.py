@@ -13,33 +13,28 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from prem_core.enclave.extractive import readings
-from prem_core.enclave.extractive.material import IMPERATIVES, Material, key
+from prem_core.enclave.extractive.keys import key, keys
+from prem_core.enclave.extractive.material import Material
+from prem_core.enclave.extractive.mentions import CURRENCY_SIGNS
 from prem_core.enclave.extractive.nearest import clusters
 from prem_core.enclave.extractive.readings import Read
-from prem_core.enclave.extractive.words import STOPWORDS, WORD
+from prem_core.enclave.extractive.words import IMPERATIVES, STOPWORDS, WORD
 
-
-def _keys(words: str) -> frozenset[str]:
-    return frozenset(key(word) for word in words.split())
-
-
-_PLACE = _keys(
+_PLACE = keys(
     "location city place country town region state where destination origin venue capital departure arrival"
 )
-_COMPANY = _keys("vendor company employer manufacturer brand issuer customer bank publisher")
-_DAY = _keys("date day when deadline due birthday dob")
-_HOUR = _keys("time hour clock")
-_GENERIC = _DAY | _HOUR | _keys("email address url uri link")
-_LONG = _keys(
+_COMPANY = keys("vendor company employer manufacturer brand issuer customer bank publisher")
+_DAY = keys("date day when deadline due birthday dob")
+_HOUR = keys("time hour clock")
+_GENERIC = _DAY | _HOUR | keys("email address url uri link")
+_LONG = keys(
     "answer summary explanation reason text content response message reply body overview conclusion note query"
 )
-_REMAINDER = _keys(
-    "query question input text prompt message request search content keyword term task command"
-)
-_DESCRIPTION = _keys("description detail about summary note comment bio")
-_ITEM = _keys("description name title label")
-_FORMULA = _keys("expression formula equation calculation")
-_NAMED = _keys("name person who title author user")
+_REMAINDER = keys("query question input text prompt message request search content keyword term task command")
+_DESCRIPTION = keys("description detail about summary note comment bio")
+_ITEM = keys("description name title label")
+_FORMULA = keys("expression formula equation calculation")
+_NAMED = keys("name person who title author user")
 
 # The preposition that leads to the value of a property with this word in its name.
 _PREPOSITIONS = {
@@ -73,7 +68,6 @@ _PHONE = re.compile(r"(?<![\w-])(?:\+|00)?\(?\d[\d ()/.-]{5,22}\d(?![\w-])")
 _CURRENCY = re.compile(
     r"\b(?:USD|EUR|GBP|JPY|CHF|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|CZK|BRL|MXN|KRW|BTC|ETH)\b|[$€£¥]"
 )
-_SYMBOLS = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
 _CODE = re.compile(r"(?<![\w-])(?=[\w/-]{0,40}\d)(?=[\w/-]{0,40}[A-Z])[A-Z0-9][\w/-]{1,40}(?![\w-])")
 _ARITHMETIC = re.compile(r"[\d(](?:[\d\s.()]{0,200}[-+*/^×÷%]){1,50}[\d\s.()]{0,200}[\d)]")
 _DASH = re.compile(r"\s[-–—]\s|:\s")
@@ -92,7 +86,11 @@ _QUOTATION_MARKS = frozenset("\"'“«「`‘")
 _ASKED_FOR = re.compile(
     r":\s+|\b(?:for|about|that|on|whether)\s+|\b(?=(?:how|what|who|when|where|why)\b)", re.I
 )
-_CLOSE = 20
+# What stands between an item and its numbers: "2 x", "at 12.50", "EUR".
+_AROUND_ITEM = re.compile(
+    r"^[\s\W]*(?:x\b|×|@|of\b|at\b|=)?[\s\W]*|[\s\W]*(?:\b(?:x|at|for|each|is|[A-Z]{3}))?[\s\W]*$"
+)
+_CLOSE = 20  # characters between a property's words and a value that belongs to them
 _PLACE_BEFORE = re.compile(
     r"\b(?:in|at|near|for|to|from|around|of)\s+(?:the\s+(?:city|town)\s+of\s+)?$", re.I
 )
@@ -174,16 +172,16 @@ def _as_written(material: Material, reads: Iterable[Read]) -> list[Read]:
 
 def _currencies(material: Material) -> list[Read]:
     return [
-        Read(_SYMBOLS.get(str(read.value), read.value), read.start, read.end)
+        Read(CURRENCY_SIGNS.get(str(read.value), read.value), read.start, read.end)
         for read in _matches(_CURRENCY, material.text)
     ]
 
 
 _BY_KEY: tuple[tuple[frozenset[str], Finder], ...] = (
-    (_keys("email"), lambda material: material.emails),
-    (_keys("url uri link website homepage webpage"), lambda material: material.uris),
-    (_keys("iban"), partial(_matching, pattern=_IBAN)),
-    (_keys("phone fax"), partial(_matching, pattern=_PHONE)),
+    (keys("email"), lambda material: material.emails),
+    (keys("url uri link website homepage webpage"), lambda material: material.uris),
+    (keys("iban"), partial(_matching, pattern=_IBAN)),
+    (keys("phone fax"), partial(_matching, pattern=_PHONE)),
 )
 
 
@@ -198,13 +196,13 @@ def _after_words(material: Material, words: frozenset[str], reader: Finder) -> I
 
 def _stated(material: Material, words: frozenset[str], required: bool) -> Iterator[Read]:
     """ "<name> is X", "<name>: X", "named X", "<name> 'X'", "<name> INV-1042"."""
-    named = words | _keys("named called") if words & _keys("name title") else words
+    named = words | keys("named called") if words & keys("name title") else words
     for share, _, end in clusters(material, words):
         # Half a name is enough only for what must be found: "invoice INV-7" for an invoice_number.
         if share > 0.5 or (required and share == 0.5):
             yield from _value_at(material, end, share)
     if named != words:
-        for _, _, end in clusters(material, _keys("named called")):
+        for _, _, end in clusters(material, keys("named called")):
             yield from _value_at(material, end, 1.0)
 
 
@@ -276,11 +274,7 @@ def _leftover(material: Material) -> Iterator[Read]:
     runs: list[Read] = []
     for begin, end in [*cuts, (len(material.text), len(material.text))]:
         run = material.text[start:begin]
-        bare = re.sub(
-            r"^[\s\W]*(?:x\b|×|@|of\b|at\b|=)?[\s\W]*|[\s\W]*(?:\b(?:x|at|for|each|is|[A-Z]{3}))?[\s\W]*$",
-            "",
-            run,
-        )
+        bare = _AROUND_ITEM.sub("", run)
         if any(character.isalpha() for character in bare):
             runs.append(Read(bare, start + run.index(bare), start + run.index(bare) + len(bare)))
         start = end
@@ -314,7 +308,7 @@ def _remainder(material: Material) -> Iterator[Read]:
 
 def currency_finder(words: frozenset[str]) -> Finder | None:
     """Currency codes and signs, for properties that ask for a currency."""
-    return _currencies if words & _keys("currency") else None
+    return _currencies if words & keys("currency") else None
 
 
 def asks_for_text(words: frozenset[str]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from prem_core.enclave.extractive.answers import answer
 from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.prompt import Prompt
+from prem_core.enclave.extractive.schemas import readable
 from prem_core.enclave.extractive.values import Found, extract
 
 # A word that announces the shape of the reply, before an embedded object.
@@ -52,7 +53,7 @@ def _asked_schema(text: str) -> tuple[dict[str, Any] | None, str]:
     scanned = text if len(text) <= 2 * _MAX_SCANNED else text[:_MAX_SCANNED] + "\n" + text[-_MAX_SCANNED:]
     objects = _objects(scanned)
     for start, end, value in reversed(objects):
-        if isinstance(value.get("properties"), dict):
+        if isinstance(value.get("properties"), dict) and readable(value):
             return value, text.replace(scanned[start:end], "")
     keys, sentence = _named_keys(scanned)
     if keys:

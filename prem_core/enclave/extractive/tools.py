@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prem_core.enclave._engine import EngineError
+from prem_core.enclave.extractive.clauses import fragments
 from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.prompt import Answered, Prompt
-from prem_core.enclave.extractive.schemas import Schema, Schemas, types
+from prem_core.enclave.extractive.schemas import Schema, Schemas, readable, types
 from prem_core.enclave.extractive.values import Found, extract
 from prem_core.enclave.extractive.words import STOPWORDS, WORD, identifier_words, stem
 
@@ -42,43 +43,10 @@ class Tool:
 
 
 # Words that say nothing about what a tool does, beside the stopwords.
-_GENERIC = frozenset(
-    stem(word)
-    for word in [
-        "call",
-        "fetch",
-        "find",
-        "function",
-        "get",
-        "input",
-        "lookup",
-        "make",
-        "my",
-        "obtain",
-        "output",
-        "parameter",
-        "perform",
-        "result",
-        "retrieve",
-        "return",
-        "run",
-        "string",
-        "tool",
-        "value",
-        "useful",
-        "provide",
-        "integer",
-        "int",
-        "str",
-        "take",
-        "two",
-        "number",
-        "name",
-        "default",
-        "true",
-        "false",
-    ]
-)
+_GENERIC_WORDS = """call fetch find function get input lookup make my obtain output parameter perform result
+retrieve return run string tool value useful provide integer int str take two number
+name default true false"""
+_GENERIC = frozenset(stem(word) for word in _GENERIC_WORDS.split())
 # The operators of arithmetic, by the names of the tools that do it.
 _OPERATORS = {
     "+": "add", "plus": "add", "sum": "add", "total": "add", "addition": "add", "adder": "add",
@@ -90,9 +58,8 @@ _SAME = {stem(word): stem(name) for word, name in _OPERATORS.items() if word.isa
 _OPERATOR = re.compile(r"(?<=[\d)])\s*([-+*/×÷])\s*(?=[\d(-])")
 
 _MENTIONED = 10.0  # the tool's very name is in the text
-_THRESHOLD = (
-    1.0  # what words must add up to, under "auto"; a whole name counts 2, a word of the description 0.6
-)
+# What words must add up to under "auto": a whole name counts 2, a word of the description 0.6.
+_THRESHOLD = 1.0
 
 
 def _terms(text: str) -> frozenset[str]:
@@ -109,17 +76,19 @@ def read_tools(params: Mapping[str, Any]) -> list[Tool]:
             raise EngineError(400, "tools of type custom are not supported by this engine", param="tools")
         function = tool["function"]
         parameters = function.get("parameters") or {"type": "object"}
+        if not readable(parameters):
+            raise EngineError(400, "tools hold parameters that are no JSON schema", param="tools")
         properties = Schemas(parameters).resolve(parameters)[0].get("properties", {})
         spoken = r"[\s_-]*".join(re.escape(word) for word in identifier_words(function["name"]))
         name_words = _terms(" ".join(identifier_words(function["name"])))
+        spelled = " ".join(word for name in properties for word in identifier_words(name))
         tools.append(
             Tool(
                 name=function["name"],
                 parameters=parameters,
                 name_words=name_words - _GENERIC or name_words,
                 description_words=_terms(str(function.get("description") or "")) - _GENERIC,
-                parameter_words=_terms(" ".join(" ".join(identifier_words(name)) for name in properties))
-                - _GENERIC,
+                parameter_words=_terms(spelled) - _GENERIC,
                 mention=re.compile(rf"(?<!\w){spoken or re.escape(function['name'])}(?!\w)", re.I),
             )
         )
@@ -220,42 +189,11 @@ def _score(tool: Tool, text: str, wanted: frozenset[str]) -> float:
 
 # -- clauses
 
-_CUT = re.compile(
-    r"(?P<end>[.!?;]+(?=\s|$)|\n+)|,?\s+(?:and(?:\s+(?:then|also))?|then|also|or|as well as)\s+|,\s+",
-    re.I,
-)
-_HELD = re.compile(
-    r"\"[^\"\n]{0,300}\"|(?<!\w)'[^'\n]{0,300}'(?!\w)|“[^”\n]{0,300}”|\([^()\n]{0,300}\)|\{[^{}\n]{0,300}\}"
-)
-_CAPITALS = r"[A-ZÀ-Þ][\w'’-]*(?: [A-ZÀ-Þ][\w'’-]*){0,3}"
-_LIST = re.compile(rf"{_CAPITALS}(?:, {_CAPITALS}){{1,20}},? (?:and|or) {_CAPITALS}(?![\w'’-]|, [A-Z])")
-
-
-def _fragments(text: str) -> list[str]:
-    """`text` cut wherever a clause may end; the pieces joined are the text. Quotes and brackets stay whole."""
-    held = [found.span() for found in _HELD.finditer(text)]
-    lists = [found.span() for found in _LIST.finditer(text)]
-    cuts: list[int] = []
-    at = 0
-    for cut in _CUT.finditer(text):
-        while at < len(held) and held[at][1] <= cut.start():
-            at += 1
-        if at < len(held) and held[at][0] < cut.start():
-            continue
-        after = text[cut.end() : cut.end() + 1]
-        # "San Francisco, CA" and "Paris, France" are one place; "Paris, London and Rome" are three.
-        comma = cut[0].strip() == ","
-        if comma and after.isupper() and not any(start < cut.start() < end for start, end in lists):
-            continue
-        cuts.append(cut.end())
-    starts = [0, *cuts]
-    return [text[start:end] for start, end in zip(starts, [*cuts, len(text)], strict=True) if start < end]
-
 
 def _clauses(tools: Sequence[Tool], text: str) -> list[tuple[Tool | None, str]]:
     """The clauses of a request with the tool each asks for; None for a leading clause that asks for none."""
     clauses: list[tuple[Tool | None, str]] = []
-    for fragment in _fragments(text):
+    for fragment in fragments(text):
         wanted = _terms(fragment)
         scored = [(_score(tool, fragment, wanted), -position) for position, tool in enumerate(tools)]
         best, position = max(scored)
@@ -291,17 +229,15 @@ def _each(tool: Tool, clause: str, prompt: Prompt) -> Iterator[Mapping[str, Any]
     whole = _arguments(tool, clause, prompt)
     if not whole.complete and not tool.mention.search(clause):
         return  # asked for in passing at most, and nothing to call it with
-    fragments = _fragments(clause)
-    first = next(
-        (i for i in range(1, len(fragments) + 1) if _complete(tool, "".join(fragments[:i]))), len(fragments)
-    )
+    parts = fragments(clause)
+    first = next((i for i in range(1, len(parts)) if _complete(tool, "".join(parts[:i]))), len(parts))
     properties = Schemas(tool.parameters).resolve(tool.parameters)[0].get("properties", {})
     has_array = any("array" in types(part) for part in properties.values() if isinstance(part, Mapping))
-    if first == len(fragments) or has_array or not properties:
+    if first == len(parts) or has_array or not properties:
         yield whole.value
         return
-    base = _arguments(tool, "".join(fragments[:first]), prompt).value
-    more = [_varied(tool, base, fragment) for fragment in fragments[first:]]
+    base = _arguments(tool, "".join(parts[:first]), prompt).value
+    more = [_varied(tool, base, fragment) for fragment in parts[first:]]
     if not any(more):
         yield whole.value
         return
@@ -310,19 +246,13 @@ def _each(tool: Tool, clause: str, prompt: Prompt) -> Iterator[Mapping[str, Any]
 
 
 def _varied(tool: Tool, base: Mapping[str, Any], fragment: str) -> Mapping[str, Any] | None:
-    """The arguments of one more call, where `fragment` gives the first required argument another value."""
+    """The arguments of one more call, if `fragment` alone gives what the tool requires, and gives it anew."""
     resolved, _ = Schemas(tool.parameters).resolve(tool.parameters)
-    required = [name for name in resolved.get("required", ()) if name in resolved.get("properties", {})]
-    leading = required or list(resolved.get("properties", {}))
-    if len(required) > 1 and not _complete(tool, fragment):
-        leading = leading[:1]
-    part = {**tool.parameters, **resolved, "required": leading[:1]}
-    found = extract(part, Material(fragment.rstrip(" .,;!?\n"), "clause"))
-    if not found.complete or not found.count or found.value.get(leading[0]) == base.get(leading[0]):
-        return None
-    if len(fragment.split()) > _MAX_ITEM_WORDS:
-        return None
-    return {**base, **found.value}
+    required = resolved.get("required") or list(resolved.get("properties", {}))[:1]
+    schema = {**tool.parameters, **resolved, "required": required}
+    found = extract(schema, Material(fragment.rstrip(" .,;!?\n"), "clause"))
+    new = found.complete and found.count and any(found.value[name] != base.get(name) for name in required)
+    return {**base, **found.value} if new and len(fragment.split()) <= _MAX_ITEM_WORDS else None
 
 
 _MAX_ITEM_WORDS = 8  # "and in Tokyo", "and for Rome tomorrow": a longer fragment says something else

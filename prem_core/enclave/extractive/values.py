@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prem_core.enclave.extractive import readings
-from prem_core.enclave.extractive.material import Field, Material, Table, key, label_keys
+from prem_core.enclave.extractive.keys import key, keys, label_keys
+from prem_core.enclave.extractive.layout import Field, Table
+from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.mentions import mentioned_at, without_listings
 from prem_core.enclave.extractive.nearest import clusters, nearest_number
 from prem_core.enclave.extractive.placeholders import MISSING, placeholder
@@ -465,9 +467,7 @@ class _Extraction:
 
 
 # An array of this name may be a list of whatever names the text has.
-_NAMES = frozenset(
-    key(word) for word in ("names", "people", "persons", "cities", "places", "countries", "companies")
-)
+_NAMES = keys("names people persons cities places countries companies")
 _DECLARING = {"anyOf", "oneOf", "enum", "const"}
 _NO_VALUE = ("", "-", "–", "n/a", "none", "null", "unknown")
 _NUMBER_LEAD = 12  # "approx. EUR 1,234.50": a number further in is not what the label states

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prem_core.enclave.extractive.material import Table, key
-from prem_core.enclave.extractive.schemas import Schema, types
+from prem_core.enclave.extractive.keys import keys
+from prem_core.enclave.extractive.layout import Table
+from prem_core.enclave.extractive.schemas import Schema, kinds
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,12 @@ class Want:
     @property
     def kind(self) -> list[str]:
         """The types of the value: as declared, else as its other keywords imply; empty if anything will do."""
-        if declared := types(self.schema):
-            return declared
-        if "properties" in self.schema:
-            return ["object"]
-        return ["array"] if "items" in self.schema else []
+        return kinds(self.schema)
 
 
-_NAME = frozenset([key("name")])
+_NAME = keys("name")
 # Words that make a label more certain, not more special: "Grand total" is the total.
-_GRAND = frozenset(key(word) for word in ("grand", "overall", "final", "gross"))
+_GRAND = keys("grand overall final gross")
 _LEAST = 0.45
 
 
