@@ -1051,6 +1051,25 @@ def test_a_loop_that_has_ended_is_not_kept():
     assert [loop() for loop in loops] == [None] * 3
 
 
+def test_a_loop_that_was_closed_without_a_farewell_is_not_kept():
+    # A loop that is only closed does not finalise its generators; with a client of the caller's none is needed.
+    def answer(request):
+        return httpx.Response(200, json={"data": []})
+
+    client = AsyncPremClient(
+        api_key="k", http_client=httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    )
+    loops = []
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(client.models.list()) == []
+        loop.close()
+        loops.append(weakref.ref(loop))
+        del loop
+    gc.collect()
+    assert [loop() for loop in loops[:2]] == [None] * 2
+
+
 async def test_an_async_client_can_be_used_again_after_it_was_closed():
     with Gateway() as gateway:
         client = AsyncPremClient(**gateway.settings())

@@ -289,6 +289,15 @@ def test_reading_without_a_reply_gives_its_end():
         driver.close()
 
 
+async def test_an_async_driver_without_a_reply_gives_its_end():
+    async with httpx.AsyncClient() as client:
+        driver = AsyncDriver(client, endpoints(), lambda stale: asyncio.sleep(0, Enclave().public))
+        assert await driver.read() == b""
+        await driver.drain()
+        await driver.close()
+        await driver.close()
+
+
 # --- what can go wrong on a socket
 
 

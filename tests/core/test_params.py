@@ -646,7 +646,7 @@ def test_a_tuple_is_a_list(name, value):
 
 
 def test_a_string_enumeration_is_its_text():
-    class Effort(str, enum.Enum):
+    class Effort(enum.StrEnum):
         LOW = "low"
 
     found = sent(model=enum.StrEnum("Name", {"M": "m"}).M, safety_identifier=Effort.LOW)
@@ -772,6 +772,12 @@ def test_a_bias_that_is_no_number_is_refused():
 def test_a_name_that_is_none_is_refused(params):
     text = str(refusal({**PARAMS, **params}))
     text.encode()
+
+
+def test_a_name_in_extra_body_that_is_no_text_is_refused():
+    error = refusal(PARAMS, {"\ud800": 1})
+    str(error).encode()
+    assert "surrogate" in str(error)
 
 
 def test_words_outside_ascii_are_sent_as_utf_8():

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -126,7 +128,7 @@ STREAMS = st.lists(
 
 def cut(stream, places):
     marks = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
-    return [stream[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    return [stream[a:b] for a, b in itertools.pairwise(marks)]
 
 
 @given(STREAMS, st.lists(st.integers(0, 10_000), max_size=8))

@@ -30,6 +30,7 @@ from prem_core.enclave.extractive import complete
 from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.pieces import count, pieces
 from prem_core.enclave.extractive.readings import date_times, dates, numbers
+from prem_core.enclave.extractive.schemas import Schemas
 from prem_core.enclave.extractive.values import extract
 
 SCHEMAS = Path(__file__).parents[1] / "data" / "schemas"
@@ -436,6 +437,7 @@ def test_the_tool_that_is_asked_for_is_called_with_the_prompts_values(
             "Get the weather in Paris and the time in Berlin",
             [("get_weather", "Paris"), ("get_time", "Berlin")],
         ),
+        ("what's the weather in sf and nyc?", [("get_weather", "sf"), ("get_weather", "nyc")]),
     ],
 )
 def test_several_things_asked_for_become_parallel_calls(request_: str, calls: list[tuple[str, str]]) -> None:
@@ -483,6 +485,15 @@ def test_quoted_strings_and_mail_addresses_go_where_the_words_point() -> None:
     assert reply.arguments == [
         ("send_email", {"to": "bob@example.com", "subject": "Hi", "body": "Hello there"})
     ]
+
+
+def test_directions_in_property_names_are_followed() -> None:
+    transfer = tool(
+        "transfer_money", "Transfer money.", from_account=STRING, to_account=STRING, amount=NUMBER
+    )
+    reply = ask("Transfer $250.75 to savings from checking", tools=[transfer])
+    expected = {"from_account": "checking", "to_account": "savings", "amount": 250.75}
+    assert reply.arguments == [("transfer_money", expected)]
 
 
 def test_a_list_goes_into_an_array_argument_of_one_call() -> None:
@@ -785,6 +796,42 @@ def test_values_are_found_by_type(schema: dict[str, Any], text: str, value: Any)
     assert extract(wanted, Material(text)).value == {"paid": value}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("customer_name", "The customer name is Ada Byron, of London.", "Ada Byron"),
+        ("status", "Its status is on hold, sadly.", "on hold"),
+        ("title", "Open the book called 'Emma'", "Emma"),
+        ("order_code", "Look up order A-77 please", "A-77"),
+        ("author", "Find books by Jane Austen", "Jane Austen"),
+        ("topic", "Tell me a joke about black cats.", "black cats"),
+        ("target_language", "Translate it to French", "French"),
+        ("recipient", "Send 5 euros to Bob", "Bob"),
+        ("recipient", "Send it to the finance team, please", "finance team"),
+        ("city", "weather in tokyo", "tokyo"),
+        ("city", "天气 in 北京", "北京"),
+        ("day", "Remind me tomorrow evening", "tomorrow evening"),
+        ("day", "Remind me on 12 March 2026", "12 March 2026"),
+        ("meeting_time", "Meet Bob at 3:30 pm", "3:30 pm"),
+        ("phone", "Call +49 30 1234567 now", "+49 30 1234567"),
+        ("website", "Open https://example.com/x.", "https://example.com/x"),
+        ("expression", "What is 2 + 3 * (4 - 1)?", "2 + 3 * (4 - 1)"),
+        ("currency", "It costs 5 €", "EUR"),
+        ("query", "What did Ada write?", "What did Ada write?"),
+        ("query", "Search for old ships.", "old ships"),
+        ("description", "New task: paint the fence.", "paint the fence"),
+        ("employer", "She joined Blue Ocean Ltd. in May", "Blue Ocean Ltd."),
+    ],
+)
+def test_strings_of_a_request_are_found_by_what_the_property_asks_for(
+    name: str, text: str, value: str
+) -> None:
+    schema = {"type": "object", "properties": {name: STRING}, "required": [name]}
+    found = extract(schema, Material(text, "clause"))
+    assert found.value == {name: value}
+    assert found.complete
+
+
 def test_labels_inside_a_section_belong_to_its_object() -> None:
     party = {"type": "object", "properties": {"name": STRING, "city": STRING}, "required": ["name", "city"]}
     schema = {
@@ -858,7 +905,23 @@ SATISFIABLE: list[dict[str, Any]] = [
     {"oneOf": [{"type": "null"}, {"type": "object", "properties": {"a": STRING}, "required": ["a"]}]},
     {"type": ["integer", "null"]},
     {"type": "string", "default": "as given"},
+    {"type": "object", "minProperties": 1, "required": ["a"], "additionalProperties": {"type": "integer"}},
+    {"type": "integer", "not": {"const": 0}, "minimum": 0},
 ]
+VALUES: list[Any] = [
+    None, True, 0, 1, 5.5, 6, 35, 0.5, "", "abc", "foo-AB1", "ABC", "x" * 40, [], [1], [1, "a"], [1, 2, 3],
+    ["x", "y"], ["x", "x"], {},
+    {"a": None}, {"a": 1}, {"a": 5}, {"a": "x"}, {"unlisted": 1}, {"name": "n", "next": None},
+    {"name": "n", "next": {"name": 1}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", SATISFIABLE, ids=[json.dumps(schema)[:60] for schema in SATISFIABLE])
+def test_the_engines_idea_of_validity_is_json_schemas(schema: dict[str, Any]) -> None:
+    # jsonschema takes formats for annotations, the engine does not: it writes them.
+    values = [value for value in VALUES if "format" not in schema or not isinstance(value, str)]
+    judged = [Schemas(schema).valid(value, schema) for value in values]
+    assert judged == [Draft202012Validator(schema).is_valid(value) for value in values]
 
 
 @pytest.mark.parametrize("schema", SATISFIABLE, ids=[json.dumps(schema)[:60] for schema in SATISFIABLE])

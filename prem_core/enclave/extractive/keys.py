@@ -39,6 +39,16 @@ def label_keys(text: str) -> frozenset[str]:
     return frozenset(key(word) for word in telling or words)
 
 
+# Stopwords that tell properties apart: from_account, to_account.
+_DIRECTIONS = frozenset(("from", "to", "by", "about", "with"))
+
+
+def property_keys(name: str) -> frozenset[str]:
+    """The keys of a property's name, directions included."""
+    directions = {word.casefold() for word in identifier_words(name)} & _DIRECTIONS
+    return label_keys(name) | directions
+
+
 def keys(words: str) -> frozenset[str]:
     """The keys of words written one after the other."""
     return frozenset(key(word) for word in words.split())

@@ -44,6 +44,7 @@ _PREPOSITIONS = {
         "to": "to destination arrival target recipient receiver end",
         "about": "about topic subject theme",
         "by": "by author",
+        "with": "with attendee participant guest partner",
         "in": "language",
     }.items()
     for word in words.split()
@@ -81,6 +82,7 @@ _PLAIN_END = re.compile(
     r"[,.;:!?\n()]|\s(?:and|with|but|who|which|that|on|at|in|for|from|to|is|was)\s|\s[-–—]\s|$"
 )
 _MAX_PLAIN_WORDS = 6
+_MAX_PLACE_WORDS = 3
 _MAX_PLAIN = 120
 _QUOTATION_MARKS = frozenset("\"'“«「`‘")
 _ASKED_FOR = re.compile(
@@ -151,6 +153,7 @@ def _finders(material: Material, words: frozenset[str], required: bool) -> Itera
     if material.kind == "document" and not words & _NAMED:
         return
     yield lambda material: material.quotes
+    yield lambda material: material.emails
     if material.kind == "clause" and words & _REMAINDER:
         yield _remainder
     if not words & _LONG or words & _NAMED:
@@ -265,6 +268,11 @@ def _places(material: Material) -> Iterator[Read]:
             if found[1].casefold() not in STOPWORDS:
                 yield Read(found[1], found.start(1), found.end(1))
         yield from (_with_country(material, name) for name in material.names)
+        bare = material.text.strip(" .,;!?\n")
+        if len(bare.split()) <= _MAX_PLACE_WORDS and not any(
+            word in STOPWORDS for word in bare.lower().split()
+        ):
+            yield Read(bare, material.text.find(bare), len(material.text))
 
 
 def _leftover(material: Material) -> Iterator[Read]:

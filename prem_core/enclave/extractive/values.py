@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prem_core.enclave.extractive import readings
-from prem_core.enclave.extractive.keys import key, keys, label_keys
+from prem_core.enclave.extractive.keys import key, keys, label_keys, property_keys
 from prem_core.enclave.extractive.layout import Field, Table
 from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.mentions import mentioned_at, without_listings
@@ -78,7 +78,9 @@ class _Extraction:
 
     def _property(self, schema: Schema | bool, name: str, parent: Want, required: bool = True) -> Want:
         inner = self._inside(schema, parent)
-        return replace(inner, words=label_keys(name), prefix=parent.words | parent.prefix, required=required)
+        return replace(
+            inner, words=property_keys(name), prefix=parent.words | parent.prefix, required=required
+        )
 
     def _inside(self, schema: Schema | bool, parent: Want) -> Want:
         """A part without a name of its own: an array's item, a branch of anyOf."""

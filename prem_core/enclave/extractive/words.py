@@ -25,9 +25,9 @@ where's how's that's there's
 answer ask context follow following given information prior provide provided query question respond"""
 # The last row says that there is a question, not what it is about.
 STOPWORDS = frozenset(_STOPWORDS.split())
-_IMPERATIVES = """add book buy calculate call compare convert create delete email extract fetch find generate get give list
-look make multiply name open order parse play read remind schedule search send set show subtract
-summarize tell translate update use write"""
+_IMPERATIVES = """add book buy calculate call compare convert create delete email extract fetch find
+generate get give list look make multiply name open order parse play read remind schedule
+search send set show subtract summarize tell translate update use write"""
 # Verbs that requests begin with: capitalised there, they are no names.
 IMPERATIVES = frozenset(_IMPERATIVES.split())
 
