@@ -34,8 +34,10 @@ def decode_binary(text: bytes | str) -> bytes:
 #: Error messages that mean "this key is not mine any more": an expired or unknown enclave key or
 #: session, or a payload the enclave could not open.
 KEY_TURNED = re.compile(
-    r"(?:public|enclave|session|encryption|kem)[\s_-]*(?:key|secret)?\b.{0,60}?"
+    r"(?:(?:public|encryption|kem)[\s_-]*(?:key|secret)|(?:enclave|session)(?:[\s_-]*(?:key|secret))?)\b.{0,60}?"
     r"\b(?:expired|rotated|revoked|outdated|stale|unknown|not found|no longer|mismatch)"
+    r"|\b(?:expired|rotated|revoked|outdated|stale|unknown)\b.{0,30}?"
+    r"\b(?:(?:public|encryption|kem|enclave|session)[\s_-]*(?:key|secret)|session)\b"
     r"|(?:fail\w*|unable|could ?n[o']t|cannot|error)\b.{0,40}?\b(?:decrypt|decapsulat|unseal)"
     r"|\b(?:decrypt|decapsulat)\w*\b.{0,40}?\b(?:fail|error|invalid)",
     re.IGNORECASE | re.DOTALL,

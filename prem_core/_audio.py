@@ -35,7 +35,9 @@ MAX_FILE_BYTES: Final = 25 * 1024 * 1024
 Path_ = str | os.PathLike[str]
 
 #: A recording: a path, its bytes, a file open in binary mode, or any of these with a name.
-AudioFile = Path_ | bytes | bytearray | memoryview | IO[bytes] | tuple[str, Path_ | bytes | bytearray | IO[bytes]]
+AudioFile = (
+    Path_ | bytes | bytearray | memoryview | IO[bytes] | tuple[str, Path_ | bytes | bytearray | IO[bytes]]
+)
 
 #: How recordings begin, for naming those that come without a name: the service goes by the suffix.
 _BEGINNINGS: Final = (
@@ -215,5 +217,3 @@ def _from_deepgram(value: dict[str, Any]) -> Transcription:
         "words": best.get("words"),
     }
     return read_json(Transcription, json.dumps(made).encode())
-
-

@@ -64,7 +64,9 @@ class _ClientBase:
         pinned = None if enclave_public_key is None else parse_public_key(enclave_public_key)
         self._settings = _exchange.Settings(
             retry=RetryPolicy(max_retries=_config.not_negative("max_retries", max_retries)),
-            max_buffer_size=int(_config.positive("max_buffer_size", max_buffer_size)),
+            max_buffer_size=int(
+                _config.positive("max_buffer_size", _config.not_negative("max_buffer_size", max_buffer_size))
+            ),
             keys=encryption_keys,
             pinned=pinned is not None,
         )
@@ -172,6 +174,8 @@ class PremClient(_ClientBase):
             self._closer()
 
     def _driver(self) -> SyncDriver:
+        if self._http.is_closed:
+            raise ConfigurationError("the client is closed")
         return SyncDriver(self._http, self._endpoints, self._fetch_key)
 
     def _fetch_key(self, stale: PublicKey | None) -> PublicKey:
@@ -339,6 +343,7 @@ class Completions:
         if stream:
             return ChatCompletionStream(driver, driver.run(_exchange.stream_chat(plaintext, settings)))
         completion = driver.run(_exchange.complete_chat(plaintext, settings))
+        driver.drain()
         driver.close()
         return completion
 
@@ -385,10 +390,10 @@ class AsyncCompletions:
         driver = await self._client._driver()
         settings = self._client._settings
         if stream:
-            return AsyncChatCompletionStream(
-                driver, await driver.run(_exchange.stream_chat(plaintext, settings))
-            )
+            begun = await driver.run(_exchange.stream_chat(plaintext, settings))
+            return await AsyncChatCompletionStream.begin(driver, begun)
         completion = await driver.run(_exchange.complete_chat(plaintext, settings))
+        await driver.drain()
         await driver.close()
         return completion
 
@@ -435,11 +440,18 @@ class ChatCompletionStream:
 
     def __init__(self, driver: SyncDriver, begun: _exchange.StreamBegun) -> None:
         self._driver = driver
-        self._begun = begun
-        self._iterator = self._chunks()
+        # Not a method of this object: a generator that held it would make a cycle, and a forgotten stream
+        # would keep its connection until the next full collection.
+        self._iterator = _chunks(driver, begun)
+        # A generator that was never begun has no `finally` to run.
+        weakref.finalize(self, driver.close).atexit = False
 
     def __iter__(self) -> Iterator[ChatCompletionChunk]:
-        return self._iterator
+        # A generator of the loop's own: leaving the loop closes it, though the stream is still referenced.
+        try:
+            yield from self._iterator
+        finally:
+            self.close()
 
     def __next__(self) -> ChatCompletionChunk:
         return next(self._iterator)
@@ -456,18 +468,19 @@ class ChatCompletionStream:
         with contextlib.suppress(ValueError):  # another thread is inside it, and will find it closed
             self._iterator.close()
 
-    def _chunks(self) -> Generator[ChatCompletionChunk, None, None]:
-        driver, reader = self._driver, self._begun.reader
-        try:
-            yield from self._begun.chunks
-            while not reader.done:
-                piece = driver.read()
-                if not piece:
-                    reader.finish()
-                yield from reader.feed(piece)
-            driver.drain()
-        finally:
-            driver.close()
+
+def _chunks(driver: SyncDriver, begun: _exchange.StreamBegun) -> Generator[ChatCompletionChunk, None, None]:
+    reader = begun.reader
+    try:
+        yield from begun.chunks
+        while not reader.done:
+            piece = driver.read()
+            if not piece:
+                reader.finish()
+            yield from reader.feed(piece)
+        driver.drain()
+    finally:
+        driver.close()
 
 
 class AsyncChatCompletionStream:
@@ -475,11 +488,23 @@ class AsyncChatCompletionStream:
 
     def __init__(self, driver: AsyncDriver, begun: _exchange.StreamBegun) -> None:
         self._driver = driver
-        self._begun = begun
-        self._iterator = self._chunks()
+        self._iterator = _achunks(driver, begun)
+        self._guard = _guard(driver)
 
-    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return self._iterator
+    @classmethod
+    async def begin(cls, driver: AsyncDriver, begun: _exchange.StreamBegun) -> Self:
+        """The stream, with its connection given back when it is forgotten."""
+        stream = cls(driver, begun)
+        # Begun, so that the loop finalises it with the stream; the chunks' own may never be.
+        await anext(stream._guard)
+        return stream
+
+    async def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        try:
+            async for chunk in self._iterator:
+                yield chunk
+        finally:
+            await self.close()
 
     async def __anext__(self) -> ChatCompletionChunk:
         return await anext(self._iterator)
@@ -492,26 +517,36 @@ class AsyncChatCompletionStream:
 
     async def close(self) -> None:
         """Drop the connection; harmless when the stream has ended."""
-        await self._driver.close()
+        await self._guard.aclose()
         with contextlib.suppress(RuntimeError):  # another task is inside it, and will find it closed
             await self._iterator.aclose()
 
     aclose = close
 
-    async def _chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
-        driver, reader = self._driver, self._begun.reader
-        try:
-            for chunk in self._begun.chunks:
+
+async def _guard(driver: AsyncDriver) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await driver.close()
+
+
+async def _achunks(
+    driver: AsyncDriver, begun: _exchange.StreamBegun
+) -> AsyncGenerator[ChatCompletionChunk, None]:
+    reader = begun.reader
+    try:
+        for chunk in begun.chunks:
+            yield chunk
+        while not reader.done:
+            piece = await driver.read()
+            if not piece:
+                reader.finish()
+            for chunk in reader.feed(piece):
                 yield chunk
-            while not reader.done:
-                piece = await driver.read()
-                if not piece:
-                    reader.finish()
-                for chunk in reader.feed(piece):
-                    yield chunk
-            await driver.drain()
-        finally:
-            await driver.close()
+        await driver.drain()
+    finally:
+        await driver.close()
 
 
 def generate_encryption_keys(
@@ -540,6 +575,7 @@ def generate_encryption_keys(
     # Any key will do: the enclave's is published without authentication, and no other party is asked.
     with PremClient(
         api_key="unused",
+        proxy_url=_config.DEFAULT_PROXY_URL,  # not asked; the environment's must not get in the way
         enclave_url=enclave_url,
         enclave_public_key=enclave_public_key,
         timeout=timeout,
@@ -562,6 +598,7 @@ async def agenerate_encryption_keys(
     """`generate_encryption_keys`, awaited."""
     async with AsyncPremClient(
         api_key="unused",
+        proxy_url=_config.DEFAULT_PROXY_URL,  # not asked; the environment's must not get in the way
         enclave_url=enclave_url,
         enclave_public_key=enclave_public_key,
         timeout=timeout,
@@ -592,10 +629,10 @@ def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0
         response = httpx.get(url, timeout=timeout, verify=ssl_context())
         response.raise_for_status()
         page = response.json()
-        return {
-            "proxy_url": _config.resolve_url("proxy_url", page["proxy"], ""),
-            "enclave_url": _config.resolve_url("enclave_url", page["enclave"], ""),
-        }
+        given = {"proxy_url": page["proxy"], "enclave_url": page["enclave"]}
+        if not all(isinstance(value, str) and value for value in given.values()):
+            raise ValueError("not two URLs")
+        return {name: _config.resolve_url(name, value, "") for name, value in given.items()}
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         warnings.warn(
             f"Prem's endpoints could not be read ({type(error).__name__}); using the built-in ones",

@@ -46,7 +46,7 @@ def resolve_api_key(api_key: str | None) -> str:
         ConfigurationError: There is none, or it cannot stand in a header. The message never quotes it.
     """
     key = api_key if api_key is not None else from_environment("api_key")
-    if not key:
+    if not isinstance(key, str) or not key:
         raise ConfigurationError("no API key: pass api_key=… or set PREM_API_KEY (Prem's dashboard has it)")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError("the API key has characters that no key has (a line break, a space?)")
@@ -61,6 +61,11 @@ def resolve_url(setting: str, url: str | None, default: str, *, allow_insecure: 
             machine without `allow_insecure`: prompts are sealed, but the API key would travel in the clear.
     """
     url = url or from_environment(setting) or default
+    if not isinstance(url, str) or not url.isprintable() or set(url) & set(" ?#@"):
+        # urlsplit drops line breaks, and sees no query in a lone "?"; httpx would not.
+        raise ConfigurationError(
+            f"{setting} must be a URL without credentials, a query, a fragment or spaces"
+        )
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
@@ -68,8 +73,6 @@ def resolve_url(setting: str, url: str | None, default: str, *, allow_insecure: 
         raise ConfigurationError(f"{setting} is not a URL") from None
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigurationError(f"{setting} must be an http(s) URL with a host")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigurationError(f"{setting} must not hold credentials, a query or a fragment")
     if parts.scheme == "http" and not is_loopback(host) and not allow_insecure:
         raise ConfigurationError(
             f"{setting} is plain http to another machine, where the API key could be read on the way; "

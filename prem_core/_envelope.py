@@ -73,8 +73,9 @@ def parse_public_key(value: PublicKey | bytes | str) -> PublicKey:
     """
     if isinstance(value, PublicKey):
         return value
-    raw = _hex_or_base64(value.strip()) if isinstance(value, str) else bytes(value)
-    if raw is None or len(raw) != PUBLIC_KEY_BYTES:
+    raw = _hex_or_base64(value.strip()) if isinstance(value, str) else value
+    # bytes(1216) would be a key of zeros.
+    if not isinstance(raw, bytes | bytearray) or len(raw) != PUBLIC_KEY_BYTES:
         raise errors.EnclaveKeyError(
             f"an enclave public key is exactly {PUBLIC_KEY_BYTES} bytes, given raw, in hex or in base64"
         )
@@ -164,7 +165,7 @@ def status_error(
     message = _one_line(text) or f"the service answered {status}"
     validator = fields.get("validator")
     if validator and isinstance(validator, dict):
-        message += f" [{', '.join(map(str, validator))}]"
+        message = _one_line(f"{message} [{', '.join(map(str, validator))}]")
     headers = headers or {}
     return _typed(
         status,
@@ -234,4 +235,4 @@ def _one_line(text: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return str(value) if isinstance(value, str | int) and value != "" else None
+    return _one_line(str(value)) or None if isinstance(value, str | int) else None

@@ -8,6 +8,7 @@
     ├── EnclaveKeyError               the enclave's public key cannot be had, read or used
     ├── DecryptionError               bytes that do not open under this exchange's secret
     ├── LengthFinishReasonError       the token limit cut structured output or a tool call short
+    ├── RefusalError                  the model refused to answer in the form asked for
     └── APIError                      the service, or the way to it
         ├── APIConnectionError        it could not be reached, or the connection broke
         │   ├── APITimeoutError       ... because it took too long
@@ -38,7 +39,7 @@ class PremError(Exception):
     """Base of every error of this package."""
 
     #: Whether sending the same request again may succeed.
-    is_retryable: ClassVar[bool] = False
+    is_retryable: bool = False
 
     @property
     def message(self) -> str:
@@ -89,6 +90,19 @@ class LengthFinishReasonError(PremError):
         "the answer reached its token limit in the middle of a tool call or of the JSON asked for; "
         "raise max_tokens or ask for less"
     )
+
+    def __init__(self, message: str = MESSAGE) -> None:
+        super().__init__(message)
+
+
+class RefusalError(PremError):
+    """The model refused to answer, where an answer in a given form was asked for.
+
+    The refusal's own words are part of the reply, and so not in this error. Both adapters keep them in the
+    message's ``additional_kwargs["refusal"]``.
+    """
+
+    MESSAGE: ClassVar[str] = "the model refused to answer in the form asked for"
 
     def __init__(self, message: str = MESSAGE) -> None:
         super().__init__(message)
@@ -171,6 +185,8 @@ class APIStatusError(APIError):
     ) -> None:
         super().__init__(message, type=type, code=code, support_id=support_id)
         self.status_code = status_code
+        if status_code == 408:  # it has no class of its own
+            self.is_retryable = True
         self.param = param
         self.validator = validator
         self.retry_after = retry_after

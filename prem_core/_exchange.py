@@ -23,7 +23,7 @@ from prem_core._merge import CompletionBuilder
 from prem_core._reply import BodyReader, ChatStreamReader, open_completion
 from prem_core._retry import RetryPolicy
 from prem_core._seal import EncryptionKeys, new_nonce
-from prem_core._types import ChatCompletion, ChatCompletionChunk, Model
+from prem_core._types import ChatCompletion, ChatCompletionChunk, Model, read_value
 
 CHAT_ROUTE = "/rvenc/chat/completions"
 MODELS_ROUTE = "/models"
@@ -140,6 +140,8 @@ def complete_chat(plaintext: bytes, settings: Settings) -> Steps[ChatCompletion]
             for chunk in reader.feed(piece):
                 progress.begun = True
                 builder.add(chunk)
+            if reader.done:  # whatever the connection does next, the answer is here
+                break
         reader.finish()
         return builder.build()
 
@@ -156,7 +158,7 @@ def list_models(kind: str | None, settings: Settings) -> Steps[list[Model]]:
         entries = data.get("models", data.get("data")) if isinstance(data, dict) else data
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise errors.APIResponseValidationError("the models list is not a list")
-        return [Model.model_validate(entry) for entry in entries]
+        return [read_value(Model, entry) for entry in entries]
 
     return _retried(attempt, settings)
 
@@ -206,8 +208,11 @@ def _accepted(request: Send) -> Steps[Head]:
     if 200 <= head.status < 300:
         return head
     body = b""
-    while len(body) < MAX_ERROR_BODY and (piece := (yield Read())):
-        body += piece
+    try:
+        while len(body) < MAX_ERROR_BODY and (piece := (yield Read())):
+            body += piece
+    except errors.APIConnectionError:
+        pass  # the status is known, and says more than how its body ended
     raise status_error(
         head.status, body[:MAX_ERROR_BODY], route=request.path, headers=head.headers, now=head.received
     )

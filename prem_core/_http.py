@@ -8,8 +8,11 @@ as a cause: it holds the request, and with it the API key.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import socket
 import ssl
+import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -110,6 +113,21 @@ def _is_coded(response: httpx.Response) -> bool:
     return "content-encoding" in response.headers or response.is_stream_consumed
 
 
+#: How long an answer that is whole waits for its connection's end, in seconds, and for how many pieces.
+LINGER: Final = 0.25
+MAX_DRAINED: Final = 16
+
+
+def _shut_down(response: httpx.Response) -> None:
+    # HTTP/2 has other answers on the same socket.
+    stream = response.extensions.get("network_stream")
+    sock = stream.get_extra_info("socket") if stream and response.http_version.startswith("HTTP/1") else None
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            # Not SSLSocket's own, which would make a thread inside it read in the clear.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 class SyncDriver:
     """Drive one exchange on this thread.
 
@@ -165,7 +183,9 @@ class SyncDriver:
         self.close()
         self._party = step.party
         try:
-            response = self._client.send(self._endpoints.request(self._client, step), stream=True)
+            response = self._client.send(
+                self._endpoints.request(self._client, step), stream=True, follow_redirects=False
+            )
         except _FOREIGN as error:
             failure = translate(error, step.party, reading=False)
         else:
@@ -189,18 +209,32 @@ class SyncDriver:
 
     def drain(self) -> None:
         """Read a whole answer's reply to its end, so that its connection can serve the next request."""
+        response = self._response
+        if response is None or response.is_closed:  # closed by httpx, when its end was read
+            return
+        # The end is mostly here already, but a gateway that lingers would hold the caller for the whole
+        # timeout, or with comments for ever. A blocked read is woken by shutting its socket down.
+        watchdog = threading.Timer(LINGER, _shut_down, (response,))
+        watchdog.daemon = True
+        watchdog.start()
         try:
-            while self.read():
-                pass
+            for _ in range(MAX_DRAINED):
+                if not self.read():
+                    break
         except errors.APIConnectionError:
             # The answer is whole; only the connection is not worth keeping.
             pass
+        finally:
+            watchdog.cancel()
 
     def close(self) -> None:
         """Drop the open reply, if there is one, and its connection unless it was read to its end."""
         response, self._response = self._response, None
         self._pieces = iter(())
         if response is not None:
+            # Closing a socket does not wake a thread that waits on it, nor tell the service; this does both.
+            if not response.is_closed:
+                _shut_down(response)
             response.close()
 
 
@@ -256,7 +290,9 @@ class AsyncDriver:
         await self.close()
         self._party = step.party
         try:
-            response = await self._client.send(self._endpoints.request(self._client, step), stream=True)
+            response = await self._client.send(
+                self._endpoints.request(self._client, step), stream=True, follow_redirects=False
+            )
         except _FOREIGN as error:
             failure = translate(error, step.party, reading=False)
         else:
@@ -280,9 +316,11 @@ class AsyncDriver:
     async def drain(self) -> None:
         """Read a whole answer's reply to its end, so that its connection can serve the next request."""
         try:
-            while await self.read():
-                pass
-        except errors.APIConnectionError:
+            async with asyncio.timeout(LINGER):
+                for _ in range(MAX_DRAINED):
+                    if not await self.read():
+                        break
+        except (errors.APIConnectionError, TimeoutError):
             pass
 
     async def close(self) -> None:
@@ -330,8 +368,10 @@ class LoopStates:
         loop = asyncio.get_running_loop()
         state = self._states.get(loop)
         if state is None:
-            for other in [other for other in self._states if other.is_closed()]:
-                del self._states[other]
+            # Copied first: another thread may be adding its own loop.
+            for other in list(self._states):
+                if other.is_closed():
+                    self._states.pop(other, None)
             if self._given is not None:
                 state = LoopState(self._given, asyncio.Lock(), None)
             else:

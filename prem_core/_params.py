@@ -405,7 +405,8 @@ def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | No
     except (TypeError, ValueError, RecursionError) as error:
         name = _unwritable(checked)
         message = f"{name} cannot be written as JSON: {_reason(error)}"
-        raise InvalidParameterError(message, param=name) from None
+    # Raised outside the handler: a UnicodeEncodeError holds the text it could not encode.
+    raise InvalidParameterError(message, param=name)
 
 
 def normalise(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -450,7 +451,7 @@ def _check(params: dict[str, Any]) -> None:
         return
     # Of a union's findings, the one that got furthest into the value explains it; at the same depth, one
     # about the value rather than about its type.
-    first = max(found, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+    first = max(found, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type"), "tag" in e["type"]))
     unknown = next((e for e in found if e["type"] == "extra_forbidden"), None)
     if unknown is not None:
         name = str(unknown["loc"][-1])

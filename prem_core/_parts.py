@@ -127,6 +127,36 @@ def tool_call_part(call_id: str | None, name: str, arguments: dict[str, Any] | s
     return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def assistant_message(
+    text: str, calls: list[Part], *, reasoning: str = "", refusal: str | None = None
+) -> dict[str, Any]:
+    """What the model said, as a message that goes back to it.
+
+    Args:
+        text: What it said.
+        calls: The calls it asked for, as `tool_call_part` makes them.
+        reasoning: What it thought, where that goes back too.
+        refusal: Its refusal, where it refused.
+    """
+    wire: dict[str, Any] = {"role": "assistant"}
+    # The schema has no null content: it is left out beside tool calls.
+    if text or not calls:
+        wire["content"] = text
+    if reasoning:
+        wire["reasoning_content"] = reasoning
+    if refusal:
+        wire["refusal"] = refusal
+    if calls:
+        wire["tool_calls"] = calls
+    return wire
+
+
+def refused(position: int, at: str | None, why: str) -> InvalidParameterError:
+    """The error for a message, or for the place `at` in it, that cannot be sent."""
+    path = f"messages.{position}" if at is None else f"messages.{position}.{at}"
+    return InvalidParameterError(f"{path}: {why}", param=path)
+
+
 def is_whole_json(text: str) -> bool:
     """Whether `text` is JSON from end to end, as opposed to the beginning of some."""
     try:

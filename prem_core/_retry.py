@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -45,7 +46,7 @@ class RetryPolicy:
         """
         if retries >= self.max_retries or not is_retried(error):
             return None
-        backoff = min(FIRST_DELAY * 2**retries, MAX_DELAY) * (1 - self.dice() / 2)
+        backoff = min(FIRST_DELAY * 2 ** min(retries, 10), MAX_DELAY) * (1 - self.dice() / 2)
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         if asked is None:
             return float(backoff)
@@ -78,7 +79,9 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(value).timestamp() - now
+            date = parsedate_to_datetime(value)
+            # A form without a zone is in UTC too (RFC 9110, 5.6.7).
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
         except (ValueError, TypeError, OverflowError):
             return None
     # NaN compares false with everything, and a wait of NaN or infinity is no wait.

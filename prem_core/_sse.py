@@ -66,8 +66,11 @@ class EventDecoder:
         rest = lines.pop()
         if not self._started:
             self._started = True
+            self._check(lines[0])  # with its mark, as it is counted when it comes in pieces
             lines[0] = lines[0].removeprefix(_BOM)
         for line in lines:
+            # Every line, not the data lines alone: one that comes in pieces is counted while it does.
+            self._check(line)
             if line[:6] == b"data: ":
                 self._add(line, line[6:])
             elif line[:7] == b"event: ":
@@ -97,7 +100,9 @@ class EventDecoder:
     def _add(self, line: bytes, value: bytes) -> None:
         self._data.append(value)
         self._held += len(line)
-        if self._held > self._max:
+
+    def _check(self, line: bytes) -> None:
+        if self._held + len(line) > self._max:
             self._too_large()
 
     def _field(self, line: bytes) -> None:

@@ -189,14 +189,21 @@ def read_json(kind: type[T], plaintext: bytes) -> T:
     except ValidationError:
         pass
     try:
-        return kind.model_validate(_lenient(from_json(plaintext)))
+        return read_value(kind, from_json(plaintext))
+    except ValueError:
+        why = "not JSON"
+    raise APIResponseValidationError(f"the answer is not a {kind.__name__}: {why}")
+
+
+def read_value(kind: type[T], value: Any) -> T:
+    """A decoded JSON value as a `kind`; see `read_json`."""
+    try:
+        return kind.model_validate(_lenient(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        message = f"the answer is not a {kind.__name__}: {where}: {first['msg']}"
-        raise APIResponseValidationError(message) from None
-    except ValueError:
-        raise APIResponseValidationError(f"the answer is not a {kind.__name__}: not JSON") from None
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    # Raised outside the handlers: as its context, pydantic's error would bring the answer's words along.
+    raise APIResponseValidationError(f"the answer is not a {kind.__name__}: {why}")
 
 
 def _lenient(value: Any) -> Any:

@@ -109,7 +109,9 @@ def test_an_error_can_be_raised_with_its_text_alone(kind):
         raise kind("only this")
 
 
-@pytest.mark.parametrize("kind", [errors.DecryptionError, errors.LengthFinishReasonError])
+@pytest.mark.parametrize(
+    "kind", [errors.DecryptionError, errors.LengthFinishReasonError, errors.RefusalError]
+)
 def test_an_error_with_one_meaning_brings_its_text(kind):
     assert str(kind()) == kind.MESSAGE
     assert str(pickle.loads(pickle.dumps(kind()))) == kind.MESSAGE
