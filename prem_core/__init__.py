@@ -8,14 +8,13 @@
 """
 
 from prem_core._client import (
-    AsyncChatCompletionStream,
     AsyncPremClient,
-    ChatCompletionStream,
     PremClient,
     agenerate_encryption_keys,
     discover_endpoints,
     generate_encryption_keys,
 )
+from prem_core._completions import AsyncChatCompletionStream, ChatCompletionStream
 from prem_core._errors import (
     APIConnectionError,
     APIError,
@@ -42,7 +41,16 @@ from prem_core._errors import (
 )
 from prem_core._kem import PublicKey
 from prem_core._seal import EncryptionKeys
-from prem_core._types import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, Model, Usage
+from prem_core._types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    Model,
+    Transcription,
+    TranscriptionSegment,
+    TranscriptionWord,
+    Usage,
+)
 from prem_core._version import __version__
 
 __all__ = [
@@ -78,6 +86,9 @@ __all__ = [
     "RequestTooLargeError",
     "ResponseTooLargeError",
     "StreamInterruptedError",
+    "Transcription",
+    "TranscriptionSegment",
+    "TranscriptionWord",
     "Usage",
     "__version__",
     "agenerate_encryption_keys",

@@ -17,7 +17,7 @@ PUBLIC_KEY_PATH = "/publicKey"
 PUBLIC_KEY_NAMES = ("publicKey", "public_key")
 
 
-def encode_binary(data: bytes) -> str:
+def encode_binary(data: bytes | memoryview) -> str:
     """Binary fields of a request are lower-case hex (documented for stream data, assumed for the rest)."""
     return data.hex()
 

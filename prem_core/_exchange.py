@@ -10,14 +10,25 @@ One request is a straight line: params → key → seal → send → reply → e
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from prem_core import _errors as errors
 from prem_core._assumed import EVENT_STREAM, PUBLIC_KEY_PATH
-from prem_core._envelope import chat_body, names_turned_key, read_envelope, read_public_key, status_error
+from prem_core._audio import Recording
+from prem_core._envelope import (
+    Body,
+    audio_body,
+    chat_body,
+    names_turned_key,
+    open_response,
+    read_envelope,
+    read_public_key,
+    status_error,
+)
 from prem_core._kem import PublicKey
 from prem_core._merge import CompletionBuilder
 from prem_core._reply import BodyReader, ChatStreamReader, open_completion
@@ -26,7 +37,11 @@ from prem_core._seal import EncryptionKeys, new_nonce
 from prem_core._types import ChatCompletion, ChatCompletionChunk, Model, read_value
 
 CHAT_ROUTE = "/rvenc/chat/completions"
+AUDIO_ROUTES = {"transcribe": "/rvenc/audio/transcriptions", "translate": "/rvenc/audio/translations"}
 MODELS_ROUTE = "/models"
+
+#: Bytes of plaintext from which sealing takes longer than an event loop should be held (about a millisecond).
+LARGE = 256 * 1024
 
 #: Bytes of an error's body that are read; the rest cannot make it clearer.
 MAX_ERROR_BODY = 64 * 1024
@@ -47,13 +62,20 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Call this and give what it returns. It takes long enough to be kept off an event loop."""
+
+    call: Callable[[], Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send this request and give the `Head` of its reply. Replaces a reply that is still open."""
 
     method: str
     party: str  # "gateway" or "enclave"
     path: str
-    body: bytes | None = field(default=None, repr=False)
+    body: Body | None = field(default=None, repr=False)
     query: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,7 +93,7 @@ class Head:
     received: float = 0.0
 
 
-Step = FetchKey | Sleep | Send | Read
+Step = FetchKey | Sleep | Work | Send | Read
 R = TypeVar("R")
 Steps = Generator[Step, Any, R]
 
@@ -148,6 +170,25 @@ def complete_chat(plaintext: bytes, settings: Settings) -> Steps[ChatCompletion]
     return _sealed(attempt, settings)
 
 
+def hear(
+    task: Literal["transcribe", "translate"],
+    plaintext: bytes,
+    recording: Recording,
+    settings: Settings,
+) -> Steps[bytes]:
+    """The opened answer to a recording."""
+
+    def attempt(keys: EncryptionKeys, progress: _Progress) -> Steps[bytes]:
+        del progress  # the answer is one body: there is no first chunk
+        # Made in the call that sends it: after that the ciphertext is the transport's alone, and goes with it.
+        name = recording.name.encode("utf-8", "surrogateescape")
+        seal = functools.partial(audio_body, keys, plaintext, name, recording.data)
+        body = yield from _fetch(Send("POST", "gateway", AUDIO_ROUTES[task], (yield Work(seal))), settings)
+        return open_response(keys, body)
+
+    return _sealed(attempt, settings)
+
+
 def list_models(kind: str | None, settings: Settings) -> Steps[list[Model]]:
     """The models the gateway offers, of one type or of all."""
 
@@ -185,7 +226,11 @@ def fetch_public_key(settings: Settings) -> Steps[PublicKey]:
 def _ask(plaintext: bytes, keys: EncryptionKeys, settings: Settings) -> Steps[ChatStreamReader | BodyReader]:
     """Seal under a fresh nonce, send, and give what can read the reply."""
     nonce = new_nonce()
-    head = yield from _accepted(Send("POST", "gateway", CHAT_ROUTE, chat_body(keys, plaintext, nonce)))
+    if len(plaintext) < LARGE:
+        body = chat_body(keys, plaintext, nonce)
+    else:
+        body = yield Work(functools.partial(chat_body, keys, plaintext, nonce))
+    head = yield from _accepted(Send("POST", "gateway", CHAT_ROUTE, body))
     kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == EVENT_STREAM:
         return ChatStreamReader(keys, nonce, settings.max_buffer_size)

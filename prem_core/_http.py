@@ -23,7 +23,8 @@ import certifi
 import httpx
 
 from prem_core import _errors as errors
-from prem_core._exchange import FetchKey, Head, Read, Send, Sleep, Steps
+from prem_core._envelope import SealedBody
+from prem_core._exchange import FetchKey, Head, Read, Send, Sleep, Steps, Work
 from prem_core._kem import PublicKey
 from prem_core._version import __version__
 
@@ -79,8 +80,13 @@ class Endpoints:
     timeout: float | httpx.Timeout
     api_key: str | None = field(default=None, repr=False)
 
-    def request(self, client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
-        """The HTTP request that a `Send` describes."""
+    def request(
+        self,
+        client: httpx.Client | httpx.AsyncClient,
+        step: Send,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> httpx.Request:
+        """The HTTP request that a `Send` describes; `timeout` in place of the client's own."""
         headers = {
             "accept": "text/event-stream, application/json",
             # Sealed bytes do not compress, and a reply that is not unpacked cannot be a bomb.
@@ -92,14 +98,34 @@ class Endpoints:
         if step.party == "gateway" and self.api_key:
             headers["authorization"] = f"Bearer {self.api_key}"
         url = (self.proxy_url if step.party == "gateway" else self.enclave_url) + step.path
-        return client.build_request(
+        large = step.body if isinstance(step.body, SealedBody) else None
+        request = client.build_request(
             step.method,
             url,
-            content=step.body,
+            content=None if isinstance(step.body, SealedBody) else step.body,
             headers=headers,
             params=step.query or None,
-            timeout=self.timeout,
+            timeout=self.timeout if timeout is None else timeout,
         )
+        if large is not None:
+            # httpx has no form for a body that either kind of client can send, and whose length is known.
+            request.stream = _Pieces(large)
+            request.headers["content-length"] = str(large.length)
+        return request
+
+
+class _Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A large body, written piece by piece."""
+
+    def __init__(self, body: SealedBody) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._body:
+            yield piece
 
 
 def _head(response: httpx.Response) -> Head:
@@ -135,11 +161,17 @@ class SyncDriver:
         client: Where requests go out.
         endpoints: Whom to ask.
         fetch_key: Gives the enclave's key, and not the stale one named.
+        timeout: In place of the endpoints' own.
     """
 
     def __init__(
-        self, client: httpx.Client, endpoints: Endpoints, fetch_key: Callable[[PublicKey | None], PublicKey]
+        self,
+        client: httpx.Client,
+        endpoints: Endpoints,
+        fetch_key: Callable[[PublicKey | None], PublicKey],
+        timeout: float | httpx.Timeout | None = None,
     ) -> None:
+        self._timeout = timeout
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -173,18 +205,22 @@ class SyncDriver:
                 return self._send(step)
             case FetchKey(stale):
                 return self._fetch_key(stale)
+            case Work(call):
+                return call()
             case Sleep(seconds):
                 self.close()
                 time.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these four members
+        raise AssertionError(step)  # pragma: no cover - Step has these five members
 
     def _send(self, step: Send) -> Head:
         self.close()
         self._party = step.party
         try:
             response = self._client.send(
-                self._endpoints.request(self._client, step), stream=True, follow_redirects=False
+                self._endpoints.request(self._client, step, self._timeout),
+                stream=True,
+                follow_redirects=False,
             )
         except _FOREIGN as error:
             failure = translate(error, step.party, reading=False)
@@ -246,7 +282,9 @@ class AsyncDriver:
         client: httpx.AsyncClient,
         endpoints: Endpoints,
         fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
+        timeout: float | httpx.Timeout | None = None,
     ) -> None:
+        self._timeout = timeout
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -280,18 +318,22 @@ class AsyncDriver:
                 return await self._send(step)
             case FetchKey(stale):
                 return await self._fetch_key(stale)
+            case Work(call):
+                return await asyncio.to_thread(call)
             case Sleep(seconds):
                 await self.close()
                 await asyncio.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these four members
+        raise AssertionError(step)  # pragma: no cover - Step has these five members
 
     async def _send(self, step: Send) -> Head:
         await self.close()
         self._party = step.party
         try:
             response = await self._client.send(
-                self._endpoints.request(self._client, step), stream=True, follow_redirects=False
+                self._endpoints.request(self._client, step, self._timeout),
+                stream=True,
+                follow_redirects=False,
             )
         except _FOREIGN as error:
             failure = translate(error, step.party, reading=False)

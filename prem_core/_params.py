@@ -394,11 +394,20 @@ def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | No
         InvalidParameterError: A parameter is not what the published schema allows.
     """
     checked = normalise(params)
-    _check(checked)
+    check(_adapter(), checked)
+    return text_of(checked, extra_body)
+
+
+def text_of(checked: Mapping[str, Any], extra_body: Mapping[str, Any] | None) -> bytes:
+    """`checked`, with `extra_body` merged over it, as UTF-8 JSON.
+
+    Raises:
+        InvalidParameterError: Something in it cannot be written as JSON.
+    """
     if extra_body is not None:
         if not isinstance(extra_body, Mapping) or not all(isinstance(name, str) for name in extra_body):
             raise InvalidParameterError("extra_body must be a mapping with string keys", param="extra_body")
-        checked.update(extra_body)
+        checked = {**checked, **extra_body}
     try:
         # ensure_ascii would make text outside ASCII up to six times as long before it is sealed.
         return json.dumps(checked, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
@@ -442,9 +451,14 @@ def _adapter() -> TypeAdapter[ChatParams]:
     return TypeAdapter(ChatParams)
 
 
-def _check(params: dict[str, Any]) -> None:
+def check(adapter: TypeAdapter[Any], params: dict[str, Any]) -> None:
+    """Hold `params` against a schema.
+
+    Raises:
+        InvalidParameterError: The first thing that is wrong, by its path and what is allowed there.
+    """
     try:
-        _adapter().validate_python(params)
+        adapter.validate_python(params)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
     else:
@@ -481,7 +495,7 @@ def _path(value: Any, loc: tuple[int | str, ...], *, missing: bool) -> str:
     return ".".join(steps)
 
 
-def _unwritable(params: dict[str, Any]) -> str:
+def _unwritable(params: Mapping[str, Any]) -> str:
     for name, value in params.items():
         try:
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

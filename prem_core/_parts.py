@@ -113,6 +113,11 @@ def data_url(data: str | bytes, media_type: str | None, *, what: str) -> str:
     return f"data:{media_type};base64,{_base64(data)}"
 
 
+def media_type_of(url: str) -> str | None:
+    """The media type that a ``data:`` URL names; None for any other text."""
+    return url[5:].partition(";")[0] if url.startswith("data:") else None
+
+
 def _base64(data: str | bytes) -> str:
     # Bytes are the thing itself: guessing whether they are base64 already would spoil a file that looks so.
     if isinstance(data, bytes):

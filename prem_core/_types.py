@@ -173,6 +173,42 @@ class Model(_Reply):
         return self.model or self.id
 
 
+class TranscriptionWord(_Reply):
+    """One word; `start` and `end` in seconds from the recording's beginning."""
+
+    word: str = ""
+    start: float = 0.0
+    end: float = 0.0
+
+
+class TranscriptionSegment(_Reply):
+    """One stretch of speech; `start` and `end` in seconds."""
+
+    id: int = 0
+    start: float = 0.0
+    end: float = 0.0
+    text: str = ""
+    avg_logprob: float | None = None
+    compression_ratio: float | None = None
+    no_speech_prob: float | None = None
+    temperature: float | None = None
+
+
+class Transcription(_Reply):
+    """What was said. All but `text` come only with ``response_format="verbose_json"``.
+
+    `duration` is in seconds; `language` as the service names it (``english``, or a code); `words` only where
+    word times were asked for.
+    """
+
+    text: str = ""
+    task: str | None = None
+    language: str | None = None
+    duration: float | None = None
+    segments: list[TranscriptionSegment] | None = None
+    words: list[TranscriptionWord] | None = None
+
+
 T = TypeVar("T", bound=_Reply)
 
 

@@ -1,0 +1,322 @@
+"""``client.audio``: transcriptions and translations.
+
+The two sides differ in `await` alone: the exchange decides, a driver performs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import httpx
+
+from prem_core import _exchange
+from prem_core._audio import DEFAULT_MODEL, AudioFile, audio_plaintext, read_recording, read_transcription
+from prem_core._types import Transcription
+
+if TYPE_CHECKING:
+    from prem_core._client import AsyncPremClient, PremClient
+
+
+class Audio:
+    """``client.audio``."""
+
+    def __init__(self, client: PremClient) -> None:
+        self.transcriptions = Transcriptions(client)
+        self.translations = Translations(client)
+
+
+class AsyncAudio:
+    """``client.audio``."""
+
+    def __init__(self, client: AsyncPremClient) -> None:
+        self.transcriptions = AsyncTranscriptions(client)
+        self.translations = AsyncTranslations(client)
+
+
+class _Hearing:
+    """What transcriptions and translations share."""
+
+    def __init__(self, client: PremClient) -> None:
+        self._client = client
+
+    def _hear(
+        self,
+        task: Literal["transcribe", "translate"],
+        file: AudioFile,
+        params: dict[str, Any],
+        extra_body: Mapping[str, Any] | None,
+        timeout: float | httpx.Timeout | None,
+    ) -> Transcription | str:
+        plaintext = audio_plaintext(task, params, extra_body)
+        recording = read_recording(file)
+        driver = self._client._driver(timeout)
+        opened = driver.run(_exchange.hear(task, plaintext, recording, self._client._settings))
+        driver.close()
+        return read_transcription(opened, params["response_format"])
+
+
+class _AsyncHearing:
+    """`_Hearing`, awaited."""
+
+    def __init__(self, client: AsyncPremClient) -> None:
+        self._client = client
+
+    async def _hear(
+        self,
+        task: Literal["transcribe", "translate"],
+        file: AudioFile,
+        params: dict[str, Any],
+        extra_body: Mapping[str, Any] | None,
+        timeout: float | httpx.Timeout | None,
+    ) -> Transcription | str:
+        plaintext = audio_plaintext(task, params, extra_body)
+        # In a thread: a disk can be slow.
+        recording = await asyncio.to_thread(read_recording, file)
+        driver = await self._client._driver(timeout)
+        opened = await driver.run(_exchange.hear(task, plaintext, recording, self._client._settings))
+        await driver.close()
+        return read_transcription(opened, params["response_format"])
+
+
+class Transcriptions(_Hearing):
+    """``client.audio.transcriptions``."""
+
+    @overload
+    def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        language: str | None = None,
+        prompt: str | None = None,
+        response_format: Literal["json", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        language: str | None = None,
+        prompt: str | None = None,
+        response_format: Literal["text"],
+        temperature: float | None = None,
+        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> str: ...
+
+    def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        language: str | None = None,
+        prompt: str | None = None,
+        response_format: Literal["json", "text", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription | str:
+        """Write down what a recording says.
+
+        Args:
+            file: A path, bytes, a file open in binary mode, or a tuple of a name and one of these. 25 MB at most.
+            model: The model's name.
+            language: What is spoken, as an ISO-639-1 code (``en``). None lets the model find out.
+            prompt: Text that leads the model's style, or that the recording continues.
+            response_format: "json" (the text), "text" (the same, as a string) or "verbose_json" (with language,
+                duration and times).
+            temperature: 0 to 1.
+            timestamp_granularities: "segment", "word" or both; with "verbose_json" only.
+            extra_body: Further names, passed through unchecked.
+            timeout: Seconds for this call. The answer begins only when the recording has been heard: a long one
+                wants more than the client's 30.
+
+        Returns:
+            A `Transcription`; a string with ``response_format="text"``.
+
+        Raises:
+            InvalidParameterError: A parameter or the file cannot be sent; nothing was.
+            APIError: The service's error, or the network's.
+            DecryptionError: The answer does not open.
+        """
+        params = {
+            "model": model,
+            "language": language,
+            "prompt": prompt,
+            "response_format": response_format,
+            "temperature": temperature,
+            "timestamp_granularities": timestamp_granularities,
+        }
+        return self._hear("transcribe", file, params, extra_body, timeout)
+
+
+class Translations(_Hearing):
+    """``client.audio.translations``."""
+
+    @overload
+    def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        prompt: str | None = None,
+        response_format: Literal["json", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        prompt: str | None = None,
+        response_format: Literal["text"],
+        temperature: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> str: ...
+
+    def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        prompt: str | None = None,
+        response_format: Literal["json", "text", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription | str:
+        """Write down, in English, what a recording says in any language.
+
+        The arguments are `Transcriptions.create`'s, without `language` and `timestamp_granularities`, which
+        the published schema does not have here.
+        """
+        params = {
+            "model": model,
+            "prompt": prompt,
+            "response_format": response_format,
+            "temperature": temperature,
+        }
+        return self._hear("translate", file, params, extra_body, timeout)
+
+
+class AsyncTranscriptions(_AsyncHearing):
+    """``client.audio.transcriptions``."""
+
+    @overload
+    async def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        language: str | None = None,
+        prompt: str | None = None,
+        response_format: Literal["json", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription: ...
+
+    @overload
+    async def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        language: str | None = None,
+        prompt: str | None = None,
+        response_format: Literal["text"],
+        temperature: float | None = None,
+        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> str: ...
+
+    async def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        language: str | None = None,
+        prompt: str | None = None,
+        response_format: Literal["json", "text", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription | str:
+        """`Transcriptions.create`, awaited."""
+        params = {
+            "model": model,
+            "language": language,
+            "prompt": prompt,
+            "response_format": response_format,
+            "temperature": temperature,
+            "timestamp_granularities": timestamp_granularities,
+        }
+        return await self._hear("transcribe", file, params, extra_body, timeout)
+
+
+class AsyncTranslations(_AsyncHearing):
+    """``client.audio.translations``."""
+
+    @overload
+    async def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        prompt: str | None = None,
+        response_format: Literal["json", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription: ...
+
+    @overload
+    async def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        prompt: str | None = None,
+        response_format: Literal["text"],
+        temperature: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> str: ...
+
+    async def create(
+        self,
+        *,
+        file: AudioFile,
+        model: str = DEFAULT_MODEL,
+        prompt: str | None = None,
+        response_format: Literal["json", "text", "verbose_json"] | None = None,
+        temperature: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+    ) -> Transcription | str:
+        """`Translations.create`, awaited."""
+        params = {
+            "model": model,
+            "prompt": prompt,
+            "response_format": response_format,
+            "temperature": temperature,
+        }
+        return await self._hear("translate", file, params, extra_body, timeout)
