@@ -15,8 +15,8 @@ except (
     ) from error
 
 from langchain_prem._egress import PlaintextEgressWarning
-from langchain_prem._errors import RefusalError
 from langchain_prem.chat_models import ChatPremEncrypted
+from prem_core import RefusalError
 from prem_core._version import __version__
 
 __all__ = ["ChatPremEncrypted", "PlaintextEgressWarning", "RefusalError", "__version__"]

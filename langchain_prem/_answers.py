@@ -8,8 +8,7 @@ repeated counts summed.
 
 from __future__ import annotations
 
-import json
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall, ToolCall, ToolCallChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
@@ -18,9 +17,9 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import BaseModel
 
 from langchain_prem._blocks import PROVIDER
-from prem_core import ChatCompletion, ChatCompletionChunk, LengthFinishReasonError, Usage
+from prem_core import ChatCompletion, ChatCompletionChunk, Usage
 from prem_core._merge import ToolCallMerger
-from prem_core._parts import is_whole_json
+from prem_core._tools import check_whole, read_arguments
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -49,6 +48,41 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
     if output_details:
         counts["output_token_details"] = output_details
     return counts
+
+
+class _Template(Generic[M]):
+    """Makes instances of a pydantic class that differ from one validated instance in a few fields.
+
+    Their values have been validated when the reply was read; validating each message again would cost more
+    than opening it. What this makes equals what the class itself makes, and a test says so.
+    """
+
+    def __init__(self, instance: M) -> None:
+        self._kind = type(instance)
+        self._values = instance.__dict__
+        self._mutable = [name for name, value in self._values.items() if isinstance(value, list | dict)]
+        self._set = instance.model_fields_set
+        self._extra = instance.__pydantic_extra__
+        self._private = instance.__pydantic_private__
+
+    def filled(self, values: dict[str, Any]) -> M:
+        """An instance with these values."""
+        fields = self._values.copy()
+        for name in self._mutable:
+            fields[name] = fields[name].copy()
+        fields.update(values)
+        made = self._kind.__new__(self._kind)
+        # As pydantic's own `model_construct` and `__copy__` do.
+        _set(made, "__dict__", fields)
+        _set(made, "__pydantic_fields_set__", self._set | values.keys())
+        _set(made, "__pydantic_extra__", None if self._extra is None else self._extra.copy())
+        _set(made, "__pydantic_private__", self._private)
+        return made
+
+
+_set = object.__setattr__
+_MESSAGE = _Template(AIMessageChunk(content="", response_metadata={"model_provider": PROVIDER}))
+_GENERATION = _Template(ChatGenerationChunk(message=AIMessageChunk(content="")))
 
 
 class Chunks:
@@ -85,17 +119,24 @@ class Chunks:
         info = {"logprobs": choice.logprobs} if choice.logprobs else None
         if self._text is not None and content:
             self._text.append(content)
-        values: dict[str, Any] = {"content": content, "response_metadata": {"model_provider": PROVIDER}}
+        values: dict[str, Any] = {"content": content}
         if kwargs:
             values["additional_kwargs"] = kwargs
         if delta.tool_calls:
-            values["tool_call_chunks"] = self._tool_call_chunks(delta.tool_calls)
-        elif not (content or kwargs or info):
+            # Validated, because core reads the calls out of the pieces as it does.
+            message = AIMessageChunk(
+                **values,
+                tool_call_chunks=self._tool_call_chunks(delta.tool_calls),
+                response_metadata={"model_provider": PROVIDER},
+            )
+        elif content or kwargs or info:
+            message = _MESSAGE.filled(values)
+        else:
             return None
-        made: dict[str, Any] = {"message": _made(AIMessageChunk, values)}
+        made: dict[str, Any] = {"message": message, "text": content}
         if info:
             made["generation_info"] = info
-        return _made(ChatGenerationChunk, made)
+        return _GENERATION.filled(made)
 
     def last(self) -> ChatGenerationChunk:
         """The chunk that ends the answer: usage, finish reason and the like, once.
@@ -105,7 +146,7 @@ class Chunks:
         """
         if self._last.get("finish_reason") == "length":
             calls = self._tools.calls() if self._tools else []
-            _check_whole(
+            check_whole(
                 [call.function.arguments for call in calls],
                 None if self._text is None else "".join(self._text),
             )
@@ -142,15 +183,6 @@ class Chunks:
         return chunks
 
 
-def _made(kind: type[M], values: dict[str, Any]) -> M:
-    """`kind(**values)`, twice as fast: what pydantic's own ``__init__`` does, without the chain of
-    ``__init__`` methods before it, which for the two classes made per chunk only pass their arguments on.
-    """
-    made = kind.__new__(kind)
-    kind.__pydantic_validator__.validate_python(values, self_instance=made)
-    return made
-
-
 def chat_result(completion: ChatCompletion, *, json_wanted: bool) -> ChatResult:
     """A whole answer, one generation for each of its choices.
 
@@ -162,7 +194,7 @@ def chat_result(completion: ChatCompletion, *, json_wanted: bool) -> ChatResult:
     for position, choice in enumerate(completion.choices):
         said = choice.message
         if choice.finish_reason == "length":
-            _check_whole(
+            check_whole(
                 [call.function.arguments for call in said.tool_calls or ()],
                 said.content or "" if json_wanted else None,
             )
@@ -211,12 +243,7 @@ def _tool_calls(calls: list[Any]) -> tuple[list[ToolCall], list[InvalidToolCall]
     bad: list[InvalidToolCall] = []
     for call in calls:
         name, text = call.function.name, call.function.arguments
-        try:
-            # An empty string is how some models write "no arguments".
-            args = json.loads(text, strict=False) if text.strip() else {}
-        except ValueError:
-            args = None
-        if isinstance(args, dict):
+        if (args := read_arguments(text)) is not None:
             good.append({"type": "tool_call", "id": call.id, "name": name, "args": args})
         else:
             error = "the arguments are not a JSON object"
@@ -224,10 +251,3 @@ def _tool_calls(calls: list[Any]) -> tuple[list[ToolCall], list[InvalidToolCall]
                 {"type": "invalid_tool_call", "id": call.id, "name": name, "args": text, "error": error}
             )
     return good, bad
-
-
-def _check_whole(arguments: list[str], text: str | None) -> None:
-    if not all(map(is_whole_json, arguments)) or (
-        text is not None and not arguments and not is_whole_json(text)
-    ):
-        raise LengthFinishReasonError

@@ -32,23 +32,12 @@ CONDITIONS: tuple[tuple[type[prem_core.PremError], str], ...] = (
 )
 
 
-class RefusalError(prem_core.PremError):
-    """The model refused to answer, where an answer in a given form was asked for.
-
-    The refusal's own words are part of the reply and so not in this error: ask with
-    ``include_raw=True`` and read ``raw.additional_kwargs["refusal"]``.
-    """
-
-    def __init__(self, message: str = "the model refused to answer in the form asked for") -> None:
-        super().__init__(message)
-
-
 @functools.cache
 def joined(kind: Any) -> type[prem_core.PremError]:
     """The class `kind` and core's class for it in one; `kind` itself where core has none."""
     name = (
         "ModelRefusalError"
-        if issubclass(kind, RefusalError)
+        if issubclass(kind, prem_core.RefusalError)
         else next((name for ours, name in CONDITIONS if issubclass(kind, ours)), None)
     )
     theirs = getattr(core, name, None) if name else None

@@ -20,7 +20,17 @@ from langchain_core.messages import (
 )
 
 from prem_core import InvalidParameterError
-from prem_core._parts import Part, audio_part, file_part, image_part, text_part, tool_call_part
+from prem_core._parts import (
+    Part,
+    assistant_message,
+    audio_part,
+    file_part,
+    image_part,
+    media_type_of,
+    text_part,
+    tool_call_part,
+)
+from prem_core._parts import refused as refused_at
 
 _ROLES = {"user": HumanMessage, "human": HumanMessage, "assistant": AIMessage, "ai": AIMessage}
 
@@ -66,7 +76,7 @@ def _message(message: BaseMessage, *, position: int, in_loop: bool) -> dict[str,
     elif isinstance(message, FunctionMessage):
         wire = {"role": "function", "content": message.text}
     else:
-        raise _refused(position, None, f"a {type(message).__name__} has no place in the published schema")
+        raise refused_at(position, None, f"a {type(message).__name__} has no place in the published schema")
     if message.name is not None:
         wire["name"] = message.name
     return wire
@@ -86,7 +96,7 @@ def _content(
             continue
 
         def refused(why: str, at: int = i) -> InvalidParameterError:
-            return _refused(position, at, why)
+            return refused_at(position, f"content.{at}", why)
 
         try:
             parts.append(part(block, refused))
@@ -167,13 +177,9 @@ def _standard_part(block: Mapping[str, Any], refused: Callable[[str], InvalidPar
     if kind == "audio":
         if data is None:
             raise refused("audio needs base64 data")
-        return audio_part(data, block.get("mime_type") or _media_type(data))
+        return audio_part(data, block.get("mime_type") or media_type_of(data))
     filename = block.get("filename") or extras.get("filename") or block.get("title") or extras.get("name")
     return file_part(data=data, media_type=block.get("mime_type"), file_id=file_id, filename=filename)
-
-
-def _media_type(data: str) -> str | None:
-    return data[5:].partition(";")[0] if data.startswith("data:") else None
 
 
 def _assistant(message: AIMessage, position: int, *, in_loop: bool) -> dict[str, Any]:
@@ -204,21 +210,13 @@ def _assistant(message: AIMessage, position: int, *, in_loop: bool) -> dict[str,
         elif kind == "non_standard" and block.get("value", {}).get("type") == "refusal":
             refusal = block["value"]["refusal"]
         elif kind not in _TOOL_BLOCKS and kind not in _THOUGHT_BLOCKS:
-            raise _refused(position, i, f"assistant messages hold text only, not {_kind(block)}")
+            raise refused_at(
+                position, f"content.{i}", f"assistant messages hold text only, not {_kind(block)}"
+            )
     if not reasoning and isinstance(message.additional_kwargs.get("reasoning_content"), str):
         reasoning.append(message.additional_kwargs["reasoning_content"])
-    wire: dict[str, Any] = {"role": "assistant"}
-    text = "".join(texts)
-    # The schema has no null content: it is left out beside tool calls.
-    if text or not calls:
-        wire["content"] = text
-    if in_loop and (thought := "".join(reasoning)):
-        wire["reasoning_content"] = thought
-    if refusal:
-        wire["refusal"] = refusal
-    if calls:
-        wire["tool_calls"] = calls
-    return wire
+    thought = "".join(reasoning) if in_loop else ""
+    return assistant_message("".join(texts), calls, reasoning=thought, refusal=refusal)
 
 
 def _summary(block: Mapping[str, Any]) -> str:
@@ -231,8 +229,3 @@ def _kind(block: Mapping[str, Any]) -> str:
     return (
         f"a block of type {kind!r}" if isinstance(kind, str) and len(kind) < 40 else "a block without a type"
     )
-
-
-def _refused(position: int, at: int | None, why: str) -> InvalidParameterError:
-    path = f"messages.{position}" if at is None else f"messages.{position}.content.{at}"
-    return InvalidParameterError(f"{path}: {why}", param=path)

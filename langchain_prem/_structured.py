@@ -19,7 +19,9 @@ from langchain_core.output_parsers import BaseTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.utils.json import parse_json_markdown, parse_partial_json
 
-from langchain_prem._errors import RefusalError, translate
+from langchain_prem._errors import translate
+from prem_core import RefusalError
+from prem_core._tools import misfit
 
 #: Stands for "nothing usable yet", which is not the same as a JSON null.
 _NOTHING: Any = object()
@@ -120,8 +122,7 @@ class StructuredOutputParser(BaseTransformOutputParser[Any]):
         except pydantic.v1.ValidationError as error:
             findings = error.errors()
         # Raised outside the handler: pydantic's error quotes the answer, and would be kept as the context.
-        where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the value'}: {e['msg']}" for e in findings[:5])
-        raise OutputParserException(f"the answer is not a {self.model.__name__}: {where}")
+        raise OutputParserException(misfit(self.model.__name__, findings))
 
 
 class _Growing:

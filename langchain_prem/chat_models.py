@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import httpx
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -19,7 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils import secret_from_env
 from langchain_core.utils.function_calling import convert_to_openai_function, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 from typing_extensions import override
 
 from langchain_prem._answers import Chunks, chat_result
@@ -29,25 +27,11 @@ from langchain_prem._errors import core_errors
 from langchain_prem._messages import wire_messages
 from langchain_prem._profiles import profile_of
 from langchain_prem._structured import StructuredOutputParser
-from prem_core import (
-    AsyncPremClient,
-    EncryptionKeys,
-    InvalidParameterError,
-    PremClient,
-    PublicKey,
-)
-from prem_core._config import DEFAULT_MAX_BUFFER_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT
-
-#: Fields that are parameters of the published schema, sent under their own names.
-_PARAMS = (
-    "model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "n", "seed",
-    "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "reasoning_effort",
-    "verbosity", "service_tier", "store", "modalities", "audio", "prediction", "prompt_cache_key",
-    "prompt_cache_retention", "safety_identifier", "web_search_options", "response_format",
-)  # fmt: skip
+from prem_core import AsyncPremClient, InvalidParameterError, PremClient, _tools
+from prem_core._settings import Clients, ModelSettings
 
 
-class ChatPremEncrypted(BaseChatModel):
+class ChatPremEncrypted(ModelSettings, BaseChatModel):
     """Chat models behind Prem's end-to-end encrypted API.
 
     Prompts are sealed in this process to a hardware enclave's key, and replies are opened in it; the
@@ -206,104 +190,28 @@ class ChatPremEncrypted(BaseChatModel):
     Errors are `prem_core`'s, and langchain-core's (`ModelRateLimitError` and so on) as well.
     """
 
-    model: str = Field(min_length=1)
-    """Name of the model."""
-
     api_key: SecretStr | None = Field(default_factory=secret_from_env("PREM_API_KEY", default=None))
     """API key; else PREM_API_KEY."""
-    proxy_url: str | None = None
-    """The gateway; else PREM_PROXY_URL or PROXY_URL, else Prem's."""
-    enclave_url: str | None = None
-    """The enclave; else PREM_ENCLAVE_URL or ENCLAVE_URL, else Prem's."""
-    enclave_public_key: str | None = None
-    """The enclave's X-Wing public key, pinned: hex or base64 (an `prem_core.PublicKey` is taken too)."""
-    encryption_keys: EncryptionKeys | None = Field(default=None, exclude=True, repr=False)
-    """One KEM result for every request, instead of a fresh one each. Not serialised."""
-    timeout: float = Field(default=DEFAULT_TIMEOUT, gt=0)
-    """Seconds to wait for a connection, for the answer to begin, and between its pieces."""
-    max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
-    """Tries after the first one."""
-    max_buffer_size: int = Field(default=DEFAULT_MAX_BUFFER_SIZE, gt=0)
-    """Bytes of one event, or one body, that may be held."""
-    allow_insecure: bool = False
-    """Allow plain http to another machine."""
     http_client: httpx.Client | None = Field(default=None, exclude=True, repr=False)
     """An httpx client of your own for synchronous calls. Not serialised, not closed."""
     http_async_client: httpx.AsyncClient | None = Field(default=None, exclude=True, repr=False)
     """An httpx client of your own for asynchronous calls. Not serialised, not closed."""
-
-    temperature: float | None = None
-    """Sampling temperature, 0 to 2."""
-    top_p: float | None = None
-    """Nucleus sampling, 0 to 1."""
-    max_tokens: int | None = None
-    """Most tokens to generate."""
-    max_completion_tokens: int | None = None
-    """Most tokens to generate, reasoning included."""
     stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
     """Up to four strings to stop at."""
-    n: int | None = None
-    """Answers to generate; the others are in `generate()`'s result. Cannot be streamed."""
-    seed: int | None = None
-    """For answers that can be reproduced, as far as the model can."""
-    frequency_penalty: float | None = None
-    """-2 to 2."""
-    presence_penalty: float | None = None
-    """-2 to 2."""
-    logit_bias: dict[str, float] | None = None
-    """Bias by token id, -100 to 100."""
-    logprobs: bool | None = None
-    """Whether to return log probabilities."""
-    top_logprobs: int | None = None
-    """Alternatives for each token, 0 to 20."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
-    """How much to reason."""
-    verbosity: Literal["low", "medium", "high"] | None = None
-    """How much to say."""
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
-    """How the request is processed."""
-    store: bool | None = None
-    """Whether the service may keep the answer. The published schema has it; think before you set it."""
-    modalities: list[Literal["text", "audio"]] | None = None
-    """Kinds of output."""
-    audio: dict[str, Any] | None = None
-    """Format and voice of spoken output."""
-    prediction: dict[str, Any] | None = None
-    """Text that the answer is expected to repeat."""
-    prompt_cache_key: str | None = None
-    """Groups requests that share a prefix."""
-    prompt_cache_retention: str | None = None
-    """How long a cached prefix is kept."""
-    safety_identifier: str | None = None
-    """A stable name for the end user."""
-    web_search_options: dict[str, Any] | None = None
-    """How much of the web to read. The enclave would leave its walls for it."""
-    request_metadata: dict[str, str] | None = None
-    """The schema's `metadata` parameter (`metadata` is LangChain's tracing metadata)."""
-    response_format: dict[str, Any] | None = None
-    """The form of the answer; `with_structured_output` sets it per call."""
-    extra_body: dict[str, Any] | None = None
-    """Further top-level names of the request, passed through unchecked."""
-
     streaming: bool = False
     """Whether `invoke` goes through the streaming API too."""
-    stream_usage: bool = True
-    """Whether streams report token usage."""
     plaintext_egress: PlaintextEgress = "warn"
     """What to do when tracing or a cache would carry prompts out of the process in plaintext."""
 
-    # A name that is no field is an error: a misspelt parameter must not be dropped.
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, arbitrary_types_allowed=True)
+    # Said again: the framework's base class has a looser one, and stands last.
+    model_config = ModelSettings.model_config
 
-    _client: PremClient | None = PrivateAttr(default=None)
-    _async_client: AsyncPremClient | None = PrivateAttr(default=None)
-    _client_lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _http_fields: ClassVar[tuple[str, str]] = ("http_client", "http_async_client")
+    # `_serialized` is a cached property of langchain-core's, which holds what identifies the model.
+    _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key", "_serialized"})
+    _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter", "callbacks", "cache"})
 
-    @field_validator("enclave_public_key", mode="before")
-    @classmethod
-    def _key_as_text(cls, value: Any) -> Any:
-        # Kept as text, so that it can be serialised with the rest.
-        return bytes(value).hex() if isinstance(value, PublicKey | bytes) else value
+    _clients: Clients = PrivateAttr(default_factory=Clients)
 
     # --- what it is -----------------------------------------------------------------------------------
 
@@ -375,125 +283,20 @@ class ChatPremEncrypted(BaseChatModel):
         formatted: list[BaseTool | dict[str, Any]] = [convert_to_openai_tool(tool) for tool in tools or ()]
         return count_tokens_approximately(messages, tools=formatted or None)
 
-    # --- copies ---------------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[Any, Any]:
-        if self.http_client is not None or self.http_async_client is not None:
-            raise TypeError("a model with an http client of its own is not pickled: the client cannot be")
-        state = super().__getstate__()
-        # The key is read from the environment again; connections and locks belong to their process.
-        fields = {name: value for name, value in state["__dict__"].items() if name != "api_key"}
-        fields.pop("_serialized", None)
-        return {**state, "__dict__": fields, "__pydantic_private__": None}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        super().__setstate__(state)
-        self._forget_clients()
-        if "api_key" not in self.__dict__:
-            self.__dict__["api_key"] = secret_from_env("PREM_API_KEY", default=None)()
-
-    def __copy__(self) -> Self:
-        made = type(self).__new__(type(self))
-        state = {**self._state(), "__dict__": dict(self.__dict__)}
-        super(ChatPremEncrypted, made).__setstate__(state)
-        made._forget_clients()
-        return made
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # Clients given by the caller are shared, as they are between models made with the same arguments.
-        kept = {
-            name: self.__dict__[name] for name in ("http_client", "http_async_client", "callbacks", "cache")
-        }
-        fields = {name: value for name, value in self.__dict__.items() if name not in kept}
-        made = type(self).__new__(type(self))
-        state = {**self._state(), "__dict__": {**copy.deepcopy(fields, memo), **kept}}
-        super(ChatPremEncrypted, made).__setstate__(state)
-        made._forget_clients()
-        return made
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "__pydantic_extra__": self.__pydantic_extra__,
-            "__pydantic_fields_set__": set(self.__pydantic_fields_set__),
-            "__pydantic_private__": None,
-        }
-
-    def _forget_clients(self) -> None:
-        object.__setattr__(
-            self,
-            "__pydantic_private__",
-            {"_client": None, "_async_client": None, "_client_lock": threading.Lock()},
-        )
-
-    # --- clients --------------------------------------------------------------------------------------
-
-    def _client_options(self) -> dict[str, Any]:
-        return {
-            "api_key": self.api_key.get_secret_value() if self.api_key is not None else None,
-            "proxy_url": self.proxy_url,
-            "enclave_url": self.enclave_url,
-            "enclave_public_key": self.enclave_public_key,
-            "encryption_keys": self.encryption_keys,
-            "timeout": self.timeout,
-            "max_retries": self.max_retries,
-            "max_buffer_size": self.max_buffer_size,
-            "allow_insecure": self.allow_insecure,
-        }
+    # --- requests -------------------------------------------------------------------------------------
 
     def _sync(self) -> PremClient:
         # Made at the first call: constructing a model costs no connection, and needs no key yet.
-        if self._client is None:
-            with self._client_lock:
-                if self._client is None:
-                    self._client = PremClient(**self._client_options(), http_client=self.http_client)
-        return self._client
+        return self._clients.sync({**self._client_options(), "http_client": self.http_client})
 
     def _async(self) -> AsyncPremClient:
-        if self._async_client is None:
-            with self._client_lock:
-                if self._async_client is None:
-                    self._async_client = AsyncPremClient(
-                        **self._client_options(), http_client=self.http_async_client
-                    )
-        return self._async_client
-
-    # --- requests -------------------------------------------------------------------------------------
-
-    def _defaults(self) -> dict[str, Any]:
-        params = {name: value for name in _PARAMS if (value := getattr(self, name)) is not None}
-        if self.request_metadata is not None:
-            params["metadata"] = self.request_metadata
-        return params
+        return self._clients.asynchronous({**self._client_options(), "http_client": self.http_async_client})
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], *, stream: bool
     ) -> dict[str, Any]:
-        """Arguments of `chat.completions.create`: the call's win over the constructor's."""
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("stream", "stream_usage")}
-        extra = {**(self.extra_body or {}), **(kwargs.pop("extra_body", None) or {})}
-        request: dict[str, Any] = {**self._defaults(), **kwargs, "messages": wire_messages(messages)}
-        if stop is not None:
-            request["stop"] = stop
-        # An empty list is how some callers say "none"; servers refuse it.
-        for name in ("stop", "tools"):
-            if not request.get(name):
-                request.pop(name, None)
-        if extra:
-            request["extra_body"] = extra
-        if stream:
-            if (request.get("n") or 1) > 1:
-                raise InvalidParameterError(
-                    "n: several answers cannot be streamed through LangChain, which would add them up to one; "
-                    "use generate() or ainvoke without streaming",
-                    param="n",
-                )
-            request["stream"] = True
-        return request
-
-    def _with_usage(self, request: dict[str, Any], stream_usage: bool | None) -> dict[str, Any]:
-        if self.stream_usage if stream_usage is None else stream_usage:
-            request["stream_options"] = {"include_usage": True, **(request.get("stream_options") or {})}
-        return request
+        given = kwargs if stop is None else {**kwargs, "stop": stop}
+        return self._chat_request(wire_messages(messages), given, stream=stream)
 
     @override
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -513,7 +316,7 @@ class ChatPremEncrypted(BaseChatModel):
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=False)
             completion = self._sync().chat.completions.create(**request)
-            return chat_result(completion, json_wanted=_wants_json(request))
+            return chat_result(completion, json_wanted=_tools.wants_json(request))
 
     @override
     async def _agenerate(
@@ -527,7 +330,7 @@ class ChatPremEncrypted(BaseChatModel):
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=False)
             completion = await self._async().chat.completions.create(**request)
-            return chat_result(completion, json_wanted=_wants_json(request))
+            return chat_result(completion, json_wanted=_tools.wants_json(request))
 
     @override
     def _stream(
@@ -535,13 +338,11 @@ class ChatPremEncrypted(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        stream_usage: bool | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         with core_errors():
-            request = self._with_usage(self._request(messages, stop, kwargs, stream=True), stream_usage)
-            chunks = Chunks(json_wanted=_wants_json(request))
+            request = self._request(messages, stop, kwargs, stream=True)
+            chunks = Chunks(json_wanted=_tools.wants_json(request))
             with self._sync().chat.completions.create(**request) as stream:
                 for chunk in stream:
                     made = chunks.of(chunk)
@@ -557,13 +358,11 @@ class ChatPremEncrypted(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        *,
-        stream_usage: bool | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         with core_errors():
-            request = self._with_usage(self._request(messages, stop, kwargs, stream=True), stream_usage)
-            chunks = Chunks(json_wanted=_wants_json(request))
+            request = self._request(messages, stop, kwargs, stream=True)
+            chunks = Chunks(json_wanted=_tools.wants_json(request))
             async with await self._async().chat.completions.create(**request) as stream:
                 async for chunk in stream:
                     made = chunks.of(chunk)
@@ -608,7 +407,7 @@ class ChatPremEncrypted(BaseChatModel):
             )
         formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
         if tool_choice:
-            kwargs["tool_choice"] = _tool_choice(tool_choice, formatted)
+            kwargs["tool_choice"] = _tools.tool_choice(tool_choice, formatted)
         if response_format is not None:
             kwargs["response_format"] = _response_format(response_format, strict=strict)
         return self.bind(tools=formatted, **kwargs)
@@ -686,46 +485,11 @@ class ChatPremEncrypted(BaseChatModel):
         return llm | parser
 
 
-def _wants_json(request: Mapping[str, Any]) -> bool:
-    form = request.get("response_format")
-    return isinstance(form, Mapping) and form.get("type") in ("json_object", "json_schema")
-
-
-def _tool_choice(choice: dict[str, Any] | str | bool, tools: list[dict[str, Any]]) -> dict[str, Any] | str:
-    if choice is True or choice in ("any", "required"):
-        return "required"
-    if choice in ("auto", "none"):
-        return cast("str", choice)
-    if isinstance(choice, dict):
-        named = (choice.get("function") or choice.get("custom") or choice).get("name")
-        wire = (
-            choice
-            if "type" in choice and len(choice) > 1
-            else {"type": "function", "function": {"name": named}}
-        )
-    else:
-        named = choice
-        wire = {"type": "function", "function": {"name": named}}
-    names = [(tool.get("function") or tool.get("custom") or {}).get("name") for tool in tools]
-    if named not in names:
-        raise InvalidParameterError(
-            f"tool_choice: no tool of that name was given; there are {', '.join(map(str, names)) or 'none'}",
-            param="tool_choice",
-        )
-    return wire
-
-
 def _response_format(schema: Any, *, strict: bool | None) -> dict[str, Any]:
     """OpenAI's ``response_format`` for a schema of any of LangChain's kinds."""
-    if isinstance(schema, dict):
-        if schema.get("type") in ("json_schema", "json_object", "text"):
-            return schema
-        if "name" in schema and isinstance(schema.get("schema"), dict):
-            return {"type": "json_schema", "json_schema": schema}
+    if (form := _tools.ready_format(schema)) is not None:
+        return form
     function = convert_to_openai_function(schema, strict=strict)
-    form: dict[str, Any] = {"name": function["name"], "schema": function["parameters"]}
-    if function.get("description"):
-        form["description"] = function["description"]
-    if strict is not None:
-        form["strict"] = strict
-    return {"type": "json_schema", "json_schema": form}
+    return _tools.json_schema_format(
+        function["name"], function["parameters"], description=function.get("description"), strict=strict
+    )

@@ -109,3 +109,14 @@ def read_arguments(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return arguments if isinstance(arguments, dict) else None
+
+
+def misfit(name: str, findings: Sequence[Mapping[str, Any]]) -> str:
+    """What to say of an answer that is not a `name`: which fields, and never their values.
+
+    Args:
+        name: The Pydantic class that was wanted.
+        findings: Pydantic's, without inputs and contexts.
+    """
+    where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the value'}: {e['msg']}" for e in findings[:5])
+    return f"the answer is not a {name}: {where}"

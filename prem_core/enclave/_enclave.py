@@ -1,4 +1,4 @@
-"""The enclave: holds the private key, opens what the gateway forwards, runs the engine, seals each chunk.
+"""The enclave: holds the private key, opens what the gateway forwards, runs the engine, seals what it says.
 
 The rule of this file: plaintext leaves only sealed. An answer that cannot be sealed (an error before the
 first chunk) goes through the gateway in the clear, so it names parameters and rules, never values.
@@ -13,8 +13,10 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import islice
+from types import ModuleType
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from starlette.requests import Request
@@ -22,29 +24,30 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prem_core._assumed import EVENT_STREAM, PUBLIC_KEY_NAMES, PUBLIC_KEY_PATH, decode_binary, encode_binary
-from prem_core._errors import DecryptionError
-from prem_core._kem import CIPHER_TEXT_BYTES, PrivateKey
+from prem_core._assumed import EVENT_STREAM, PUBLIC_KEY_NAMES, PUBLIC_KEY_PATH, encode_binary
+from prem_core._kem import PrivateKey
 from prem_core._merge import CompletionBuilder
-from prem_core._seal import NONCE_BYTES, TAG_BYTES, EncryptionKeys, new_nonce
+from prem_core._seal import NONCE_BYTES, EncryptionKeys
 from prem_core._types import ChatCompletionChunk
 from prem_core.enclave import extractive
-from prem_core.enclave._engine import EngineError
-from prem_core.enclave._gateway import CHAT_PATH, HOP_HEADER, model_type
-from prem_core.enclave._schemas import Refused, envelope, read_body
+from prem_core.enclave._audio import TASKS, OpenedAudio, open_audio
+from prem_core.enclave._engine import AudioAnswer, AudioTask, EngineError
+from prem_core.enclave._gateway import CHAT_PATH, HOP_HEADER, ModelType, model_type
+from prem_core.enclave._schemas import Refused, read_body
+from prem_core.enclave._sealed import INFERENCE, binary, open_items, read_once, send_sealed
 from prem_core.enclave._upstream import UpstreamError
 
 ReplyForm = Literal["stream", "envelope"]
 Chunk = dict[str, Any]
 
-#: What a payload that does not open is answered with. The enclave cannot tell a key that was turned
-#: from a changed byte, and must not.
-DECRYPT_MESSAGE: Final = "failed to decrypt: the enclave key has expired"
-
 #: The built-in engine works in a thread for about this many seconds at a time, so that a long answer
 #: neither blocks the loop nor costs a switch of threads per chunk.
 ENGINE_SLICE: Final = 0.02
 _ENGINE_SLICE_CHUNKS: Final = 512
+
+#: Threads of the built-in engine that listen to recordings. Each keeps a decoder of about 100 MB, and they
+#: take turns: a second one is there so that a short recording does not wait for a long one.
+_LISTENERS: Final = 2
 
 _DONE: Final = b"event: done\ndata: [DONE]\n\n"
 
@@ -52,7 +55,7 @@ _log = logging.getLogger("prem_core.enclave")
 
 
 class Engine(Protocol):
-    """What answers a chat."""
+    """What answers a chat, and listens to a recording."""
 
     def chat(self, params: Mapping[str, Any]) -> AsyncGenerator[list[Chunk], None]:
         """The completion as ``chat.completion.chunk`` objects, in batches of what is ready together.
@@ -64,13 +67,28 @@ class Engine(Protocol):
         """
         ...
 
+    async def audio(
+        self, task: AudioTask, params: Mapping[str, Any], file_name: str, audio: bytes
+    ) -> AudioAnswer:
+        """What is said in a file, in its own language or in English.
+
+        `params` satisfy the schema of the task.
+
+        Raises:
+            EngineError: The request is refused, or no answer came of it.
+        """
+        ...
+
     async def aclose(self) -> None:
-        """Let go of connections."""
+        """Let go of connections and threads."""
         ...
 
 
 class BuiltInEngine:
-    """The extractive engine, run in a thread slice by slice."""
+    """The extractive engine and the recogniser, run in threads piece by piece."""
+
+    def __init__(self) -> None:
+        self._listeners = ThreadPoolExecutor(_LISTENERS, thread_name_prefix="prem-listener")
 
     async def chat(self, params: Mapping[str, Any]) -> AsyncGenerator[list[Chunk], None]:
         """See `Engine.chat`."""
@@ -84,8 +102,37 @@ class BuiltInEngine:
             if not batch:
                 return
 
+    async def audio(
+        self, task: AudioTask, params: Mapping[str, Any], file_name: str, audio: bytes
+    ) -> AudioAnswer:
+        """See `Engine.audio`. The file's name is not looked at: its content says what it is."""
+        listen = functools.partial(asyncio.get_running_loop().run_in_executor, self._listeners)
+        speech = await listen(_speech)
+        speech.refuse(task, params)
+        recording = await listen(speech.decode, audio)
+        utterances = speech.utterances(recording.pcm)
+        heard = []
+        # One by one, so that it ends soon after the client hangs up.
+        while (utterance := await listen(next, utterances, None)) is not None:
+            heard.append(utterance)
+        return AudioAnswer(speech.transcription(params, recording.seconds, heard), recording.seconds)
+
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Let the threads end, when they are through with what they listen to."""
+        self._listeners.shutdown(wait=False, cancel_futures=True)
+
+
+def _speech() -> ModuleType:
+    """The recogniser, imported when a first recording comes: numpy and two libraries of C come with it."""
+    try:
+        from prem_core.enclave import speech
+    except (ImportError, OSError):  # OSError: there is no libsndfile for this machine
+        raise EngineError(
+            503,
+            'the built-in engine cannot listen: pip install "prem-encrypted[enclave]"',
+            type="service_unavailable",
+        ) from None
+    return speech
 
 
 def _slice(chunks: Iterator[Chunk]) -> tuple[list[Chunk], Exception | None]:
@@ -129,8 +176,9 @@ class Enclave:
         models: The models that are known; None passes every name to the engine.
         reply_form: How a request without ``stream: true`` is answered.
         hop_secret: What `HOP_HEADER` has to say: only the gateway may forward.
-        meter: Told the tokens of every exchange when it ends. How the real gateway learns them is not
+        meter: Told the tokens of every chat when it ends. How the real gateway learns them is not
             documented; here the two share a process, and this call.
+        audio_meter: Told the seconds of every recording that was answered, likewise.
     """
 
     def __init__(
@@ -142,6 +190,7 @@ class Enclave:
         reply_form: ReplyForm,
         hop_secret: str,
         meter: Callable[[int], None],
+        audio_meter: Callable[[float], None],
     ) -> None:
         self.private_key = private_key
         self._engine = engine
@@ -149,10 +198,12 @@ class Enclave:
         self._reply_form = reply_form
         self._hop_secret = hop_secret.encode()
         self._meter = meter
+        self._audio_meter = audio_meter
         self._router = Router(
             [
                 Route(PUBLIC_KEY_PATH, self._publish_key, methods=["GET"]),
                 Route(CHAT_PATH, self._chat, methods=["POST"]),
+                *(Route(path, self._audio, methods=["POST"]) for path in TASKS),
             ],
             redirect_slashes=False,
         )
@@ -165,17 +216,40 @@ class Enclave:
         return JSONResponse({PUBLIC_KEY_NAMES[0]: key})
 
     async def _chat(self, request: Request) -> ASGIApp:
+        self._check_hop(request)
+        # In a thread: a body may be large, and the loop has streams to serve.
+        opened = await asyncio.to_thread(_open, self.private_key, await read_once(request))
+        self._check_model(opened.params["model"], "CHAT", "chat")
+        return functools.partial(self._answer_chat, opened)
+
+    async def _audio(self, request: Request) -> ASGIApp:
+        self._check_hop(request)
+        task = TASKS[request.url.path]
+        opened = await asyncio.to_thread(open_audio, self.private_key, task, await read_once(request))
+        self._check_model(opened.params["model"], "AUDIO_TRANSCRIPTION", "transcription")
+        return functools.partial(self._answer_audio, opened)
+
+    def _check_hop(self, request: Request) -> None:
         if not secrets.compare_digest(request.headers.get(HOP_HEADER, "").encode(), self._hop_secret):
             raise Refused(403, "This route answers the gateway only")
-        body = await request.body()
-        # In a thread: a body may be large, and the loop has streams to serve.
-        opened = await asyncio.to_thread(_open, self.private_key, body)
-        model = opened.params["model"]
-        if self._models is not None and (model not in self._models or model_type(model) != "CHAT"):
-            raise Refused(404, "There is no such chat model", validator={"model": "is no chat model here"})
-        return functools.partial(self._answer, opened)
 
-    async def _answer(self, opened: _Opened, scope: Scope, receive: Receive, send: Send) -> None:
+    def _check_model(self, model: str, kind: ModelType, called: str) -> None:
+        if self._models is not None and (model not in self._models or model_type(model) != kind):
+            raise Refused(
+                404, f"There is no such {called} model", validator={"model": f"is no {called} model here"}
+            )
+
+    async def _answer_audio(self, opened: OpenedAudio, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            answer = await self._engine.audio(opened.task, opened.params, opened.file_name, opened.audio)
+        except EngineError as error:
+            raise _refusal(error) from None
+        self._audio_meter(answer.seconds)
+        content = answer.content
+        plaintext = content if isinstance(content, str) else json.dumps(content)
+        await send_sealed(opened.keys, plaintext.encode(), send)
+
+    async def _answer_chat(self, opened: _Opened, scope: Scope, receive: Receive, send: Send) -> None:
         params = opened.params
         options = params.get("stream_options") or {}
         streamed = params.get("stream") is True
@@ -238,7 +312,7 @@ async def _answer_stream(opened: _Opened, batches: AsyncGenerator[list[Chunk], N
 
 
 async def _answer_envelope(opened: _Opened, batches: AsyncGenerator[list[Chunk], None], send: Send) -> None:
-    """The audio routes' form: one ``chat.completion``, sealed under a nonce of its own."""
+    """The audio routes' form: one ``chat.completion`` in the envelope."""
     completion = CompletionBuilder()
     try:
         async for batch in batches:
@@ -246,13 +320,7 @@ async def _answer_envelope(opened: _Opened, batches: AsyncGenerator[list[Chunk],
                 completion.add(ChatCompletionChunk.model_validate(chunk))
     except EngineError as error:
         raise _refusal(error) from None
-    nonce = new_nonce()
-    sealed = opened.keys.seal(completion.build().model_dump_json().encode(), nonce)
-    data = {"encryptedResponse": encode_binary(sealed), "nonce": encode_binary(nonce)}
-    body = json.dumps(envelope(200, data=data)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_sealed(opened.keys, completion.build().model_dump_json().encode(), send)
 
 
 def _refusal(error: EngineError) -> Refused:
@@ -283,25 +351,6 @@ def _open(private_key: PrivateKey, body: bytes) -> _Opened:
         Refused: 400; it does not have the published shape, does not open, or what it holds is not allowed.
     """
     fields = read_body("chat-request", body)
-    sealed = _binary(fields, "encryptedInference", at_least=TAG_BYTES)
-    cipher_text = _binary(fields, "cipherText", exactly=CIPHER_TEXT_BYTES)
-    nonce = _binary(fields, "nonce", exactly=NONCE_BYTES)
-    try:
-        keys = EncryptionKeys(private_key.decapsulate(cipher_text), cipher_text)
-        plaintext = keys.open(sealed, nonce)
-    except (ValueError, DecryptionError):
-        raise Refused(400, DECRYPT_MESSAGE) from None
-    params = read_body("chat-inference-params", plaintext, called="encryptedInference")
-    return _Opened(keys, nonce, params)
-
-
-def _binary(fields: Mapping[str, str], name: str, *, exactly: int | None = None, at_least: int = 0) -> bytes:
-    try:
-        value = decode_binary(fields[name])
-    except ValueError:
-        rule = "must be hex"
-    else:
-        if len(value) == exactly or (exactly is None and len(value) >= at_least):
-            return value
-        rule = f"must be {exactly} bytes long" if exactly else f"must be at least {at_least} bytes long"
-    raise Refused(400, f"Invalid request: {name} {rule}", validator={name: rule})
+    keys, (plaintext,) = open_items(private_key, fields, (INFERENCE,))
+    params = read_body("chat-inference-params", plaintext, called=INFERENCE.sealed)
+    return _Opened(keys, binary(fields, INFERENCE.nonce, exactly=NONCE_BYTES), params)

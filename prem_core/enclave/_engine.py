@@ -1,6 +1,11 @@
-"""What every engine behind the enclave shares: the error it raises when it refuses a request."""
+"""What every engine behind the enclave shares: the error it raises, and the form of an answer to a recording."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+AudioTask = Literal["transcribe", "translate"]
 
 
 class EngineError(Exception):
@@ -23,3 +28,16 @@ class EngineError(Exception):
         self.message = message
         self.type = type
         self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class AudioAnswer:
+    """What an engine says of a recording. Its repr shows nothing of it.
+
+    Attributes:
+        content: The JSON object that ``response_format`` asks for, or the text itself for ``text``.
+        seconds: How long the recording is, for the meter.
+    """
+
+    content: dict[str, Any] | str = field(repr=False)
+    seconds: float

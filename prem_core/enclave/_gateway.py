@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import httpx
 from starlette.requests import Request
@@ -22,20 +22,29 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prem_core._assumed import ROUTE_SCOPES
-from prem_core.enclave._schemas import Refused, SchemaName, envelope, read_body
-from prem_core.enclave._tier import LimitReached, Tier
+from prem_core._assumed import ROUTE_SCOPES, encode_binary
+from prem_core.enclave._schemas import Refused, envelope, read_body
+from prem_core.enclave._tier import LimitReached, Metered, Tier
 
 CHAT_PATH: Final = "/rvenc/chat/completions"
 AUDIO_PATHS: Final = ("/rvenc/audio/transcriptions", "/rvenc/audio/translations")
 MODELS_PATH: Final = "/models"
+
+#: Bytes of one audio file before it is sealed: the documented 25 MB, read as 25 * 1024 * 1024.
+MAX_AUDIO_BYTES: Final = 25 * 1024 * 1024
+
+#: How much longer a sealed file is, and how many characters a byte takes on the wire: the gateway sees
+#: lengths, and nothing else of the file.
+_TAG_BYTES: Final = 16
+_DIGITS: Final = len(encode_binary(b"\0"))
 
 #: The header that proves to the enclave that a request came through the gateway. Not part of the
 #: published protocol: how the real two know each other is not documented.
 HOP_HEADER: Final = "x-prem-hop"
 
 #: The documented values of ``GET /models?type=``.
-MODEL_TYPES: Final = ("CHAT", "AUDIO_TRANSCRIPTION", "AUDIO_SPEECH", "IMAGE")
+ModelType = Literal["CHAT", "AUDIO_TRANSCRIPTION", "AUDIO_SPEECH", "IMAGE"]
+MODEL_TYPES: Final = get_args(ModelType)
 
 #: What of the enclave's answer is passed on, besides the status and the body.
 _PASSED_HEADERS: Final = (b"content-type", b"retry-after")
@@ -64,7 +73,7 @@ class Exchange:
     request_headers: Mapping[str, str] = field(repr=False)
 
 
-def model_type(name: str) -> str:
+def model_type(name: str) -> ModelType:
     """The documented type of the model called `name`."""
     return "AUDIO_TRANSCRIPTION" if "whisper" in name.lower() else "CHAT"
 
@@ -112,11 +121,11 @@ class Gateway:
         await self._router(scope, receive, send)
 
     async def _chat(self, request: Request) -> ASGIApp:
-        return functools.partial(self._forward, await self._checked_body(request, "chat-request"))
+        body = await self._checked_body(request, functools.partial(read_body, "chat-request"))
+        return functools.partial(self._forward, body, "tokens")
 
-    async def _audio(self, request: Request) -> Response:
-        await self._checked_body(request, "audio-request")
-        raise Refused(404, "Audio is not offered by this embedded enclave yet")
+    async def _audio(self, request: Request) -> ASGIApp:
+        return functools.partial(self._forward, await self._checked_body(request, _check_audio), "audio")
 
     async def _list_models(self, request: Request) -> Response:
         self._authenticate(request)
@@ -136,8 +145,8 @@ class Gateway:
         if not secrets.compare_digest(key.strip().encode(), self._api_key):
             raise Refused(401, "Access token is missing or invalid", headers={"WWW-Authenticate": "Bearer"})
 
-    async def _checked_body(self, request: Request, schema: SchemaName) -> bytes:
-        """The body of an authenticated, permitted request that has the published shape."""
+    async def _checked_body(self, request: Request, check: Callable[[bytes], object]) -> bytes:
+        """The body of an authenticated, permitted request that `check` does not refuse."""
         self._authenticate(request)
         scope = ROUTE_SCOPES[request.url.path]
         if self._scopes is not None and scope not in self._scopes:
@@ -145,16 +154,18 @@ class Gateway:
             raise Refused(403, f"{denied}: missing scope {scope}")
         body = await request.body()
         # In a thread: a body may be large, and the loop has streams to pass on.
-        await asyncio.to_thread(read_body, schema, body)
+        await asyncio.to_thread(check, body)
         return body
 
-    async def _forward(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _forward(
+        self, body: bytes, metered: Metered, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Answer with what the enclave answers to `body` on the route of the same path."""
         headers = {HOP_HEADER: self._hop_secret, "content-type": "application/json"}
         forwarded = self._enclave.stream("POST", scope["path"], content=body, headers=headers)
         started = False
         try:
-            with nullcontext() if self._tier is None else self._tier.request():
+            with nullcontext() if self._tier is None else self._tier.request(metered):
                 async with forwarded as reply:
                     kept = [(k, v) for k, v in reply.headers.raw if k.lower() in _PASSED_HEADERS]
                     await send({"type": "http.response.start", "status": reply.status_code, "headers": kept})
@@ -221,6 +232,12 @@ class Observed:
             tell()
 
 
+def _check_audio(body: bytes) -> None:
+    sealed = len(read_body("audio-request", body)["encryptedFile"])
+    if sealed // _DIGITS - _TAG_BYTES > MAX_AUDIO_BYTES:
+        raise Refused(413, "Audio file size exceeds the maximum allowed limit of 25MB.")
+
+
 def _model_entry(name: str) -> dict[str, Any]:
     kind = model_type(name)
     return {
@@ -230,7 +247,7 @@ def _model_entry(name: str) -> dict[str, Any]:
         "name": name.rpartition("/")[2],
         "description": "Served by the embedded enclave",
         "type": kind,
-        "enabled": kind == "CHAT",
+        "enabled": True,
         "input_modalities": ["text"] if kind == "CHAT" else ["audio"],
         "price_config": {},
     }

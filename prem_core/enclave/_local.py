@@ -75,10 +75,10 @@ class LocalEnclave:
         enclave_port: The enclave's port; 0 for a free one.
         private_key: The enclave's key; by default a fresh one.
         upstream: Base URL of an OpenAI-compatible server that answers, with or without ``/v1``. By
-            default the built-in extractive engine answers.
+            default the built-in engine answers: it quotes and extracts, and transcribes English.
         upstream_api_key: Sent to it as a bearer token.
-        tier: ``base`` limits requests, tokens and concurrency as the BASE tier does.
-        models: The names ``GET /models`` lists and chats may ask for. With `upstream` any name may be
+        tier: ``base`` limits requests, tokens, seconds of audio and concurrency as the BASE tier does.
+        models: The names ``GET /models`` lists and requests may ask for. With `upstream` any name may be
             asked for.
         scopes: What the API key may do; None for everything.
         reply_form: How a request without ``stream: true`` is answered: as the documented event
@@ -210,6 +210,7 @@ class LocalEnclave:
                 reply_form=self._reply_form,
                 hop_secret=hop_secret,
                 meter=tier.spend_tokens if tier is not None else lambda tokens: None,
+                audio_meter=tier.spend_audio if tier is not None else lambda seconds: None,
             )
             gateway = Listener(gateway, _port(gateway_socket), self._body_limit)
             if self._on_exchange is not None:

@@ -21,6 +21,7 @@ from jsonschema.exceptions import ValidationError
 
 SchemaName = Literal[
     "audio-request",
+    "audio-transcription-params",
     "audio-translation-params",
     "audio-translation-result",
     "chat-chunk",
@@ -59,6 +60,7 @@ _RULES: Final[Mapping[str, str]] = {
     "maxItems": "must have at most {} items",
     "maxLength": "must be at most {} characters long",
     "maxProperties": "must have at most {} entries",
+    "pattern": "must match {}",
 }
 
 

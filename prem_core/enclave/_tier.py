@@ -1,7 +1,7 @@
 """The limits of a tier: token buckets and a count of open requests.
 
 The rule of this file: pure. Time comes from the clock that is handed in, and no request is seen here:
-only that one begins, that one ends, and how many tokens it used.
+only that one begins, that one ends, and how many tokens or seconds of audio it used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 #: The documented 429 messages.
 CONCURRENCY_MESSAGE: Final = (
@@ -25,11 +25,21 @@ class Limits(NamedTuple):
     requests: int  # at once, from a full bucket
     requests_per_second: float  # refill
     tokens_per_minute: int  # bucket and refill
+    audio_seconds_per_minute: int  # bucket and refill
     concurrent: int  # open requests
 
 
 #: The BASE tier as documented.
-BASE: Final = Limits(requests=5, requests_per_second=1, tokens_per_minute=38_000, concurrent=5)
+BASE: Final = Limits(
+    requests=5,
+    requests_per_second=1,
+    tokens_per_minute=38_000,
+    audio_seconds_per_minute=10,
+    concurrent=5,
+)
+
+#: What a request uses up besides itself: a chat tokens, a recording seconds of audio.
+Metered = Literal["tokens", "audio"]
 
 
 class LimitReached(Exception):
@@ -69,8 +79,9 @@ class TokenBucket:
 class Tier:
     """One organisation's use of its limits.
 
-    How many tokens a request takes is known only after it: `spend_tokens` charges them then, and the
-    bucket may go below zero. Until it is above again, nobody is admitted.
+    How many tokens or seconds of audio a request takes is known only after it: `spend_tokens` and
+    `spend_audio` charge them then, and the bucket may go below zero. Until it is above again, no request
+    that takes of it is admitted.
 
     Args:
         limits: The tier's limits.
@@ -83,22 +94,25 @@ class Tier:
         self._concurrent = limits.concurrent
         self._open = 0
         self._requests = TokenBucket(limits.requests, limits.requests_per_second, now)
-        self._tokens = TokenBucket(limits.tokens_per_minute, limits.tokens_per_minute / 60, now)
+        self._metered: dict[Metered, TokenBucket] = {
+            "tokens": TokenBucket(limits.tokens_per_minute, limits.tokens_per_minute / 60, now),
+            "audio": TokenBucket(limits.audio_seconds_per_minute, limits.audio_seconds_per_minute / 60, now),
+        }
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self, metered: Metered = "tokens") -> Iterator[None]:
         """Hold a place for one request, from its admission to its end.
 
         A request that is not admitted costs nothing.
 
         Raises:
-            LimitReached: The requests, the tokens or the places are used up.
+            LimitReached: The requests, the places, or what is `metered` are used up.
         """
         if self._open >= self._concurrent:
             # Nobody knows when a stream ends; a second is the shortest wait that can be asked for.
             raise LimitReached(CONCURRENCY_MESSAGE, 1)
         now = self._clock()
-        wait = max(self._requests.wait(1, now), self._tokens.wait(1, now))
+        wait = max(self._requests.wait(1, now), self._metered[metered].wait(1, now))
         if wait:
             raise LimitReached(RATE_MESSAGE, wait)
         self._requests.spend(1)
@@ -110,4 +124,8 @@ class Tier:
 
     def spend_tokens(self, tokens: int) -> None:
         """Charge what a request used, prompt and completion together."""
-        self._tokens.spend(tokens)
+        self._metered["tokens"].spend(tokens)
+
+    def spend_audio(self, seconds: float) -> None:
+        """Charge the length of a recording that was answered."""
+        self._metered["audio"].spend(seconds)

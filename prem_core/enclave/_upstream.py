@@ -13,8 +13,9 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, suppress
+from math import isfinite
 from typing import Any, Final
 
 import httpx
@@ -22,10 +23,12 @@ import httpx
 from prem_core._assumed import EVENT_STREAM, STREAM_ERROR_STATUS
 from prem_core._errors import ConfigurationError, ResponseTooLargeError
 from prem_core._sse import EventDecoder
-from prem_core.enclave._engine import EngineError
-from prem_core.enclave._schemas import property_names
+from prem_core.enclave._audio import PARAMS_SCHEMAS
+from prem_core.enclave._engine import AudioAnswer, AudioTask, EngineError
+from prem_core.enclave._schemas import SchemaName, property_names
 
-#: One event of the server may be this long, as the published SDK's buffer.
+#: One event of the server, or one whole answer about a recording, may be this long, as the published
+#: SDK's buffer.
 MAX_EVENT_BYTES: Final = 10 * 1024 * 1024
 
 #: Seconds to connect. There is no limit on reading: a prompt may take minutes on a CPU, and a
@@ -35,6 +38,18 @@ CONNECT_TIMEOUT: Final = 10.0
 #: Seconds a server may take to end its answer after ``[DONE]``, for its connection to be used again.
 _END_TIMEOUT: Final = 0.1
 
+_CHAT_ROUTE: Final = "/chat/completions"
+
+#: Where a server offers each task, behind its base URL.
+_AUDIO_ROUTES: Final[Mapping[AudioTask, str]] = {
+    "transcribe": "/audio/transcriptions",
+    "translate": "/audio/translations",
+}
+
+#: Bytes of a second of audio, where the answer does not say how many seconds it was: 128 kbit/s.
+_BYTES_PER_SECOND: Final = 16_000
+
+_CONNECTION: Final = "cannot be reached, or broke the connection"
 _UNAVAILABLE: Final = "the upstream server is unavailable"
 _CONTEXT_LENGTH: Final = "the prompt is longer than the model's context window"
 
@@ -75,14 +90,14 @@ def completions_url(base: str) -> httpx.URL:
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError("upstream must be an http or https URL, such as http://localhost:11434/v1")
-    path = url.path.rstrip("/").removesuffix("/chat/completions")
+    path = url.path.rstrip("/").removesuffix(_CHAT_ROUTE)
     if not re.search(r"/v\d", path):
         path += "/v1"
-    return url.copy_with(path=f"{path}/chat/completions")
+    return url.copy_with(path=f"{path}{_CHAT_ROUTE}")
 
 
 class UpstreamEngine:
-    """Chat completions from an OpenAI-compatible server, streamed through.
+    """Chat completions from an OpenAI-compatible server, streamed through, and its words for recordings.
 
     Args:
         base_url: The server, with or without ``/v1``.
@@ -94,11 +109,8 @@ class UpstreamEngine:
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self._url = completions_url(base_url)
-        headers = {"accept": EVENT_STREAM, "content-type": "application/json"}
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
         self._http = httpx.AsyncClient(
-            headers=headers,
+            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
             limits=httpx.Limits(max_connections=None),
             # A proxy from the environment is for servers elsewhere, not for one on this machine.
@@ -123,10 +135,11 @@ class UpstreamEngine:
             "created": int(time.time()),
             "model": params["model"],
         }
+        headers = {"accept": EVENT_STREAM, "content-type": "application/json"}
         try:
-            async with self._http.stream("POST", self._url, content=body) as reply:
+            async with self._http.stream("POST", self._url, content=body, headers=headers) as reply:
                 if reply.status_code != 200:
-                    raise await _refusal(reply)
+                    raise await _refusal(reply, "chat-inference-params")
                 async with aclosing(_events(reply)) as batches:
                     async for batch in batches:
                         chunks: list[dict[str, Any]] = []
@@ -138,9 +151,58 @@ class UpstreamEngine:
                             chunks.append(_chunk(event, defaults))
                         yield chunks
         except httpx.RequestError:
-            raise _broken("cannot be reached, or broke the connection") from None
+            raise _broken(_CONNECTION) from None
         except ResponseTooLargeError:
             raise _broken("sent an event that is too large") from None
+
+    async def audio(
+        self, task: AudioTask, params: Mapping[str, Any], file_name: str, audio: bytes
+    ) -> AudioAnswer:
+        """What the server says of the file, unchanged.
+
+        Raises:
+            UpstreamError: The server refused, cannot be reached, or did not answer in the form asked for.
+        """
+        # A list is written as OpenAI writes it: its name with brackets, once for each value.
+        form = {f"{name}[]" if isinstance(value, list) else name: value for name, value in params.items()}
+        # A part without a file name would be a text field.
+        file = {"file": (file_name or "audio", audio)}
+        url = self._url.copy_with(path=self._url.path.removesuffix(_CHAT_ROUTE) + _AUDIO_ROUTES[task])
+        try:
+            async with self._http.stream("POST", url, data=form, files=file) as reply:
+                if reply.status_code != 200:
+                    raise await _refusal(reply, PARAMS_SCHEMAS[task])
+                body = await _whole(reply)
+        except httpx.RequestError:
+            raise _broken(_CONNECTION) from None
+        seconds = len(audio) / _BYTES_PER_SECOND
+        if params.get("response_format") == "text":
+            return AudioAnswer(body.decode("utf-8", "replace"), seconds)
+        said = _object(body, "an answer")
+        if not isinstance(said.get("text"), str):
+            raise _broken("sent an answer without text")
+        return AudioAnswer(said, _seconds(said, seconds))
+
+
+async def _whole(reply: httpx.Response) -> bytes:
+    body = bytearray()
+    async for piece in reply.aiter_bytes():
+        body += piece
+        if len(body) > MAX_EVENT_BYTES:
+            raise _broken("sent an answer that is too large")
+    return bytes(body)
+
+
+def _seconds(said: Mapping[str, Any], otherwise: float) -> float:
+    """How long the server says the recording is; only the verbose form says it, or OpenAI's usage."""
+    usage = said.get("usage")
+    told: list[Any] = [said.get("duration"), usage.get("seconds") if isinstance(usage, dict) else None]
+    # Whisper's own servers write the duration as a string at times.
+    for value in told:
+        with suppress(TypeError, ValueError):
+            if isfinite(seconds := float(value)) and seconds >= 0:
+                return seconds
+    return otherwise
 
 
 async def _events(reply: httpx.Response) -> AsyncGenerator[list[dict[str, Any]], None]:
@@ -159,19 +221,19 @@ async def _events(reply: httpx.Response) -> AsyncGenerator[list[dict[str, Any]],
                         async for _ in pieces:
                             pass
                 return
-            batch.append(_object(data))
+            batch.append(_object(data, "an event"))
         if batch:
             yield batch
     raise _broken("ended its stream before it was done")
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _object(data: bytes, called: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _broken("sent an event that is not a JSON object")
+        raise _broken(f"sent {called} that is not a JSON object")
     return value
 
 
@@ -214,8 +276,11 @@ def _reported(error: Any) -> UpstreamError:
     )
 
 
-async def _refusal(reply: httpx.Response) -> UpstreamError:
-    """The error for an HTTP status that is not 200, in words of our own: it leaves the enclave unsealed."""
+async def _refusal(reply: httpx.Response, schema: SchemaName) -> UpstreamError:
+    """The error for an HTTP status that is not 200, in words of our own: it leaves the enclave unsealed.
+
+    `schema` is that of the request's parameters: the server may name one of them.
+    """
     status = reply.status_code
     retry_after = reply.headers.get("retry-after", "")
     if not retry_after.isascii():
@@ -232,22 +297,24 @@ async def _refusal(reply: httpx.Response) -> UpstreamError:
     if status == 404:
         return UpstreamError(404, "the upstream server has no such model or route", type="not_found_error")
     if 400 <= status < 500:
-        return await _bad_request(reply)
+        return await _bad_request(reply, property_names(schema))
     if status == 500:
         return UpstreamError(500, "the upstream server failed", type="server_error", retry_after=retry_after)
     message = _UNAVAILABLE if status >= 500 else "the upstream server answered with a redirect"
     return UpstreamError(503, message, type="service_unavailable", retry_after=retry_after)
 
 
-async def _bad_request(reply: httpx.Response) -> UpstreamError:
+async def _bad_request(reply: httpx.Response, names: Collection[str]) -> UpstreamError:
     try:
         error = json.loads(await reply.aread())["error"]
         code, param, text = (error.get(name) for name in ("code", "param", "message"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         code = param = text = None
-    if code == "context_length_exceeded" or re.search(r"context (?:length|window|size)", str(text), re.I):
+    too_long = re.search(r"context (?:length|window|size)", str(text), re.I)
+    if "messages" in names and (too_long or code == "context_length_exceeded"):
         return UpstreamError(400, _CONTEXT_LENGTH, type="context_length_exceeded", param="messages")
-    if not isinstance(param, str) or param not in property_names("chat-inference-params"):
+    param = param.removesuffix("[]") if isinstance(param, str) else None
+    if param != "file" and param not in names:
         param = None  # it could be anything, the request's own text included
     message = "the upstream server refuses the request"
     return UpstreamError(400, f"{message}: {param}" if param else message, param=param)

@@ -50,7 +50,8 @@ def endpoints(url="https://gateway", **values):
 def test_the_table_of_httpx_exceptions_is_not_empty():
     assert len(FOREIGN) > 20
     for base in (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL):
-        assert set(descendants(base)) <= set(FOREIGN)
+        # Other packages derive errors of their own from these once they are imported.
+        assert {kind for kind in descendants(base) if kind.__module__.startswith("httpx.")} <= set(FOREIGN)
 
 
 @pytest.mark.parametrize("reading", [False, True])

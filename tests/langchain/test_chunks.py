@@ -233,7 +233,10 @@ async def test_several_answers_are_several_generations_and_counted_once(
     llm: Callable[..., ChatPremEncrypted],
 ) -> None:
     model = llm(n=2)
-    for result in (model.generate([[HumanMessage("Hello")]]), await model.agenerate([[HumanMessage("Hello")]])):
+    for result in (
+        model.generate([[HumanMessage("Hello")]]),
+        await model.agenerate([[HumanMessage("Hello")]]),
+    ):
         assert len(result.generations[0]) == 2
         assert [bool(g.message.usage_metadata) for g in result.generations[0]] == [True, False]  # type: ignore[attr-defined]
 
@@ -243,33 +246,38 @@ def test_several_answers_cannot_be_streamed(llm: Callable[..., ChatPremEncrypted
         list(llm(n=2).stream("Hello"))
 
 
-def test_a_message_made_the_short_way_is_the_message_made_the_long_way() -> None:
-    chunk = ChatCompletionChunk.model_validate(
-        {
-            "choices": [
-                {
-                    "delta": {
-                        "content": "a",
-                        "reasoning_content": "b",
-                        "tool_calls": [tool_call(0, "i", "f", "{}")],
-                    }
-                }
-            ]
-        }
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        ({"content": "a"}, {"content": "a"}),
+        (
+            {"content": "a", "reasoning_content": "b"},
+            {"content": "a", "additional_kwargs": {"reasoning_content": "b"}},
+        ),
+        ({"refusal": "c"}, {"content": "", "additional_kwargs": {"refusal": "c"}}),
+    ],
+)
+@pytest.mark.parametrize("logprobs", [None, {"content": []}])
+def test_a_message_made_the_short_way_is_the_message_made_the_long_way(
+    said: dict[str, str], fields: dict[str, Any], logprobs: Any
+) -> None:
+    chunk = ChatCompletionChunk.model_validate({"choices": [{"delta": said, "logprobs": logprobs}]})
+    made, again = Chunks(json_wanted=False).of(chunk), Chunks(json_wanted=False).of(chunk)
+    info = {"generation_info": {"logprobs": logprobs}} if logprobs else {}
+    usual = ChatGenerationChunk(
+        message=AIMessageChunk(**fields, response_metadata={"model_provider": "prem"}), **info
     )
-    made = Chunks(json_wanted=False).of(chunk)
-    message = AIMessageChunk(
-        content="a",
-        additional_kwargs={"reasoning_content": "b"},
-        tool_call_chunks=[{"type": "tool_call_chunk", "id": "i", "name": "f", "args": "{}", "index": 0}],
-        response_metadata={"model_provider": "prem"},
-    )
-    usual = ChatGenerationChunk(message=message)
     assert made is not None
-    assert made.__dict__ == usual.__dict__
-    assert made.message.__dict__ == usual.message.__dict__
-    assert made.message.model_fields_set == usual.message.model_fields_set
-    assert made.message.__pydantic_private__ == usual.message.__pydantic_private__
+    assert again is not None
+    for one, other in ((made, usual), (made.message, usual.message)):
+        assert one.__dict__ == other.__dict__
+        assert one.model_fields_set == other.model_fields_set
+        assert one.__pydantic_extra__ == other.__pydantic_extra__
+        assert one.__pydantic_private__ == other.__pydantic_private__
+        assert one.model_dump() == other.model_dump()
+    made.message.tool_calls.append({})  # type: ignore[attr-defined]
+    made.message.response_metadata["model_name"] = "m"
+    assert again.message.__dict__ == usual.message.__dict__
 
 
 async def test_token_callbacks_come_once_for_each_chunk(llm: Callable[..., ChatPremEncrypted]) -> None:

@@ -1,0 +1,71 @@
+"""What a chunk costs in PremEncrypted, beside llama-index-llms-openai-like's OpenAILike.
+
+Both models run in this process, against a canned transport that gives the same chunks (`canned`): sealed for
+ours, plaintext for OpenAILike. LlamaIndex's own callbacks, which no LLM can leave out, are part of both.
+
+    python benchmarks/llama_index_overhead.py [--chunks 2000] [--rounds 9]
+
+Prints µs per chunk of `stream_chat`, and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import version
+
+from canned import MODEL, PROMPT, Clock, answer, compare, plain, sealed, seconds
+from llama_index.core.llms import LLM, ChatMessage
+from llama_index.llms.openai_like import OpenAILike
+
+from llama_index_prem import PremEncrypted
+
+#: The ratio this project holds itself to.
+STREAM_LIMIT = 0.40
+
+
+def streamed(model: LLM) -> int:
+    return sum(1 for _ in model.stream_chat([ChatMessage(PROMPT)]))
+
+
+def text(model: LLM) -> str:
+    return "".join(response.delta or "" for response in model.stream_chat([ChatMessage(PROMPT)]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--chunks", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    chunks = answer(options.chunks)
+    mine_clock, their_clock = Clock(), Clock()
+    mine = PremEncrypted(**sealed(mine_clock, chunks))
+    other = OpenAILike(
+        model=MODEL,
+        api_key="sk-benchmark",
+        api_base="http://127.0.0.1:1/v1",
+        is_chat_model=True,
+        http_client=plain(their_clock, chunks),
+    )
+    assert text(mine) == text(other)
+    print(
+        f"llama-index-llms-openai-like {version('llama-index-llms-openai-like')}; {options.chunks} chunks, "
+        f"best of {options.rounds} rounds"
+    )
+    good = compare(
+        "stream_chat, per chunk",
+        options.chunks,
+        {
+            "PremEncrypted (encrypted)": lambda: seconds(mine_clock, lambda: streamed(mine), 1),
+            "OpenAILike (plaintext)": lambda: seconds(their_clock, lambda: streamed(other), 1),
+        },
+        options.rounds,
+        STREAM_LIMIT,
+    )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

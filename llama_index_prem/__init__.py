@@ -1,0 +1,21 @@
+"""LlamaIndex on Prem's end-to-end encrypted inference API.
+
+>>> from llama_index_prem import PremEncrypted
+>>> llm = PremEncrypted(model="openai/gpt-oss-120b")
+>>> llm.complete("Hello!")  # doctest: +SKIP
+"""
+
+try:
+    import llama_index.core as _core  # noqa: F401
+except (
+    ImportError
+) as error:  # pragma: no cover - run in an environment without the extra, by the packaging test
+    raise ImportError(
+        'llama_index_prem needs llama-index-core: pip install "prem-encrypted[llama-index]"'
+    ) from error
+
+from llama_index_prem.llm import PremEncrypted
+from prem_core import RefusalError
+from prem_core._version import __version__
+
+__all__ = ["PremEncrypted", "RefusalError", "__version__"]
