@@ -32,6 +32,7 @@ class StructuredAnswer(Generic[Model]):
         self._output_cls = output_cls
         self._flexible: type[FlexibleModel] | None = None
         self._last: ChatResponse | None = None
+        self._shown: Model | FlexibleModel | None = None
 
     def kwargs(self, given: dict[str, Any] | None) -> dict[str, Any]:
         """Arguments of a chat call that asks for the class; `given` is not changed."""
@@ -58,6 +59,13 @@ class StructuredAnswer(Generic[Model]):
             return None
         if not isinstance(value, dict):
             return None
+        made = self._made(value)
+        if made == self._shown:
+            return None
+        self._shown = made
+        return made
+
+    def _made(self, value: dict[str, Any]) -> Model | FlexibleModel:
         try:
             return self._output_cls.model_validate(value)
         except ValidationError:

@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -124,7 +124,7 @@ class _Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A large body, written piece by piece."""
 
     def __init__(self, body: SealedBody) -> None:
-        self._body = body
+        self._body: Iterable[bytes] = body
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._body)
@@ -132,6 +132,12 @@ class _Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self._body:
             yield piece
+
+
+def _let_go(request: httpx.Request) -> None:
+    # httpx's response refers to itself and to the request: a recording would stay until a full collection.
+    if isinstance(request.stream, _Pieces):
+        request.stream._body = ()
 
 
 def _head(response: httpx.Response) -> Head:
@@ -223,11 +229,11 @@ class SyncDriver:
         self.close()
         self._party = step.party
         try:
-            response = self._client.send(
-                self._endpoints.request(self._client, step, self._timeout),
-                stream=True,
-                follow_redirects=False,
-            )
+            request = self._endpoints.request(self._client, step, self._timeout)
+            try:
+                response = self._client.send(request, stream=True, follow_redirects=False)
+            finally:
+                _let_go(request)
         except _FOREIGN as error:
             failure = translate(error, step.party, reading=False)
         else:
@@ -336,11 +342,11 @@ class AsyncDriver:
         await self.close()
         self._party = step.party
         try:
-            response = await self._client.send(
-                self._endpoints.request(self._client, step, self._timeout),
-                stream=True,
-                follow_redirects=False,
-            )
+            request = self._endpoints.request(self._client, step, self._timeout)
+            try:
+                response = await self._client.send(request, stream=True, follow_redirects=False)
+            finally:
+                _let_go(request)
         except _FOREIGN as error:
             failure = translate(error, step.party, reading=False)
         else:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from llama_index.core.llms import ChatMessage
 from upstream import Upstream
 
 from llama_index_prem import PremEncrypted
@@ -35,3 +36,20 @@ def scripted(upstream: Upstream) -> Iterator[Callable[..., PremEncrypted]]:
             return PremEncrypted(**{"model": MODEL, **prem.client_options, "max_retries": 0, **kwargs})
 
         yield make
+
+
+async def _asked(model: PremEncrypted, way: str, said: str = "?", /, **kwargs: Any) -> list[Any]:
+    """Every response of one of the eight ways of asking."""
+    asking: Any = [ChatMessage(said)] if "chat" in way else said
+    method = getattr(model, way)
+    if way.startswith("astream"):
+        return [response async for response in await method(asking, **kwargs)]
+    if way.startswith("stream"):
+        return list(method(asking, **kwargs))
+    return [await method(asking, **kwargs) if way.startswith("a") else method(asking, **kwargs)]
+
+
+@pytest.fixture
+def asked() -> Callable[..., Any]:
+    """`await asked(model, way, said, **kwargs)` gives every response of that way of asking."""
+    return _asked

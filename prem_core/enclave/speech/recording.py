@@ -24,7 +24,7 @@ SAMPLE_RATE: Final = 16_000
 MAX_SECONDS: Final = 600
 
 #: libsndfile's names of the containers; it reads two dozen more, and who needs those is not here.
-_FORMATS: Final = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MPEG"})
+_FORMATS: Final = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
 
 _MIN_RATE: Final = 4_000
 _MAX_RATE: Final = 192_000
