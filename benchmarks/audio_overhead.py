@@ -104,7 +104,9 @@ def _measured(name: str, size: int, rounds: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

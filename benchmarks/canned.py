@@ -7,6 +7,7 @@ because machines are noisy; only the ratio of the two is a claim.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -119,6 +120,14 @@ def plain(clock: Clock, chunks: list[bytes]) -> httpx.Client:
         return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Pieces(events))
 
     return httpx.Client(transport=httpx.MockTransport(clock.around(handle)))
+
+
+def arguments(doc: str | None) -> argparse.Namespace:
+    """The command's arguments: `chunks` and `rounds`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=9)
+    return parser.parse_args()
 
 
 def seconds(clock: Clock, job: Callable[[], object], times: int) -> float:

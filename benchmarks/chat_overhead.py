@@ -10,11 +10,10 @@ Prints µs per chunk of `stream`, µs per `invoke` (a fresh KEM included), and t
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import openai
-from canned import MODEL, PROMPT, Clock, answer, compare, plain, sealed, seconds
+from canned import MODEL, PROMPT, Clock, answer, arguments, compare, plain, sealed, seconds
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 
@@ -36,12 +35,7 @@ def text(model: BaseChatModel) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--chunks", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+    options = arguments(__doc__)
     chunks = answer(options.chunks)
     mine_clock, their_clock = Clock(), Clock()
     mine = ChatPremEncrypted(**sealed(mine_clock, chunks))

@@ -10,11 +10,10 @@ Prints µs per chunk of `stream_chat`, and the ratio.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from importlib.metadata import version
 
-from canned import MODEL, PROMPT, Clock, answer, compare, plain, sealed, seconds
+from canned import MODEL, PROMPT, Clock, answer, arguments, compare, plain, sealed, seconds
 from llama_index.core.llms import LLM, ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 
@@ -33,12 +32,7 @@ def text(model: LLM) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--chunks", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+    options = arguments(__doc__)
     chunks = answer(options.chunks)
     mine_clock, their_clock = Clock(), Clock()
     mine = PremEncrypted(**sealed(mine_clock, chunks))

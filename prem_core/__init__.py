@@ -7,6 +7,8 @@
 ...     )
 """
 
+from typing import TYPE_CHECKING, Any
+
 from prem_core._client import (
     AsyncPremClient,
     PremClient,
@@ -41,17 +43,20 @@ from prem_core._errors import (
 )
 from prem_core._kem import PublicKey
 from prem_core._seal import EncryptionKeys
-from prem_core._types import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatCompletionMessage,
-    Model,
-    Transcription,
-    TranscriptionSegment,
-    TranscriptionWord,
-    Usage,
-)
 from prem_core._version import __version__
+
+if TYPE_CHECKING:
+    from prem_core._types import (
+        ChatCompletion,
+        ChatCompletionChunk,
+        ChatCompletionMessage,
+        Model,
+        Transcription,
+        TranscriptionSegment,
+        TranscriptionWord,
+        Usage,
+    )
+
 
 __all__ = [
     "APIConnectionError",
@@ -95,3 +100,17 @@ __all__ = [
     "discover_endpoints",
     "generate_encryption_keys",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The types of answers need pydantic, which doubles what importing the package costs: they come when
+    # they are asked for, or with the first request.
+    if name in __all__:
+        from prem_core import _types
+
+        return getattr(_types, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,30 +1,20 @@
 """Recordings: what may be sent, and what comes back.
 
-Prem publishes a schema for translations. That transcriptions take the same parameters and two more
-(`language`, `timestamp_granularities`) is stated by its documents without a schema.
-
 The rule of this file: everything that can be known to fail is refused here, before anything is sealed.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Literal, NotRequired
-
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
-from pydantic_core import from_json
-
-# Before Python 3.12 pydantic reads only this TypedDict.
-from typing_extensions import TypedDict
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from prem_core._errors import APIResponseValidationError, InvalidParameterError
-from prem_core._params import check, text_of
-from prem_core._types import Transcription, read_json
+
+if TYPE_CHECKING:
+    from prem_core._types import Transcription
 
 #: The one model the service offers for recordings at present.
 DEFAULT_MODEL: Final = "openai/whisper-large-v3"
@@ -53,59 +43,12 @@ _BEGINNINGS: Final = (
 )
 
 
-@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
-class TranslationParams(TypedDict):
-    """Parameters of a translation into English, by the published schema's names."""
-
-    model: str
-    prompt: NotRequired[str]
-    response_format: NotRequired[Literal["json", "text", "verbose_json"]]
-    temperature: NotRequired[Annotated[float, Field(ge=0, le=1)]]
-
-
-@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
-class TranscriptionParams(TranslationParams):
-    """... and of a transcription."""
-
-    language: NotRequired[Annotated[str, Field(pattern="^[a-z]{2}$")]]
-    timestamp_granularities: NotRequired[
-        Annotated[list[Literal["word", "segment"]], Field(min_length=1, max_length=2)]
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Recording:
     """One recording, read and within the limit. Its repr shows neither name nor content."""
 
     name: str = field(repr=False)
     data: bytes = field(repr=False)
-
-
-@functools.cache
-def _adapter(task: Literal["transcribe", "translate"]) -> TypeAdapter[Any]:
-    return TypeAdapter(TranscriptionParams if task == "transcribe" else TranslationParams)
-
-
-def audio_plaintext(
-    task: Literal["transcribe", "translate"],
-    params: Mapping[str, Any],
-    extra_body: Mapping[str, Any] | None = None,
-) -> bytes:
-    """The UTF-8 JSON that is sealed as ``encryptedInference`` beside a recording.
-
-    Raises:
-        InvalidParameterError: A parameter is not what the service takes.
-    """
-    given = {name: value for name, value in params.items() if value is not None}
-    if isinstance(given.get("timestamp_granularities"), tuple):
-        given["timestamp_granularities"] = list(given["timestamp_granularities"])
-    check(_adapter(task), given)
-    if "timestamp_granularities" in given and given.get("response_format") != "verbose_json":
-        raise InvalidParameterError(
-            "timestamp_granularities: times come only with response_format='verbose_json'",
-            param="timestamp_granularities",
-        )
-    return text_of(given, extra_body)
 
 
 def read_recording(file: AudioFile) -> Recording:
@@ -187,14 +130,17 @@ def read_transcription(plaintext: bytes, response_format: str | None) -> Transcr
     Raises:
         APIResponseValidationError: It is neither.
     """
+    # Here, as wherever pydantic is needed: it doubles what importing the package costs.
+    from prem_core._types import Transcription, read_json
+
     if response_format == "text":
         try:
             return plaintext.decode()
         except UnicodeDecodeError:
             raise APIResponseValidationError("the answer is not text") from None
     try:
-        value = from_json(plaintext)
-    except ValueError:
+        value = json.loads(plaintext)
+    except (ValueError, RecursionError):
         raise APIResponseValidationError("the answer is not a Transcription: not JSON") from None
     if isinstance(value, dict) and isinstance(value.get("results"), dict):
         return _from_deepgram(value)
@@ -204,6 +150,8 @@ def read_transcription(plaintext: bytes, response_format: str | None) -> Transcr
 
 
 def _from_deepgram(value: dict[str, Any]) -> Transcription:
+    from prem_core._types import Transcription, read_json
+
     try:
         channel = value["results"]["channels"][0]
         best = channel["alternatives"][0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import httpx
 
@@ -21,7 +21,9 @@ from prem_core._http import LIMITS, AsyncDriver, Endpoints, LoopState, LoopState
 from prem_core._kem import PublicKey
 from prem_core._retry import RetryPolicy
 from prem_core._seal import EncryptionKeys
-from prem_core._types import Model
+
+if TYPE_CHECKING:
+    from prem_core._types import Model
 
 #: What ``GET /models?type=`` may ask for.
 MODEL_TYPES = ("CHAT", "AUDIO_TRANSCRIPTION", "AUDIO_SPEECH", "IMAGE")

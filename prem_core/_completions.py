@@ -11,17 +11,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, 
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import httpx
-from typing_extensions import Unpack
 
 from prem_core import _exchange
 from prem_core._http import AsyncDriver, SyncDriver
-from prem_core._params import ChatOptions, Message, chat_plaintext
-from prem_core._types import ChatCompletion, ChatCompletionChunk
 
 if TYPE_CHECKING:
-    from prem_core._client import AsyncPremClient, PremClient
+    from typing_extensions import Unpack
 
-Messages = Iterable[Message | Mapping[str, Any] | Any]
+    from prem_core._client import AsyncPremClient, PremClient
+    from prem_core._params import ChatOptions, Message
+    from prem_core._types import ChatCompletion, ChatCompletionChunk
+
+    Messages = Iterable[Message | Mapping[str, Any] | Any]
 
 
 class Chat:
@@ -289,4 +290,7 @@ def _plaintext(
     extra_body: Mapping[str, Any] | None,
     params: Mapping[str, Any],
 ) -> bytes:
+    # Here, because it needs pydantic, which doubles what importing the package costs.
+    from prem_core._params import chat_plaintext
+
     return chat_plaintext({"model": model, "messages": messages, **params, "stream": stream}, extra_body)

@@ -7,11 +7,10 @@ holds (HTML, nothing, a list), reading an error never raises anything but that e
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-
-from pydantic_core import from_json
 
 from prem_core import _errors as errors
 from prem_core._assumed import (
@@ -113,7 +112,7 @@ def read_public_key(body: bytes) -> PublicKey:
         EnclaveKeyError: There is no key of exactly 1216 bytes in it.
     """
     try:
-        value = from_json(body)
+        value = _json(body)
     except ValueError:
         value = body.decode("ascii", "replace").strip()
     if isinstance(value, dict) and isinstance(value.get("data"), dict | str):
@@ -165,7 +164,7 @@ def read_envelope(body: bytes) -> Any:
         APIResponseValidationError: The body is no envelope.
     """
     try:
-        envelope = from_json(body)
+        envelope = _json(body)
     except ValueError:
         raise errors.APIResponseValidationError("the answer is not the JSON envelope it should be") from None
     if not isinstance(envelope, dict):
@@ -214,7 +213,7 @@ def status_error(
         now: When the reply came, seconds since the epoch.
     """
     try:
-        value = from_json(body)
+        value = _json(body)
     except ValueError:
         value = None
     fields = value if isinstance(value, dict) else {}
@@ -290,9 +289,45 @@ def _typed(status: int, message: str, route: str, **values: Any) -> errors.APISt
 
 
 def _one_line(text: str) -> str:
-    text = " ".join(text.split())
+    # JSON can spell a lone surrogate, which no log or terminal could write.
+    text = " ".join(text.split()).encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
 def _text(value: Any) -> str | None:
     return _one_line(str(value)) or None if isinstance(value, str | int) else None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+class BodyReader:
+    """A whole body, held up to `max_buffer_size` bytes."""
+
+    __slots__ = ("_max", "_pieces", "_size")
+
+    def __init__(self, max_buffer_size: int) -> None:
+        self._max = max_buffer_size
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            ResponseTooLargeError: The body is larger than the buffer.
+        """
+        self._size += len(piece)
+        if self._size > self._max:
+            raise errors.ResponseTooLargeError(
+                f"the answer is larger than max_buffer_size ({self._max} bytes)"
+            )
+        self._pieces.append(piece)
+
+    def body(self) -> bytes:
+        """The body so far."""
+        return b"".join(self._pieces)

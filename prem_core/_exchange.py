@@ -6,6 +6,8 @@ Every decision is here: which key, which nonce, whether to try again, what an er
 and `AsyncPremClient` drive the same generators and decide nothing.
 
 One request is a straight line: params → key → seal → send → reply → events → open → chunks.
+
+What reads answers needs pydantic, and is imported where it is used: at the first request, not with the package.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from prem_core import _errors as errors
 from prem_core._assumed import EVENT_STREAM, PUBLIC_KEY_PATH
-from prem_core._audio import Recording
 from prem_core._envelope import (
     Body,
+    BodyReader,
     audio_body,
     chat_body,
     names_turned_key,
@@ -30,11 +32,13 @@ from prem_core._envelope import (
     status_error,
 )
 from prem_core._kem import PublicKey
-from prem_core._merge import CompletionBuilder
-from prem_core._reply import BodyReader, ChatStreamReader, open_completion
 from prem_core._retry import RetryPolicy
 from prem_core._seal import EncryptionKeys, new_nonce
-from prem_core._types import ChatCompletion, ChatCompletionChunk, Model, read_value
+
+if TYPE_CHECKING:
+    from prem_core._audio import Recording
+    from prem_core._reply import ChatStreamReader
+    from prem_core._types import ChatCompletion, ChatCompletionChunk, Model
 
 CHAT_ROUTE = "/rvenc/chat/completions"
 AUDIO_ROUTES = {"transcribe": "/rvenc/audio/transcriptions", "translate": "/rvenc/audio/translations"}
@@ -150,6 +154,8 @@ def stream_chat(plaintext: bytes, settings: Settings) -> Steps[StreamBegun]:
 
 def complete_chat(plaintext: bytes, settings: Settings) -> Steps[ChatCompletion]:
     """A chat completion as a whole, whichever of the two forms the service answers in."""
+    from prem_core._merge import CompletionBuilder
+    from prem_core._reply import open_completion
 
     def attempt(keys: EncryptionKeys, progress: _Progress) -> Steps[ChatCompletion]:
         reader = yield from _ask(plaintext, keys, settings)
@@ -191,6 +197,7 @@ def hear(
 
 def list_models(kind: str | None, settings: Settings) -> Steps[list[Model]]:
     """The models the gateway offers, of one type or of all."""
+    from prem_core._types import Model, read_value
 
     def attempt() -> Steps[list[Model]]:
         query = {"type": kind} if kind else {}
@@ -225,6 +232,8 @@ def fetch_public_key(settings: Settings) -> Steps[PublicKey]:
 
 def _ask(plaintext: bytes, keys: EncryptionKeys, settings: Settings) -> Steps[ChatStreamReader | BodyReader]:
     """Seal under a fresh nonce, send, and give what can read the reply."""
+    from prem_core._reply import ChatStreamReader
+
     nonce = new_nonce()
     if len(plaintext) < LARGE:
         body = chat_body(keys, plaintext, nonce)

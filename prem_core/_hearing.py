@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import httpx
 
 from prem_core import _exchange
-from prem_core._audio import DEFAULT_MODEL, AudioFile, audio_plaintext, read_recording, read_transcription
-from prem_core._types import Transcription
+from prem_core._audio import DEFAULT_MODEL, AudioFile, read_recording, read_transcription
 
 if TYPE_CHECKING:
     from prem_core._client import AsyncPremClient, PremClient
+    from prem_core._types import Transcription
 
 
 class Audio:
@@ -49,6 +49,8 @@ class _Hearing:
         extra_body: Mapping[str, Any] | None,
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
+        from prem_core._params import audio_plaintext
+
         plaintext = audio_plaintext(task, params, extra_body)
         recording = read_recording(file)
         driver = self._client._driver(timeout)
@@ -71,6 +73,8 @@ class _AsyncHearing:
         extra_body: Mapping[str, Any] | None,
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
+        from prem_core._params import audio_plaintext
+
         plaintext = audio_plaintext(task, params, extra_body)
         # In a thread: a disk can be slow.
         recording = await asyncio.to_thread(read_recording, file)

@@ -1,7 +1,11 @@
-"""Chat parameters: what the published schema allows, checked before anything is sent.
+"""Parameters: what the published schemas allow, checked before anything is sent.
 
-Written from Prem's published OpenAPI document (`rvencInferenceParams`); tests hold it against that
-schema in both directions. One normaliser first turns the forms OpenAI users write (a None, a
+Written from Prem's published OpenAPI documents (`rvencInferenceParams` and
+`rvencAudioTranslationInferenceParams`); tests hold it against those schemas, chat's in both directions. That
+transcriptions take what translations do and two more (`language`, `timestamp_granularities`) is stated
+there without a schema.
+
+One normaliser first turns the forms OpenAI users write (a None, a
 ``developer`` message, a message object from an earlier answer) into the ones the schema has.
 
 The rule of this file: an error names the parameter and what is allowed, never the value given.
@@ -367,6 +371,26 @@ class ChatParams(ChatOptions):
     stream: NotRequired[bool]
 
 
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class TranslationParams(TypedDict):
+    """Parameters of a translation into English, by the published schema's names."""
+
+    model: str
+    prompt: NotRequired[str]
+    response_format: NotRequired[Literal["json", "text", "verbose_json"]]
+    temperature: NotRequired[Annotated[float, Field(ge=0, le=1)]]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class TranscriptionParams(TranslationParams):
+    """... and of a transcription."""
+
+    language: NotRequired[Annotated[str, Field(pattern="^[a-z]{2}$")]]
+    timestamp_granularities: NotRequired[
+        Annotated[list[Literal["word", "segment"]], Field(min_length=1, max_length=2)]
+    ]
+
+
 #: Every top-level name the published schema has.
 PARAM_NAMES: Final = ChatParams.__required_keys__ | ChatParams.__optional_keys__
 
@@ -396,6 +420,33 @@ def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | No
     checked = normalise(params)
     check(_adapter(), checked)
     return text_of(checked, extra_body)
+
+
+@functools.cache
+def _audio_adapter(task: Literal["transcribe", "translate"]) -> TypeAdapter[Any]:
+    return TypeAdapter(TranscriptionParams if task == "transcribe" else TranslationParams)
+
+
+def audio_plaintext(
+    task: Literal["transcribe", "translate"],
+    params: Mapping[str, Any],
+    extra_body: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The UTF-8 JSON that is sealed as ``encryptedInference`` beside a recording.
+
+    Raises:
+        InvalidParameterError: A parameter is not what the service takes.
+    """
+    given = {name: value for name, value in params.items() if value is not None}
+    if isinstance(given.get("timestamp_granularities"), tuple):
+        given["timestamp_granularities"] = list(given["timestamp_granularities"])
+    check(_audio_adapter(task), given)
+    if "timestamp_granularities" in given and given.get("response_format") != "verbose_json":
+        raise InvalidParameterError(
+            "timestamp_granularities: times come only with response_format='verbose_json'",
+            param="timestamp_granularities",
+        )
+    return text_of(given, extra_body)
 
 
 def text_of(checked: Mapping[str, Any], extra_body: Mapping[str, Any] | None) -> bytes:

@@ -10,17 +10,15 @@ an answer counts as whole only when both were seen.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, NoReturn
-
-from pydantic_core import from_json
 
 from prem_core._assumed import decode_binary
 from prem_core._envelope import open_response, stream_error
 from prem_core._errors import (
     APIResponseValidationError,
     DecryptionError,
-    ResponseTooLargeError,
     StreamInterruptedError,
 )
 from prem_core._seal import EncryptionKeys
@@ -102,40 +100,14 @@ class ChatStreamReader:
         # Documented as "encrypted or plain JSON"; hex never begins with a brace.
         plain = data if data.lstrip()[:1] == b"{" else self._open(data)
         try:
-            value: Any = from_json(plain)
-        except ValueError:
+            value: Any = json.loads(plain)
+        except (ValueError, RecursionError):
             value = None
         raise stream_error(value)
 
     def _finish_choices(self) -> None:
         if not self._begun or self._begun != self._finished:
             raise StreamInterruptedError("the stream ended before the answer's finish reason: it is cut")
-
-
-class BodyReader:
-    """A whole body, held up to `max_buffer_size` bytes."""
-
-    __slots__ = ("_max", "_pieces", "_size")
-
-    def __init__(self, max_buffer_size: int) -> None:
-        self._max = max_buffer_size
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes.
-
-        Raises:
-            ResponseTooLargeError: The body is larger than the buffer.
-        """
-        self._size += len(piece)
-        if self._size > self._max:
-            raise ResponseTooLargeError(f"the answer is larger than max_buffer_size ({self._max} bytes)")
-        self._pieces.append(piece)
-
-    def body(self) -> bytes:
-        """The body so far."""
-        return b"".join(self._pieces)
 
 
 def open_completion(keys: EncryptionKeys, body: bytes) -> ChatCompletion:

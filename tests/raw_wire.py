@@ -24,6 +24,9 @@ from prem_core.enclave import LocalEnclave
 
 SCHEMAS = DATA / "schemas"
 CHAT = "/rvenc/chat/completions"
+TRANSCRIPTIONS = "/rvenc/audio/transcriptions"
+TRANSLATIONS = "/rvenc/audio/translations"
+WHISPER = "openai/whisper-large-v3"
 
 
 @dataclass
@@ -47,6 +50,16 @@ class Sealed:
             (name.decode(), data.decode() if name == b"done" else self.open_hex(data))
             for name, data in events
         ]
+
+    def opened(self, response: httpx.Response) -> bytes:
+        """The plaintext of an answer in the envelope."""
+        assert response.status_code == 200, response.text
+        envelope = response.json()
+        validator("response-envelope").validate(envelope)
+        data = envelope["data"]
+        assert set(data) == {"encryptedResponse", "nonce"}
+        assert data["nonce"] not in self.body.values()
+        return self.keys.open(bytes.fromhex(data["encryptedResponse"]), bytes.fromhex(data["nonce"]))
 
     def chunks(self, response: httpx.Response) -> list[dict[str, Any]]:
         """The chunks of a whole answer."""
@@ -80,6 +93,18 @@ class Wire:
         }
         return Sealed(keys, nonce, fields)
 
+    def seal_audio(self, params: Any, audio: bytes, name: bytes = b"note.wav") -> Sealed:
+        """Chat's three fields and four more, under one secret and a nonce for each item."""
+        sealed = self.seal(params)
+        for field, nonce_field, plaintext in (
+            ("encryptedFile", "fileNonce", audio),
+            ("encryptedFileName", "fileNameNonce", name),
+        ):
+            nonce = new_nonce()
+            sealed.body[field] = sealed.keys.seal(plaintext, nonce).hex()
+            sealed.body[nonce_field] = nonce.hex()
+        return sealed
+
     def post(self, body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.http.post(
@@ -91,6 +116,13 @@ class Wire:
     def chat(self, params: Any) -> tuple[Sealed, httpx.Response]:
         sealed = self.seal(params)
         return sealed, self.post(sealed.body)
+
+    def audio(
+        self, audio: bytes, path: str = TRANSCRIPTIONS, *, name: bytes = b"note.wav", **params: Any
+    ) -> tuple[Sealed, httpx.Response]:
+        """Post a recording, with the usual model unless another one is named."""
+        sealed = self.seal_audio({"model": WHISPER, **params}, audio, name)
+        return sealed, self.post(sealed.body, path)
 
     @contextmanager
     def stream(self, params: Any) -> Iterator[tuple[Sealed, httpx.Response]]:
@@ -121,4 +153,15 @@ def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
     return true()
 
 
-__all__ = ["CHAT", "SCHEMAS", "Sealed", "Wire", "eventually", "params", "validator"]
+__all__ = [
+    "CHAT",
+    "SCHEMAS",
+    "TRANSCRIPTIONS",
+    "TRANSLATIONS",
+    "WHISPER",
+    "Sealed",
+    "Wire",
+    "eventually",
+    "params",
+    "validator",
+]

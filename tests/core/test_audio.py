@@ -11,7 +11,8 @@ from wire import DATA, schema
 
 from prem_core import AsyncPremClient, InvalidParameterError, PremClient, Transcription
 from prem_core import _errors as errors
-from prem_core._audio import MAX_FILE_BYTES, audio_plaintext, read_recording, read_transcription
+from prem_core._audio import MAX_FILE_BYTES, read_recording, read_transcription
+from prem_core._params import audio_plaintext
 from prem_core._seal import EncryptionKeys, new_nonce
 
 TRANSLATION = schema("audio-translation-params")

@@ -157,7 +157,7 @@ def test_the_public_names_are_sorted_and_complete():
     assert list(prem_core.__all__) == sorted(prem_core.__all__)
     public = {
         name
-        for name, value in vars(prem_core).items()
+        for name, value in ((name, getattr(prem_core, name)) for name in dir(prem_core))
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("prem_core.")
     }
     assert set(prem_core.__all__) == public | {"__version__"}

@@ -20,8 +20,8 @@ from pair import (
 )
 
 from prem_core import _errors as errors
-from prem_core._envelope import chat_body
-from prem_core._reply import BodyReader, ChatStreamReader, open_completion
+from prem_core._envelope import BodyReader, chat_body
+from prem_core._reply import ChatStreamReader, open_completion
 from prem_core._seal import EncryptionKeys, new_nonce
 
 MAX = 1 << 20

@@ -35,7 +35,13 @@ def refused(tier: Tier) -> LimitReached:
 
 
 def test_the_base_tier_is_the_documented_one() -> None:
-    documented = Limits(requests=5, requests_per_second=1, tokens_per_minute=38_000, concurrent=5)
+    documented = Limits(
+        requests=5,
+        requests_per_second=1,
+        tokens_per_minute=38_000,
+        audio_seconds_per_minute=10,
+        concurrent=5,
+    )
     assert documented == BASE
 
 
@@ -83,6 +89,24 @@ def test_tokens_are_charged_afterwards_and_an_overdraft_is_waited_for(clock: Clo
     use(tier)
 
 
+def test_seconds_of_audio_are_charged_like_tokens_and_kept_apart_from_them(clock: Clock) -> None:
+    tier = Tier(BASE, clock)
+    tier.spend_audio(9.5)
+    with pytest.raises(LimitReached) as caught, tier.request("audio"):
+        pass
+    assert (str(caught.value), caught.value.retry_after) == (RATE_MESSAGE, 3)
+    use(tier)
+    clock.now += 3
+    with tier.request("audio"):
+        tier.spend_audio(31)
+    clock.now += 185
+    with pytest.raises(LimitReached), tier.request("audio"):
+        pass
+    clock.now += 1
+    with tier.request("audio"):
+        pass
+
+
 def test_a_sixth_open_request_is_told_to_wait_for_the_others(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     with ExitStack() as open_requests:
@@ -95,7 +119,7 @@ def test_a_sixth_open_request_is_told_to_wait_for_the_others(clock: Clock) -> No
 
 
 def test_a_request_that_fails_gives_its_place_back(clock: Clock) -> None:
-    tier = Tier(Limits(requests=100, requests_per_second=1, tokens_per_minute=1000, concurrent=1), clock)
+    tier = Tier(BASE._replace(requests=100, concurrent=1), clock)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), tier.request():
             raise ZeroDivisionError

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import ChatMessage
+from pydantic import Field
 from upstream import Upstream
 
 from llama_index_prem import PremEncrypted
@@ -53,3 +56,23 @@ async def _asked(model: PremEncrypted, way: str, said: str = "?", /, **kwargs: A
 def asked() -> Callable[..., Any]:
     """`await asked(model, way, said, **kwargs)` gives every response of that way of asking."""
     return _asked
+
+
+class _Events(BaseEventHandler):
+    names: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "_Events"
+
+    def handle(self, event: Any, **_: Any) -> None:
+        self.names.append(event.class_name())
+
+
+@pytest.fixture
+def events() -> Iterator[list[str]]:
+    """The names of the instrumentation events of this test, as they come."""
+    handler, dispatcher = _Events(), get_dispatcher()
+    dispatcher.add_event_handler(handler)
+    yield handler.names
+    dispatcher.event_handlers.remove(handler)

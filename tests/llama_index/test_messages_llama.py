@@ -148,6 +148,8 @@ def test_a_file_object_is_left_where_it_was() -> None:
         (said("user", [ThinkingBlock(content="Hm.")]), "blocks.0", "assistant message"),
         (said("user", [ImageBlock(image=b"no image")]), "blocks.0", "media type"),
         (said("user", [ImageBlock()]), "blocks.0", "cannot be read"),
+        (said("user", [AudioBlock()]), "blocks.0", "cannot be read"),
+        (said("user", [DocumentBlock()]), "blocks.0", "cannot be read"),
         (said("user", [ImageBlock(image=b"")]), "blocks.0", "zero bytes"),
         (said("user", [AudioBlock(audio=b"fLaC\0\0", format="flac")]), "blocks.0", "wav or mp3"),
         (said("user", [AudioBlock(audio=b"what?")]), "blocks.0", "wav or mp3"),
