@@ -313,7 +313,6 @@ def test_a_message_beside_an_empty_error_is_read():
         b'{"error": {"message": {"a": 1}}}',
         b'{"error": {"message": null, "code": {}, "type": []}}',
         b'{"error": 5, "message": 6, "support_id": {}, "validator": "x"}',
-        b'{"error": "\\ud800"}',
         b"[" * 100_000,
     ],
 )
@@ -322,6 +321,10 @@ def test_a_body_of_any_kind_leaves_the_error_that_its_status_stands_for(answer):
     assert isinstance(error, errors.InternalServerError)
     assert str(error) == "the service answered 503"
     assert error.support_id is None
+
+
+def test_a_text_that_cannot_be_written_is_written_with_replacements():
+    assert str(status_error(503, b'{"error": "busy \\ud800!"}')) == "busy ?!"
 
 
 @given(
