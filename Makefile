@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt prem_core/_version.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; say PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[langchain,enclave]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
 	@touch $@
 
 demo: $(INSTALLED)  ## Chat, a tool-calling agent and an extraction on the embedded enclave; no API key
@@ -46,8 +46,11 @@ format: $(INSTALLED)  ## Lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## Measure chunks and calls beside langchain-openai
+bench: $(INSTALLED)  ## Measure beside the peers: chunks, calls, recordings, imports
 	$(BIN)/python benchmarks/chat_overhead.py
+	$(BIN)/python benchmarks/llama_index_overhead.py
+	$(BIN)/python benchmarks/audio_overhead.py
+	$(BIN)/python benchmarks/import_time.py
 
 build: $(INSTALLED)  ## Build the sdist and the wheel into dist/
 	$(BIN)/python -m pip install --quiet build

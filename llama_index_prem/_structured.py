@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, cast
 
-from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.bridge.pydantic import BaseModel, ValidationError
 from llama_index.core.program.utils import FlexibleModel, create_flexible_model
 from llama_index.core.types import Model
@@ -31,7 +31,7 @@ class StructuredAnswer(Generic[Model]):
     def __init__(self, output_cls: type[Model]) -> None:
         self._output_cls = output_cls
         self._flexible: type[FlexibleModel] | None = None
-        self._last: ChatResponse | None = None
+        self._last = ChatResponse(message=ChatMessage())
         self._shown: Model | FlexibleModel | None = None
 
     def kwargs(self, given: dict[str, Any] | None) -> dict[str, Any]:
@@ -76,8 +76,6 @@ class StructuredAnswer(Generic[Model]):
 
     def end(self) -> Model:
         """What the stream's last response says; see `whole`."""
-        if self._last is None:
-            raise ValueError("the stream ended without a response")
         return self.whole(self._last)
 
     def whole(self, response: ChatResponse) -> Model:

@@ -75,3 +75,6 @@ ROUTE_SCOPES = {
 #: Without ``stream: true`` the service may answer with the event stream (the only form documented)
 #: or with the JSON envelope (the audio routes' form); both are read, told apart by content type.
 EVENT_STREAM = "text/event-stream"
+
+#: Names under which servers list a model's context window; the published documents have none of them.
+CONTEXT_WINDOW_NAMES = ("context_window", "context_length", "max_context_length", "max_model_len")

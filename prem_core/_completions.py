@@ -251,8 +251,10 @@ class AsyncChatCompletionStream:
 
     async def close(self) -> None:
         """Drop the connection; harmless when the stream has ended."""
-        await self._guard.aclose()
-        with contextlib.suppress(RuntimeError):  # another task is inside it, and will find it closed
+        # A RuntimeError: another task is closing it already, or is inside it and will find it closed.
+        with contextlib.suppress(RuntimeError):
+            await self._guard.aclose()
+        with contextlib.suppress(RuntimeError):
             await self._iterator.aclose()
 
     aclose = close

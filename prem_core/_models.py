@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prem_core._assumed import CONTEXT_WINDOW_NAMES
 from prem_core._types import Model
 
 
@@ -40,9 +41,6 @@ _GPT_OSS = ModelFacts(
 )
 
 _FACTS = {"openai/gpt-oss-120b": _GPT_OSS, "openai/gpt-oss-20b": _GPT_OSS}
-
-#: Names under which servers list a model's context window. Prem's published documents have none of them.
-CONTEXT_WINDOW_NAMES = ("context_window", "context_length", "max_context_length", "max_model_len")
 
 
 def facts_of(model: str) -> ModelFacts | None:

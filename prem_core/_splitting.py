@@ -282,8 +282,17 @@ class _Decoded:
         self._soundfile = soundfile
         self._called = called
         file.seek(0)
+
+        class Streamed(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]
+            """Read from beginning to end. A SoundFile that can seek does so after every read, which costs an MP3
+            decoder what it remembers, and it stops at the length that the header estimates.
+            """
+
+            def seekable(self) -> bool:
+                return False
+
         try:
-            self._file = soundfile.SoundFile(file)
+            self._file = Streamed(file)
         except (soundfile.SoundFileError, TypeError):
             raise _refused(
                 f"{called}: {size:,} bytes are more than one request holds, and it cannot be decoded here to cut it; "

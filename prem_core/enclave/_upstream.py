@@ -163,13 +163,11 @@ class UpstreamEngine:
         Raises:
             UpstreamError: The server refused, cannot be reached, or did not answer in the form asked for.
         """
-        # A list is written as OpenAI writes it: its name with brackets, once for each value.
-        form = {f"{name}[]" if isinstance(value, list) else name: value for name, value in params.items()}
         # A part without a file name would be a text field.
         file = {"file": (file_name or "audio", audio)}
         url = self._url.copy_with(path=self._url.path.removesuffix(_CHAT_ROUTE) + _AUDIO_ROUTES[task])
         try:
-            async with self._http.stream("POST", url, data=form, files=file) as reply:
+            async with self._http.stream("POST", url, data=_form(params), files=file) as reply:
                 if reply.status_code != 200:
                     raise await _refusal(reply, PARAMS_SCHEMAS[task])
                 body = await _whole(reply)
@@ -182,6 +180,18 @@ class UpstreamEngine:
         if not isinstance(said.get("text"), str):
             raise _broken("sent an answer without text")
         return AudioAnswer(said, _seconds(said, seconds))
+
+
+def _form(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` as fields of a form, a list as OpenAI writes it: with brackets, once for each value."""
+    form: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, list):
+            form[f"{name}[]"] = value
+        else:
+            # A lone surrogate in the prompt would not encode as UTF-8.
+            form[name] = value.encode("utf-8", "replace") if isinstance(value, str) else value
+    return form
 
 
 async def _whole(reply: httpx.Response) -> bytes:

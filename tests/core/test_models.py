@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from prem_core import Model
-from prem_core._models import CONTEXT_WINDOW_NAMES, facts_of, listed_context_window
+from prem_core._assumed import CONTEXT_WINDOW_NAMES
+from prem_core._models import facts_of, listed_context_window
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-oss-120b", "openai/gpt-oss-20b"])

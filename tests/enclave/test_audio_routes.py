@@ -87,7 +87,7 @@ def test_the_sample_is_transcribed_with_segments_and_words(heard: dict[str, Any]
     assert [word["word"] for word in said["words"]] == TEXT.split()
     times = [time for word in said["words"] for time in (word["start"], word["end"])]
     assert times == sorted(times)
-    assert 0 <= times[0] and times[-1] <= said["duration"]
+    assert times[0] >= 0 and times[-1] <= said["duration"]
 
 
 def test_it_satisfies_the_published_result_schema_but_for_the_words(heard: dict[str, Any]) -> None:

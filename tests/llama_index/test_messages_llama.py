@@ -178,7 +178,7 @@ def test_nothing_is_fetched_for_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_assistants_calls_are_sent_and_its_empty_content_left_out() -> None:
-    loop = [said("user"), said("assistant", [CALL]), said("tool", tool_call_id="1")]
+    loop = [said("user"), said("assistant", [CALL, CACHE]), said("tool", tool_call_id="1")]
     assert wire(*loop)[1] == {"role": "assistant", "tool_calls": [WIRE_CALL]}
 
 
