@@ -22,17 +22,12 @@ from typing import IO, Any, ClassVar, Final, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from prem_core._audio import (
-    DEFAULT_MODEL,
-    MAX_FILE_BYTES,
-    AudioFile,
-    audio_plaintext,
-    read_recording,
-)
+from prem_core._audio import DEFAULT_MODEL, MAX_FILE_BYTES, AudioFile, read_recording
 from prem_core._client import AsyncPremClient, PremClient
 from prem_core._config import DEFAULT_MAX_BUFFER_SIZE, DEFAULT_MAX_RETRIES
 from prem_core._errors import AuthenticationError, ConfigurationError, InvalidParameterError, PremError
 from prem_core._kem import PublicKey
+from prem_core._params import audio_plaintext
 from prem_core._settings import Clients, ModelSettings
 from prem_core._splitting import Piece, split
 from prem_core._spoken import Answered, Hearing, Mode, Passage, Task, passages
