@@ -30,6 +30,7 @@ def test_a_block_of_the_readme_runs(
     monkeypatch.setenv("PREM_PROXY_URL", enclave.proxy_url)
     monkeypatch.setenv("PREM_ENCLAVE_URL", enclave.enclave_url)
     # Not to inherit: this file's own __future__ import would reach into the block.
+    monkeypatch.chdir(ROOT)
     code = compile(BLOCKS[number], f"README.md, block {number}", "exec", dont_inherit=True)
     exec(code, {"__name__": "readme"})
     assert "print(" not in BLOCKS[number] or capsys.readouterr().out.strip()
