@@ -1,9 +1,10 @@
 """The main job, end to end, on the embedded enclave: `make demo`.
 
-A streamed chat, a tool-calling agent and a structured extraction through `ChatPremEncrypted`, and
-beside each what the gateway saw of it. Everything runs on this machine: real keys, real sealing, real
-HTTP on loopback. Only the model is small: the embedded enclave's own engine quotes and extracts what the
-prompt holds, and says nothing of its own.
+A streamed chat, a tool-calling agent and a structured extraction through LangChain, a recording and a
+question over it through LlamaIndex, and beside each what the gateway saw of it. Everything runs on this
+machine: real keys, real sealing, real HTTP on loopback. Only the models are small: the embedded enclave's
+own engine quotes and extracts what the prompt holds, and says nothing of its own; recordings are heard by
+pocketsphinx.
 
 With PREM_API_KEY set and ``--live``, the same code asks Prem's service instead.
 """
@@ -21,13 +22,17 @@ from typing import Any, Literal
 
 from langchain.agents import create_agent
 from langchain_core.tools import tool
-from langchain_prem import ChatPremEncrypted
+from llama_index.core import SummaryIndex
 from pydantic import BaseModel, Field
 
+from langchain_prem import ChatPremEncrypted
+from llama_index_prem import PremEncrypted, PremWhisperReader
 from prem_core.enclave import Exchange, LocalEnclave
 
 MODEL = "openai/gpt-oss-120b"
-INVOICE = (Path(__file__).parent / "invoice.txt").read_text(encoding="utf-8")
+HERE = Path(__file__).parent
+INVOICE = (HERE / "invoice.txt").read_text(encoding="utf-8")
+RECORDING = HERE / "clinic_note.wav"
 
 LETTER = """Context:
 Anna Berg was admitted on 3 March with chest pain. The ECG was normal and both troponin tests were negative.
@@ -142,6 +147,17 @@ def extraction(llm: ChatPremEncrypted) -> None:
     print(textwrap.indent(invoice.model_dump_json(indent=2), "  "))
 
 
+def recording(where: dict[str, Any]) -> None:
+    heading("4. A recording, examples/clinic_note.wav, and a question over it")
+    documents = PremWhisperReader(mode="segments", **where).load_data(RECORDING)
+    for document in documents:
+        print(f"  {document.metadata['start']:5.2f}s - {document.metadata['end']:5.2f}s  {document.text}")
+    index = SummaryIndex.from_documents(documents)
+    question = "When will the doctor see the patient again?"
+    answer = index.as_query_engine(llm=PremEncrypted(model=MODEL, **where)).query(question)
+    print(f"\n  question  {question}\n  answer    {answer}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -153,6 +169,8 @@ def main() -> None:
         for job in (chat, agent, extraction):
             job(llm)
             gateway.show()
+        recording(where)
+        gateway.show()
     if not options.live:
         print(
             "\nThe answers were found in the prompts by the embedded enclave's own engine; no model was asked."

@@ -15,8 +15,14 @@ from prem_core import _exchange
 from prem_core._audio import DEFAULT_MODEL, AudioFile, read_recording, read_transcription
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from prem_core._client import AsyncPremClient, PremClient
+    from prem_core._params import SpeechFormat, TranscriptionOptions, TranslationOptions
     from prem_core._types import Transcription
+
+
+Task = Literal["transcribe", "translate"]
 
 
 class Audio:
@@ -43,15 +49,13 @@ class _Hearing:
 
     def _hear(
         self,
-        task: Literal["transcribe", "translate"],
+        task: Task,
         file: AudioFile,
-        params: dict[str, Any],
+        params: Mapping[str, Any],
         extra_body: Mapping[str, Any] | None,
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
-        from prem_core._params import audio_plaintext
-
-        plaintext = audio_plaintext(task, params, extra_body)
+        plaintext = _plaintext(task, params, extra_body)
         recording = read_recording(file)
         driver = self._client._driver(timeout)
         opened = driver.run(_exchange.hear(task, plaintext, recording, self._client._settings))
@@ -67,21 +71,26 @@ class _AsyncHearing:
 
     async def _hear(
         self,
-        task: Literal["transcribe", "translate"],
+        task: Task,
         file: AudioFile,
-        params: dict[str, Any],
+        params: Mapping[str, Any],
         extra_body: Mapping[str, Any] | None,
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
-        from prem_core._params import audio_plaintext
-
-        plaintext = audio_plaintext(task, params, extra_body)
+        plaintext = _plaintext(task, params, extra_body)
         # In a thread: a disk can be slow.
         recording = await asyncio.to_thread(read_recording, file)
         driver = await self._client._driver(timeout)
         opened = await driver.run(_exchange.hear(task, plaintext, recording, self._client._settings))
         await driver.close()
         return read_transcription(opened, params["response_format"])
+
+
+def _plaintext(task: Task, params: Mapping[str, Any], extra_body: Mapping[str, Any] | None) -> bytes:
+    # Here, because it needs pydantic, which doubles what importing the package costs.
+    from prem_core._params import audio_plaintext
+
+    return audio_plaintext(task, params, extra_body)
 
 
 class Transcriptions(_Hearing):
@@ -93,13 +102,10 @@ class Transcriptions(_Hearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        language: str | None = None,
-        prompt: str | None = None,
         response_format: Literal["json", "verbose_json"] | None = None,
-        temperature: float | None = None,
-        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranscriptionOptions],
     ) -> Transcription: ...
 
     @overload
@@ -108,13 +114,10 @@ class Transcriptions(_Hearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        language: str | None = None,
-        prompt: str | None = None,
         response_format: Literal["text"],
-        temperature: float | None = None,
-        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranscriptionOptions],
     ) -> str: ...
 
     def create(
@@ -122,28 +125,25 @@ class Transcriptions(_Hearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        language: str | None = None,
-        prompt: str | None = None,
-        response_format: Literal["json", "text", "verbose_json"] | None = None,
-        temperature: float | None = None,
-        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        response_format: SpeechFormat | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranscriptionOptions],
     ) -> Transcription | str:
         """Write down what a recording says.
 
         Args:
             file: A path, bytes, a file open in binary mode, or a tuple of a name and one of these. 25 MB at most.
             model: The model's name.
-            language: What is spoken, as an ISO-639-1 code (``en``). None lets the model find out.
-            prompt: Text that leads the model's style, or that the recording continues.
             response_format: "json" (the text), "text" (the same, as a string) or "verbose_json" (with language,
                 duration and times).
-            temperature: 0 to 1.
-            timestamp_granularities: "segment", "word" or both; with "verbose_json" only.
             extra_body: Further names, passed through unchecked.
             timeout: Seconds for this call. The answer begins only when the recording has been heard: a long one
                 wants more than the client's 30.
+            **params: `language` (what is spoken, as an ISO-639-1 code; left
+                out, the model finds out), `prompt` (text that leads the style, or that the recording continues),
+                `temperature` (0 to 1), `timestamp_granularities` (["segment"], ["word"] or both, with
+                "verbose_json" only).
 
         Returns:
             A `Transcription`; a string with ``response_format="text"``.
@@ -153,15 +153,8 @@ class Transcriptions(_Hearing):
             APIError: The service's error, or the network's.
             DecryptionError: The answer does not open.
         """
-        params = {
-            "model": model,
-            "language": language,
-            "prompt": prompt,
-            "response_format": response_format,
-            "temperature": temperature,
-            "timestamp_granularities": timestamp_granularities,
-        }
-        return self._hear("transcribe", file, params, extra_body, timeout)
+        given = {**params, "model": model, "response_format": response_format}
+        return self._hear("transcribe", file, given, extra_body, timeout)
 
 
 class Translations(_Hearing):
@@ -173,11 +166,10 @@ class Translations(_Hearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        prompt: str | None = None,
         response_format: Literal["json", "verbose_json"] | None = None,
-        temperature: float | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranslationOptions],
     ) -> Transcription: ...
 
     @overload
@@ -186,11 +178,10 @@ class Translations(_Hearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        prompt: str | None = None,
         response_format: Literal["text"],
-        temperature: float | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranslationOptions],
     ) -> str: ...
 
     def create(
@@ -198,24 +189,18 @@ class Translations(_Hearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        prompt: str | None = None,
-        response_format: Literal["json", "text", "verbose_json"] | None = None,
-        temperature: float | None = None,
+        response_format: SpeechFormat | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranslationOptions],
     ) -> Transcription | str:
         """Write down, in English, what a recording says in any language.
 
         The arguments are `Transcriptions.create`'s, without `language` and `timestamp_granularities`, which
         the published schema does not have here.
         """
-        params = {
-            "model": model,
-            "prompt": prompt,
-            "response_format": response_format,
-            "temperature": temperature,
-        }
-        return self._hear("translate", file, params, extra_body, timeout)
+        given = {**params, "model": model, "response_format": response_format}
+        return self._hear("translate", file, given, extra_body, timeout)
 
 
 class AsyncTranscriptions(_AsyncHearing):
@@ -227,13 +212,10 @@ class AsyncTranscriptions(_AsyncHearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        language: str | None = None,
-        prompt: str | None = None,
         response_format: Literal["json", "verbose_json"] | None = None,
-        temperature: float | None = None,
-        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranscriptionOptions],
     ) -> Transcription: ...
 
     @overload
@@ -242,13 +224,10 @@ class AsyncTranscriptions(_AsyncHearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        language: str | None = None,
-        prompt: str | None = None,
         response_format: Literal["text"],
-        temperature: float | None = None,
-        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranscriptionOptions],
     ) -> str: ...
 
     async def create(
@@ -256,24 +235,14 @@ class AsyncTranscriptions(_AsyncHearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        language: str | None = None,
-        prompt: str | None = None,
-        response_format: Literal["json", "text", "verbose_json"] | None = None,
-        temperature: float | None = None,
-        timestamp_granularities: list[Literal["word", "segment"]] | None = None,
+        response_format: SpeechFormat | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranscriptionOptions],
     ) -> Transcription | str:
         """`Transcriptions.create`, awaited."""
-        params = {
-            "model": model,
-            "language": language,
-            "prompt": prompt,
-            "response_format": response_format,
-            "temperature": temperature,
-            "timestamp_granularities": timestamp_granularities,
-        }
-        return await self._hear("transcribe", file, params, extra_body, timeout)
+        given = {**params, "model": model, "response_format": response_format}
+        return await self._hear("transcribe", file, given, extra_body, timeout)
 
 
 class AsyncTranslations(_AsyncHearing):
@@ -285,11 +254,10 @@ class AsyncTranslations(_AsyncHearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        prompt: str | None = None,
         response_format: Literal["json", "verbose_json"] | None = None,
-        temperature: float | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranslationOptions],
     ) -> Transcription: ...
 
     @overload
@@ -298,11 +266,10 @@ class AsyncTranslations(_AsyncHearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        prompt: str | None = None,
         response_format: Literal["text"],
-        temperature: float | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranslationOptions],
     ) -> str: ...
 
     async def create(
@@ -310,17 +277,11 @@ class AsyncTranslations(_AsyncHearing):
         *,
         file: AudioFile,
         model: str = DEFAULT_MODEL,
-        prompt: str | None = None,
-        response_format: Literal["json", "text", "verbose_json"] | None = None,
-        temperature: float | None = None,
+        response_format: SpeechFormat | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | httpx.Timeout | None = None,
+        **params: Unpack[TranslationOptions],
     ) -> Transcription | str:
         """`Translations.create`, awaited."""
-        params = {
-            "model": model,
-            "prompt": prompt,
-            "response_format": response_format,
-            "temperature": temperature,
-        }
-        return await self._hear("translate", file, params, extra_body, timeout)
+        given = {**params, "model": model, "response_format": response_format}
+        return await self._hear("translate", file, given, extra_body, timeout)

@@ -372,23 +372,41 @@ class ChatParams(ChatOptions):
 
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
-class TranslationParams(TypedDict):
-    """Parameters of a translation into English, by the published schema's names."""
+class TranslationOptions(TypedDict, total=False):
+    """Every parameter of a translation into English but the two that `create` names."""
 
-    model: str
-    prompt: NotRequired[str]
-    response_format: NotRequired[Literal["json", "text", "verbose_json"]]
-    temperature: NotRequired[Annotated[float, Field(ge=0, le=1)]]
+    prompt: str
+    temperature: Annotated[float, Field(ge=0, le=1)]
 
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
-class TranscriptionParams(TranslationParams):
+class TranscriptionOptions(TranslationOptions, total=False):
     """... and of a transcription."""
 
-    language: NotRequired[Annotated[str, Field(pattern="^[a-z]{2}$")]]
-    timestamp_granularities: NotRequired[
-        Annotated[list[Literal["word", "segment"]], Field(min_length=1, max_length=2)]
+    language: Annotated[str, Field(pattern="^[a-z]{2}$")]
+    timestamp_granularities: Annotated[
+        list[Literal["word", "segment"]],
+        Field(min_length=1, max_length=2),
     ]
+
+
+SpeechFormat = Literal["json", "text", "verbose_json"]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class TranslationParams(TranslationOptions):
+    """Every parameter of a translation, by the published schema's names."""
+
+    model: str
+    response_format: NotRequired[SpeechFormat]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class TranscriptionParams(TranscriptionOptions):
+    """... and of a transcription."""
+
+    model: str
+    response_format: NotRequired[SpeechFormat]
 
 
 #: Every top-level name the published schema has.
