@@ -5,6 +5,8 @@
 >>> llm.invoke("Hello!")  # doctest: +SKIP
 """
 
+from typing import TYPE_CHECKING, Any
+
 try:
     # This module first: core's models are built once when it leads, and some of them twice when it follows,
     # which costs a tenth of the whole import.
@@ -18,4 +20,28 @@ from langchain_prem.chat_models import ChatPremEncrypted
 from prem_core import RefusalError
 from prem_core._version import __version__
 
-__all__ = ["ChatPremEncrypted", "PlaintextEgressWarning", "RefusalError", "__version__"]
+if TYPE_CHECKING:
+    from langchain_prem.whisper import PremWhisperLoader, PremWhisperParser, UnheardRecordingsWarning
+
+__all__ = [
+    "ChatPremEncrypted",
+    "PlaintextEgressWarning",
+    "PremWhisperLoader",
+    "PremWhisperParser",
+    "RefusalError",
+    "UnheardRecordingsWarning",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The loaders bring modules that a chat does not need: they come when they are asked for.
+    if name in __all__:
+        from langchain_prem import whisper
+
+        return getattr(whisper, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,21 +6,24 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from os import PathLike
 from pathlib import PurePath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import httpx
 from langchain_core.document_loaders import BaseBlobParser, BaseLoader, BlobLoader
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
 from pydantic import Field, PrivateAttr, field_validator, model_validator
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from langchain_prem._errors import core_errors, translate
 from prem_core import InvalidParameterError
 from prem_core._recordings import (
     HearingSettings,
+    LoadingSettings,
     Source,
+    UnheardRecordingsWarning,
     Watch,
+    ahear,
     ahear_all,
     hear,
     hear_all,
@@ -30,6 +33,8 @@ from prem_core._recordings import (
 )
 from prem_core._settings import Clients
 from prem_core._spoken import Passage
+
+__all__ = ["PremWhisperLoader", "PremWhisperParser", "UnheardRecordingsWarning"]
 
 Path_ = str | PathLike[str]
 
@@ -94,7 +99,7 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
         does not say is left out. The document's id is the same for every run.
 
     A recording always gives a document, if an empty one. Errors are `prem_core`'s and langchain-core's, and name the
-    source. `on_error` and `show_progress` are for loaders: here, an error is raised.
+    source.
 
     Raises:
         ValueError: A setting cannot work; the message names it.
@@ -110,8 +115,6 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
 
     async def alazy_parse(self, blob: Blob) -> AsyncIterator[Document]:
         """`lazy_parse`, without a thread for the network."""
-        from prem_core._recordings import ahear
-
         with core_errors():
             source = _blob_source(blob)
             passages = await ahear(self._async(self._clients), source, self._hearing())
@@ -119,7 +122,7 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
             yield document
 
 
-class PremWhisperLoader(_Whisper, BaseLoader):
+class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
     """Loads recordings from paths, directories or blobs as documents.
 
     Takes every setting of `PremWhisperParser`, and these:
@@ -171,15 +174,18 @@ class PremWhisperLoader(_Whisper, BaseLoader):
     blobs: Any = Field(default=None, exclude=True, repr=False)
     """Blobs, or a blob loader, instead of `path`."""
 
+    _shared: ClassVar[frozenset[str]] = frozenset({"blobs"})
+
     _errors: list[tuple[str, Exception]] = PrivateAttr(default_factory=list)
 
     def __init__(self, path: Path_ | Iterable[Path_] | None = None, **settings: Any) -> None:
-        super().__init__(path=path, **settings)
+        settings["path"] = path
+        super().__init__(**settings)
 
     @field_validator("path", mode="before")
     @classmethod
     def _many_as_list(cls, value: Any) -> Any:
-        return value if value is None or isinstance(value, str | PathLike) else list(value)
+        return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
 
     @field_validator("suffixes", mode="before")
     @classmethod
@@ -204,16 +210,16 @@ class PremWhisperLoader(_Whisper, BaseLoader):
     @override
     def lazy_load(self) -> Iterator[Document]:
         """The documents, recording by recording; one is heard when its first document is asked for."""
+        client = self._sync(self._clients)
         sources, watch = self._sources_and_watch()
-        heard = hear_all(self._sync(self._clients), sources, self._hearing(), watch)
-        for source, passages in heard:
+        for source, passages in hear_all(client, sources, self._hearing(), watch):
             yield from _documents(source, passages)
 
     @override
     async def alazy_load(self) -> AsyncIterator[Document]:
         """The documents, in the same order, with up to `max_concurrency` recordings heard at once."""
-        sources, watch = self._sources_and_watch()
         client = self._async(self._clients)
+        sources, watch = self._sources_and_watch()
         heard = ahear_all(client, sources, self._hearing(), watch, self.max_concurrency)
         async with aclosing(heard) as each:
             async for source, passages in each:

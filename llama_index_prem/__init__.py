@@ -15,7 +15,21 @@ except (
     ) from error
 
 from llama_index_prem.llm import PremEncrypted
+from llama_index_prem.whisper import (
+    WHISPER_SUFFIXES,
+    PremWhisperReader,
+    UnheardRecordingsWarning,
+    whisper_file_extractor,
+)
 from prem_core import RefusalError
 from prem_core._version import __version__
 
-__all__ = ["PremEncrypted", "RefusalError", "__version__"]
+__all__ = [
+    "WHISPER_SUFFIXES",
+    "PremEncrypted",
+    "PremWhisperReader",
+    "RefusalError",
+    "UnheardRecordingsWarning",
+    "__version__",
+    "whisper_file_extractor",
+]

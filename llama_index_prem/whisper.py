@@ -15,24 +15,27 @@ from typing_extensions import override
 from prem_core._audio import AudioFile
 from prem_core._recordings import (
     WHISPER_SUFFIXES,
-    HearingSettings,
+    LoadingSettings,
     Source,
+    UnheardRecordingsWarning,
     Watch,
     ahear_all,
     hear_all,
     source_of,
 )
 from prem_core._settings import Clients
-from prem_core._spoken import Passage
+from prem_core._spoken import NUMBERS, Passage
+
+__all__ = ["WHISPER_SUFFIXES", "PremWhisperReader", "UnheardRecordingsWarning", "whisper_file_extractor"]
 
 #: A recording, or a list of them.
 Recordings: TypeAlias = "AudioFile | list[AudioFile]"
 
 #: Metadata that says where and how, not what: kept out of what is embedded, and out of what an LLM reads.
-UNREAD_KEYS = ("chunk", "start", "end", "duration", "model", "task")
+UNREAD_KEYS = (*NUMBERS, "model", "task")
 
 
-class PremWhisperReader(HearingSettings, BasePydanticReader):
+class PremWhisperReader(LoadingSettings, BasePydanticReader):
     """Makes documents of recordings.
 
     The recording is sealed in this process to a hardware enclave's key, and what was said is opened in it. One
@@ -88,8 +91,8 @@ class PremWhisperReader(HearingSettings, BasePydanticReader):
         documents = reader.load_data(num_workers=4)
         ```
 
-        Without ``raise_on_error``, `SimpleDirectoryReader` prints an error and goes on. Its workers are processes,
-        and read the key from ``PREM_API_KEY``.
+        Without ``raise_on_error``, `SimpleDirectoryReader` prints an error and goes on. Its workers are processes: they
+        read the key from ``PREM_API_KEY``, and what their readers collect in `errors` stays with them.
 
     Metadata: what is given as `extra_info`, and source, chunk, start, end, duration (seconds), language, model and
     task; what the service does not say is left out. Of these, only source and language are read by embedding models
@@ -109,7 +112,7 @@ class PremWhisperReader(HearingSettings, BasePydanticReader):
     """An httpx client of your own for asynchronous calls. Not serialised, not closed."""
 
     # Said again: the framework's base class has a looser one, and stands last.
-    model_config = HearingSettings.model_config
+    model_config = LoadingSettings.model_config
 
     _http_fields: ClassVar[tuple[str, str]] = ("http_client", "async_http_client")
 
@@ -145,8 +148,9 @@ class PremWhisperReader(HearingSettings, BasePydanticReader):
             APIError: The service's error, or the network's.
             DecryptionError: An answer does not open.
         """
+        client = self._sync(self._clients)
         sources, watch = self._sources_and_watch(file, extra_info, fs)
-        for source, passages in hear_all(self._sync(self._clients), sources, self._hearing(), watch):
+        for source, passages in hear_all(client, sources, self._hearing(), watch):
             yield from _documents(source, passages)
 
     @override
@@ -163,8 +167,8 @@ class PremWhisperReader(HearingSettings, BasePydanticReader):
         self, file: Recordings, extra_info: Mapping[str, Any] | None = None, fs: Any = None
     ) -> AsyncGenerator[Document, None]:
         """The documents, in the same order, with up to `max_concurrency` recordings heard at once."""
-        sources, watch = self._sources_and_watch(file, extra_info, fs)
         client = self._async(self._clients)
+        sources, watch = self._sources_and_watch(file, extra_info, fs)
         heard = ahear_all(client, sources, self._hearing(), watch, self.max_concurrency)
         async with aclosing(heard) as each:
             async for source, passages in each:
@@ -183,9 +187,7 @@ class PremWhisperReader(HearingSettings, BasePydanticReader):
     ) -> tuple[list[Source], Watch]:
         files = file if isinstance(file, list) else [file]
         sources = [source_of(each, fs=fs, about=extra_info) for each in files]
-        return sources, Watch(
-            self.on_error, self._errors, progress=self.show_progress, total=len(sources)
-        )
+        return sources, Watch(self.on_error, self._errors, progress=self.show_progress, total=len(sources))
 
 
 def whisper_file_extractor(**settings: Any) -> dict[str, PremWhisperReader]:

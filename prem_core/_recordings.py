@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import io
 import mimetypes
@@ -20,11 +21,12 @@ from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import IO, Any, ClassVar, Final, Literal, Self, cast
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from prem_core._audio import DEFAULT_MODEL, MAX_FILE_BYTES, AudioFile, read_recording
 from prem_core._client import AsyncPremClient, PremClient
-from prem_core._config import DEFAULT_MAX_BUFFER_SIZE, DEFAULT_MAX_RETRIES
+from prem_core._config import DEFAULT_MAX_BUFFER_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT
 from prem_core._errors import AuthenticationError, ConfigurationError, InvalidParameterError, PremError
 from prem_core._kem import PublicKey
 from prem_core._params import audio_plaintext
@@ -103,29 +105,27 @@ def source_of(
     about = about or {}
     if isinstance(file, str | PathLike):
         path = fspath(file)
-        if fs is not None:
-            opened = _reader(lambda: fs.open(path, "rb"))
-        else:
-            opened = _reader(lambda: Path(path).open("rb"))
         source = source or path
-        return Source(source, name or PurePath(source).name, opened, about)
+        return Source(source, name or PurePath(path).name, functools.partial(_opened, path, fs), about)
     if isinstance(file, bytes | bytearray | memoryview):
         content = bytes(file)
     elif hasattr(file, "read"):
         named = getattr(file, "name", None)
         if isinstance(named, str) and named and not named.startswith("<"):
             source = source or named
-        if source and _seekable(file):
-            return Source(source, name or PurePath(source).name, _rewound(file, file.tell()), about)
-        # A stream can be read once, and without a name the content must do for one.
-        content = file.read()
+        with _reading(source or "a file without a name"):
+            if source and hasattr(file, "seekable") and file.seekable():
+                opened = functools.partial(_rewound, file, file.tell())
+                return Source(source, name or PurePath(source).name, opened, about)
+            # A stream can be read once, and without a name the content must do for one.
+            content = file.read()
         if not isinstance(content, bytes):
-            raise _refused(f"{source or 'it'} must be open in binary mode")
+            raise _refused(f"{source or 'a file without a name'} must be open in binary mode")
     else:
         raise _refused("must be a path, bytes, a file open in binary mode, or ('name', one of these)")
     if not source:
         digest = hashlib.sha256(content).hexdigest()[:16]
-        source = f"audio-{digest}{PurePath(name or _by_content(content)).suffix}"
+        source = f"audio-{digest}{PurePath(name or '').suffix or PurePath(_by_content(content)).suffix}"
     return Source(source, name or PurePath(source).name, lambda: io.BytesIO(content), about)
 
 
@@ -170,28 +170,18 @@ def suffix_of_type(mimetype: str | None) -> str:
     return (mimetypes.guess_extension(mimetype) if mimetype else None) or ""
 
 
-def _reader(open_file: Callable[[], IO[bytes]]) -> Callable[[], AbstractContextManager[IO[bytes]]]:
-    @contextmanager
-    def opened() -> Iterator[IO[bytes]]:
-        with open_file() as file:
-            yield file
-
-    return opened
+@contextmanager
+def _opened(path: str, fs: Any) -> Iterator[IO[bytes]]:
+    with Path(path).open("rb") if fs is None else fs.open(path, "rb") as file:
+        yield file
 
 
-def _rewound(file: IO[bytes], start: int) -> Callable[[], AbstractContextManager[IO[bytes]]]:
-    @contextmanager
-    def opened() -> Iterator[IO[bytes]]:
-        file.seek(start)
-        # What decodes a recording counts from a file's beginning.
-        yield file if start == 0 else io.BytesIO(file.read())
-        file.seek(start)
-
-    return opened
-
-
-def _seekable(file: Any) -> bool:
-    return hasattr(file, "seekable") and bool(file.seekable())
+@contextmanager
+def _rewound(file: IO[bytes], start: int) -> Iterator[IO[bytes]]:
+    file.seek(start)
+    # What decodes a recording counts from a file's beginning.
+    yield file if start == 0 else io.BytesIO(file.read())
+    file.seek(start)
 
 
 def _by_content(content: bytes) -> str:
@@ -209,32 +199,35 @@ def hear(client: PremClient, source: Source, hearing: Hearing) -> list[Passage]:
         PremError: As `client.audio` raises it, or as the file cannot be read or cut; the message names the source.
     """
     answers: list[Answered] = []
-    with _named(source), contextlib.closing(pieces(source, hearing.max_part_bytes)) as parts:
-        create: Any = (
-            client.audio.translations if hearing.task == "translate" else client.audio.transcriptions
-        ).create
+    create: Any = (
+        client.audio.translations if hearing.task == "translate" else client.audio.transcriptions
+    ).create
+    with contextlib.closing(pieces(source, hearing.max_part_bytes)) as parts:
         for part in parts:
-            said: Transcription = create(file=(part.name, part.data), **hearing.params())
+            with _named(source):
+                said: Transcription = create(file=(part.name, part.data), **hearing.params())
             answers.append(Answered(said, part.offset, part.seconds))
+            del part  # before the next one is made
     return passages(source.source, answers, hearing)
 
 
 async def ahear(client: AsyncPremClient, source: Source, hearing: Hearing) -> list[Passage]:
     """`hear`, awaited. Files are read and cut in a thread."""
     answers: list[Answered] = []
+    create: Any = (
+        client.audio.translations if hearing.task == "translate" else client.audio.transcriptions
+    ).create
     parts = pieces(source, hearing.max_part_bytes)
-    with _named(source):
-        create: Any = (
-            client.audio.translations if hearing.task == "translate" else client.audio.transcriptions
-        ).create
-        try:
-            while (part := await asyncio.to_thread(next, parts, None)) is not None:
+    try:
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            with _named(source):
                 said: Transcription = await create(file=(part.name, part.data), **hearing.params())
-                answers.append(Answered(said, part.offset, part.seconds))
-        finally:
-            # A thread that is at work on it when the task is cancelled cannot be stopped; it closes the file itself.
-            with contextlib.suppress(ValueError):
-                parts.close()
+            answers.append(Answered(said, part.offset, part.seconds))
+            del part  # before the next one is made
+    finally:
+        # A thread that is at work on it when the task is cancelled cannot be stopped; the file is closed after it.
+        with contextlib.suppress(ValueError):
+            parts.close()
     return passages(source.source, answers, hearing)
 
 
@@ -245,7 +238,7 @@ def pieces(source: Source, limit: int = MAX_FILE_BYTES) -> Generator[Piece, None
         InvalidParameterError: It cannot be read, it is empty, or it is too long and cannot be cut.
     """
     with contextlib.ExitStack() as stack:
-        with _reading(source):
+        with _reading(source.source):
             file = stack.enter_context(source.opened())
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
@@ -261,18 +254,20 @@ def pieces(source: Source, limit: int = MAX_FILE_BYTES) -> Generator[Piece, None
         if size > limit:
             parts = split(name, file, limit, called=source.source)
             while True:
-                with _reading(source):
+                with _reading(source.source):
                     part = next(parts, None)
                 if part is None:
                     return
                 yield part
-        with _reading(source):
-            data = head + file.read()
+                del part
+        with _reading(source.source):
+            file.seek(0)
+            data = file.read()
         yield Piece(name, data)
 
 
 @contextmanager
-def _reading(source: Source) -> Iterator[None]:
+def _reading(called: str) -> Iterator[None]:
     """Say of every error of a file system which file it is about."""
     try:
         yield
@@ -287,18 +282,17 @@ def _reading(source: Source) -> Iterator[None]:
         why = f"it cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
     else:
         return
-    raise _refused(f"{why}: {source.source}")
+    raise _refused(f"{why}: {called}")
 
 
 @contextmanager
 def _named(source: Source) -> Iterator[None]:
-    """Put the source's name before the message of an error that does not name it."""
+    """Put the source's name before the message of the service's errors."""
     try:
         yield
     except PremError as error:
-        if source.source not in str(error):
-            # In place: its class, its values and where it comes from stay.
-            error.args = (f"{source.source}: {error.args[0] if error.args else ''}", *error.args[1:])
+        # In place: its class, its values and where it comes from stay.
+        error.args = (f"{source.source}: {error.args[0] if error.args else ''}", *error.args[1:])
         raise
 
 
@@ -376,7 +370,7 @@ class Watch:
 
 def _progress_bar(total: int | None) -> Any:
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise ImportError("show_progress needs tqdm: pip install tqdm") from error
     return tqdm(total=total, desc="Hearing recordings", unit="file")
@@ -437,10 +431,10 @@ async def ahear_all(
 
 
 class HearingSettings(BaseModel):
-    """The settings of a loader: those of its client, and how recordings are heard.
+    """How recordings are heard, and the settings of the client that hears them.
 
-    A base for the frameworks' loaders, to stand before the framework's own base class. As with `ModelSettings`: no
-    secret is in a repr, a pickle or a serialised form, and copies make their own connections.
+    A base for the frameworks' parsers and loaders, to stand before the framework's own base class. As with
+    `ModelSettings`: no secret is in a repr, a pickle or a serialised form, and copies make their own connections.
     """
 
     model: str = Field(default=DEFAULT_MODEL, min_length=1)
@@ -459,12 +453,6 @@ class HearingSettings(BaseModel):
     """In mode "segments": join segments up to this length, never splitting one."""
     max_part_bytes: int = Field(default=MAX_FILE_BYTES, ge=LEAST_PART_BYTES, le=MAX_FILE_BYTES)
     """A recording of more bytes is sent in parts, cut at pauses."""
-    on_error: OnError = "raise"
-    """"raise" the first error, or "collect" them in `errors` and go on."""
-    show_progress: bool = False
-    """Whether to show a progress bar (tqdm's)."""
-    max_concurrency: int = Field(default=MAX_CONCURRENCY, ge=1)
-    """Recordings heard at once, in asynchronous calls."""
 
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """API key; else PREM_API_KEY. Not serialised."""
@@ -475,7 +463,7 @@ class HearingSettings(BaseModel):
     enclave_public_key: str | None = None
     """The enclave's X-Wing public key, pinned: hex or base64 (a `prem_core.PublicKey` is taken too)."""
     timeout: float = Field(default=RECORDING_TIMEOUT, gt=0, allow_inf_nan=False)
-    """Seconds to wait for a connection, and for the answer, which begins when the whole recording was heard."""
+    """Seconds to wait for an answer, which begins when the whole recording was heard; 30 at most to connect."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
     """Tries after the first one."""
     max_buffer_size: int = Field(default=DEFAULT_MAX_BUFFER_SIZE, gt=0)
@@ -541,7 +529,8 @@ class HearingSettings(BaseModel):
             "proxy_url": self.proxy_url,
             "enclave_url": self.enclave_url,
             "enclave_public_key": self.enclave_public_key,
-            "timeout": self.timeout,
+            # It is the hearing that takes long, not finding the gateway.
+            "timeout": httpx.Timeout(self.timeout, connect=min(self.timeout, DEFAULT_TIMEOUT)),
             "max_retries": self.max_retries,
             "max_buffer_size": self.max_buffer_size,
             "allow_insecure": self.allow_insecure,
@@ -553,3 +542,14 @@ class HearingSettings(BaseModel):
 
     def _async(self, clients: Clients) -> AsyncPremClient:
         return clients.asynchronous(self._client_options(self._http_fields[1]))
+
+
+class LoadingSettings(HearingSettings):
+    """... and what is done with many of them."""
+
+    on_error: OnError = "raise"
+    """"raise" the first error, or "collect" them in `errors` and go on."""
+    show_progress: bool = False
+    """Whether to show a progress bar (tqdm's)."""
+    max_concurrency: int = Field(default=MAX_CONCURRENCY, ge=1)
+    """Recordings heard at once, in asynchronous calls."""

@@ -91,6 +91,7 @@ def split(
         for number, (data, frames) in enumerate(_cut(sound, limit, called), 1):
             part = f"{stem}.part{number:03d}{sound.suffix}"
             yield Piece(part, data, start / sound.rate, frames / sound.rate)
+            del data  # before the next one is made
             start += frames
     finally:
         sound.close()
@@ -143,8 +144,10 @@ def _cut(sound: _Sound, limit: int, called: str) -> Iterator[tuple[bytes, int]]:
             for _ in range(_pause([sound.power(each) for each in waiting])):
                 frames += sound.frames(waiting[0])
                 part.add(waiting.popleft())
-            yield part.finish(), frames
-            part, frames = sound.part(), 0
+            done, part = part, sound.part()
+            yield done.finish(), frames
+            del done
+            frames = 0
         waiting.append(grain)
         if len(waiting) > held:
             frames += sound.frames(waiting[0])
@@ -178,7 +181,7 @@ def _open(file: IO[bytes], called: str) -> _Sound:
         except (wave.Error, EOFError):
             pass  # not PCM, or none of the plain kind
         else:
-            if 0 < pcm.nominal_bytes and size - pcm.nominal_bytes <= MAX_OTHER_BYTES:
+            if pcm.nominal_bytes > 0 and size - pcm.nominal_bytes <= MAX_OTHER_BYTES:
                 return pcm
     for at, mark, form in _NOT_DECODED:
         if head[at : at + len(mark)] == mark:
@@ -196,7 +199,7 @@ class _Pcm:
     slack = 64  # the header of a WAV file, with room to spare
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._wave = wave.open(file, "rb")
+        self._wave = wave.open(file, "rb")  # noqa: SIM115 - closed by `close`
         self.rate = self._wave.getframerate()
         self._width = self._wave.getsampwidth()
         self.frame_bytes = self._wave.getnchannels() * self._width
@@ -232,7 +235,7 @@ class _Pcm:
 class _PcmPart:
     def __init__(self, like: wave.Wave_read) -> None:
         self._file = io.BytesIO()
-        self._wave = wave.open(self._file, "wb")
+        self._wave = wave.open(self._file, "wb")  # noqa: SIM115 - closed by `finish`
         self._wave.setnchannels(like.getnchannels())
         self._wave.setsampwidth(like.getsampwidth())
         self._wave.setframerate(like.getframerate())
@@ -322,7 +325,9 @@ class _Decoded:
                 # As floating point: whole numbers would not be scaled where the file holds floating point.
                 block = self._file.read(frames * 64, dtype="float32", always_2d=True)
             except self._soundfile.SoundFileError:
-                raise _refused(f"{self._called}: it cannot be decoded beyond {heard / self.rate:.0f} s") from None
+                raise _refused(
+                    f"{self._called}: it cannot be decoded beyond {heard / self.rate:.0f} s"
+                ) from None
             if not len(block):
                 break
             heard += len(block)

@@ -120,7 +120,10 @@ def passages(source: str, answers: Sequence[Answered], hearing: Hearing) -> list
     else:
         end = duration
         if end is None:
-            end = max((each.end or 0.0 for answer in answers for each in _segments(answer)), default=0.0) or None
+            end = (
+                max((each.end or 0.0 for answer in answers for each in _segments(answer)), default=0.0)
+                or None
+            )
         found = [_Stretch(join(_text(answer.said) for answer in answers), 0.0, end)]
     language = next((answer.said.language for answer in answers if answer.said.language), None)
     return [

@@ -74,11 +74,27 @@ def upstream_server() -> Iterator[list[Upstream]]:
     async def complete(request: Request) -> Response:
         return await stubs[-1].complete(request)
 
-    app = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
+    async def hear(request: Request) -> Response:
+        return await stubs[-1].hear(request)
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", complete, methods=["POST"]),
+            Route("/v1/audio/transcriptions", hear, methods=["POST"]),
+            Route("/v1/audio/translations", hear, methods=["POST"]),
+        ]
+    )
     servers = _Servers([(app, _listening_socket(0))], closers=[])
     stubs[0].url = servers.urls[0]
     yield stubs
     servers.stop()
+
+
+@pytest.fixture(scope="session")
+def upstream_enclave(upstream_server: list[Upstream]) -> Iterator[LocalEnclave]:
+    """An enclave with the scripted server behind it."""
+    with LocalEnclave(upstream=upstream_server[0].url) as prem:
+        yield prem
 
 
 @pytest.fixture

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A recording as it was sent for transcription or translation."""
+
+    task: str
+    name: str
+    data: bytes = field(repr=False)
+    params: dict[str, str]
+
+    @classmethod
+    def of(cls, path: str, content_type: str, body: bytes) -> Heard:
+        boundary = content_type.partition("boundary=")[2].encode()
+        params, name, data = {}, "", b""
+        for part in body.split(b"--" + boundary)[1:-1]:
+            head, _, content = part.partition(b"\r\n\r\n")
+            said = dict(re.findall(r'(\w+)="([^"]*)"', head.decode()))
+            if "filename" in said:
+                name, data = said["filename"], content[:-2]
+            else:
+                params[said["name"]] = content[:-2].decode()
+        return cls("translate" if path.endswith("translations") else "transcribe", name, data, params)
 
 
 @dataclass
@@ -21,11 +45,24 @@ class Upstream:
     answer: Callable[[dict[str, Any]], Response] = lambda body: Response(status_code=500)
     requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
+    hears: Callable[[Heard], Any] = lambda heard: Response(status_code=500)
+    heard: list[Heard] = field(default_factory=list)
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append((dict(request.headers), body))
         return self.answer(body)
+
+    async def hear(self, request: Request) -> Response:
+        body = await request.body()
+        heard = Heard.of(request.url.path, request.headers["content-type"], body)
+        self.heard.append(heard)
+        answer = await asyncio.to_thread(self.hears, heard)
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+    def transcribes(self, answer: Callable[[Heard], Any] | dict[str, Any]) -> None:
+        """Answer recordings with this object, or with what this function makes of them (in a thread)."""
+        self.hears = answer if callable(answer) else lambda heard: answer
 
     def says(self, *chunks: Any, done: bool = True) -> None:
         """Answer with these chunks."""
