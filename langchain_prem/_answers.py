@@ -8,17 +8,20 @@ repeated counts summed.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Generic, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall, ToolCall, ToolCallChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
 from langchain_prem._blocks import PROVIDER
-from prem_core import ChatCompletion, ChatCompletionChunk, Usage
+from prem_core import APIResponseValidationError, ChatCompletion, ChatCompletionChunk, Usage
 from prem_core._merge import ToolCallMerger
+from prem_core._parts import is_whole_json
 from prem_core._tools import check_whole, read_arguments
 
 M = TypeVar("M", bound=BaseModel)
@@ -143,6 +146,7 @@ class Chunks:
 
         Raises:
             LengthFinishReasonError: The token limit cut a tool call, or the JSON that was asked for.
+            APIResponseValidationError: The arguments of a tool call are only the beginning of JSON.
         """
         if self._last.get("finish_reason") == "length":
             calls = self._tools.calls() if self._tools else []
@@ -150,6 +154,8 @@ class Chunks:
                 [call.function.arguments for call in calls],
                 None if self._text is None else "".join(self._text),
             )
+        elif self._tools:
+            _check_unrepaired([call.function.arguments for call in self._tools.calls()])
         message = AIMessageChunk(
             content="",
             response_metadata=self._last,
@@ -181,6 +187,18 @@ class Chunks:
                 )
             )
         return chunks
+
+
+def _check_unrepaired(arguments: list[str]) -> None:
+    """Core completes arguments that break off, and gives them out as good ones; the caller would act on them.
+
+    Arguments that core cannot complete become an invalid call, as in an answer that is not streamed.
+    """
+    for text in arguments:
+        if text.strip() and not is_whole_json(text):
+            with contextlib.suppress(ValueError):
+                if isinstance(parse_partial_json(text), dict):
+                    raise APIResponseValidationError("the arguments of a tool call break off")
 
 
 def chat_result(completion: ChatCompletion, *, json_wanted: bool) -> ChatResult:
@@ -243,10 +261,10 @@ def _tool_calls(calls: list[Any]) -> tuple[list[ToolCall], list[InvalidToolCall]
     bad: list[InvalidToolCall] = []
     for call in calls:
         name, text = call.function.name, call.function.arguments
-        if (args := read_arguments(text)) is not None:
+        if name and (args := read_arguments(text)) is not None:
             good.append({"type": "tool_call", "id": call.id, "name": name, "args": args})
         else:
-            error = "the arguments are not a JSON object"
+            error = "the arguments are not a JSON object" if name else "the call names no function"
             bad.append(
                 {"type": "invalid_tool_call", "id": call.id, "name": name, "args": text, "error": error}
             )

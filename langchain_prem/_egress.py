@@ -51,6 +51,11 @@ def check_egress(mode: PlaintextEgress, cache: BaseCache | bool | None, handlers
             warnings.warn(message, PlaintextEgressWarning, stacklevel=2)
 
 
+def handlers_of(callbacks: Any) -> Iterable[Any]:
+    """The handlers in what LangChain calls `Callbacks`: None, a list, or a manager."""
+    return getattr(callbacks, "handlers", callbacks) or ()
+
+
 def _doors(cache: BaseCache | bool | None, handlers: Iterable[Any]) -> Iterable[str]:
     if _traces() or any(_is_tracer(handler) for handler in handlers):
         yield "LangSmith tracing is on"

@@ -50,8 +50,14 @@ def wire_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     Raises:
         InvalidParameterError: A message or block that the schema has no place for; names its position.
     """
-    turn = max((i for i, m in enumerate(messages) if isinstance(m, HumanMessage)), default=-1)
+    turn = max((i for i, m in enumerate(messages) if _is_human(m)), default=-1)
     return [_message(m, position=i, in_loop=i > turn) for i, m in enumerate(messages)]
+
+
+def _is_human(message: BaseMessage) -> bool:
+    return isinstance(message, HumanMessage) or (
+        isinstance(message, ChatMessage) and _ROLES.get(message.role) is HumanMessage
+    )
 
 
 def _message(message: BaseMessage, *, position: int, in_loop: bool) -> dict[str, Any]:
@@ -150,7 +156,13 @@ def _standard_part(block: Mapping[str, Any], refused: Callable[[str], InvalidPar
     extras = block.get("extras") or block.get("metadata") or {}
     source = block.get("source")
     if isinstance(source, Mapping):
+        form = source.get("type")
+        if form == "text" and isinstance(source.get("data"), str):  # the text itself, not base64 of it
+            return text_part(source["data"])
+        if form not in ("base64", "url", "file"):
+            raise refused(f"{_kind(block)} with a source of this type has no place in the published schema")
         named = {
+            "file_id": source.get("file_id"),
             "mime_type": source.get("media_type"),
             "base64": source.get("data"),
             "url": source.get("url"),
@@ -160,7 +172,10 @@ def _standard_part(block: Mapping[str, Any], refused: Callable[[str], InvalidPar
     url = block.get("url")
     file_id = block.get("file_id") or (block.get("id") if block.get("source_type") == "id" else None)
     text = block.get("text")
-    if isinstance(text, str) and data is None:
+    given = [value for value in (data, url, file_id) if value is not None]
+    if not all(isinstance(value, str | bytes) for value in given):
+        raise refused(f"{_kind(block)} holds its data, URL or file id as text")
+    if kind == "file" and isinstance(text, str) and not given:
         return text_part(text)
     if kind == "image":
         if file_id is not None:
@@ -196,27 +211,42 @@ def _assistant(message: AIMessage, position: int, *, in_loop: bool) -> dict[str,
         kind = block.get("type") if isinstance(block, dict) else None
         if isinstance(block, str):
             texts.append(block)
-        elif kind == "text":
+        elif kind == "text" and isinstance(block.get("text"), str):
             texts.append(block["text"])
         elif kind == "reasoning":
             reasoning.append(block.get("reasoning") or _summary(block))
         elif kind == "thinking":
             reasoning.append(block.get("thinking", ""))
-        elif kind == "tool_use":
+        elif kind == "tool_use" and isinstance(block.get("name"), str):
             if block.get("id") not in known:
                 calls.append(tool_call_part(block.get("id"), block["name"], block.get("input") or {}))
-        elif kind == "refusal":
+        elif kind == "refusal" and isinstance(block.get("refusal"), str):
             refusal = block["refusal"]
-        elif kind == "non_standard" and block.get("value", {}).get("type") == "refusal":
-            refusal = block["value"]["refusal"]
-        elif kind not in _TOOL_BLOCKS and kind not in _THOUGHT_BLOCKS:
+        elif (
+            kind == "non_standard"
+            and isinstance(value := block.get("value"), Mapping)
+            and value.get("type") == "refusal"
+            and isinstance(value.get("refusal"), str)
+        ):
+            refusal = value["refusal"]
+        elif kind in _TOOL_BLOCKS and (block.get("call_id") or block.get("id") or "") in {*known, ""}:
+            pass  # `tool_calls` says it; what has no id is a piece of a stream
+        elif kind not in _THOUGHT_BLOCKS:
             raise refused_at(
-                position, f"content.{i}", f"assistant messages hold text only, not {_kind(block)}"
+                position,
+                f"content.{i}",
+                f"assistant messages hold text only, not {_kind(block)}",
             )
     if not reasoning and isinstance(message.additional_kwargs.get("reasoning_content"), str):
         reasoning.append(message.additional_kwargs["reasoning_content"])
     thought = "".join(reasoning) if in_loop else ""
-    return assistant_message("".join(texts), calls, reasoning=thought, refusal=refusal)
+    wire = assistant_message("".join(texts), calls, reasoning=thought, refusal=refusal)
+    if (called := message.additional_kwargs.get("function_call")) is not None:  # OpenAI's older form
+        wire["function_call"] = called
+    audio = message.additional_kwargs.get("audio")
+    if isinstance(audio, Mapping) and isinstance(audio.get("id"), str):  # a spoken answer is referred to
+        wire["audio"] = {"id": audio["id"]}
+    return wire
 
 
 def _summary(block: Mapping[str, Any]) -> str:

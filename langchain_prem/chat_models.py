@@ -7,12 +7,12 @@ from operator import itemgetter
 from typing import Any, ClassVar, Literal, cast
 
 import httpx
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough, ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils import secret_from_env
 from langchain_core.utils.function_calling import convert_to_openai_function, convert_to_openai_tool
@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from langchain_prem._answers import Chunks, chat_result
 from langchain_prem._blocks import PROVIDER
-from langchain_prem._egress import PlaintextEgress, check_egress
+from langchain_prem._egress import PlaintextEgress, check_egress, handlers_of
 from langchain_prem._errors import core_errors
 from langchain_prem._messages import wire_messages
 from langchain_prem._profiles import profile_of
@@ -301,8 +301,64 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     @override
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         # The first thing every way of calling a model does, and before tracers are told of the prompt.
-        check_egress(self.plaintext_egress, self.cache)
+        check_egress(self.plaintext_egress, self.cache, handlers_of(self.callbacks))
         return super()._get_invocation_params(stop=stop, **kwargs)
+
+    def _check_callbacks(self, callbacks: Callbacks) -> None:
+        # Before core opens the run: a tracer is told of the prompt then.
+        check_egress(self.plaintext_egress, self.cache, handlers_of(callbacks))
+
+    @override
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        self._check_callbacks(callbacks)
+        return super().generate(messages, stop, callbacks, **kwargs)
+
+    @override
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        self._check_callbacks(callbacks)
+        return await super().agenerate(messages, stop, callbacks, **kwargs)
+
+    @override
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        self._check_callbacks(ensure_config(config).get("callbacks"))
+        return super().stream(input, config, **kwargs)
+
+    @override
+    def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        self._check_callbacks(ensure_config(config).get("callbacks"))
+        return super().astream(input, config, **kwargs)
+
+    @override
+    def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        self._check_callbacks(ensure_config(config).get("callbacks"))
+        return super().stream_events(input, config, **kwargs)
+
+    @override
+    def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        self._check_callbacks(ensure_config(config).get("callbacks"))
+        return super().astream_events(input, config, **kwargs)
 
     @override
     def _generate(
@@ -312,7 +368,6 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        check_egress(self.plaintext_egress, self.cache, run_manager.handlers if run_manager else ())
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=False)
             completion = self._sync().chat.completions.create(**request)
@@ -326,7 +381,6 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        check_egress(self.plaintext_egress, self.cache, run_manager.handlers if run_manager else ())
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=False)
             completion = await self._async().chat.completions.create(**request)
@@ -454,6 +508,11 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
             raise ValueError("strict has no meaning with method 'json_mode'")
         if tools and method != "json_schema":
             raise ValueError(f"tools cannot be combined with method {method!r}")
+        if method == "function_calling" and isinstance(schema, dict):
+            # OpenAI's response_format forms hold the same schema under other names.
+            named = schema.get("json_schema", schema)
+            if isinstance(named.get("schema"), dict):
+                schema = {**named, "parameters": named["schema"]}
         is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
         traced: dict[str, Any] = {}
         if schema is not None:

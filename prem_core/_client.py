@@ -5,17 +5,21 @@ They differ in `await` alone: the exchange decides, a driver performs.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import os
 import threading
 import warnings
 import weakref
-from typing import TYPE_CHECKING, NoReturn, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import httpx
 
 from prem_core import _config, _exchange
 from prem_core._completions import AsyncChat, Chat
 from prem_core._envelope import parse_public_key
-from prem_core._errors import ConfigurationError, InvalidParameterError
+from prem_core._errors import ConfigurationError, InvalidParameterError, PremError
 from prem_core._hearing import AsyncAudio, Audio
 from prem_core._http import LIMITS, AsyncDriver, Endpoints, LoopState, LoopStates, SyncDriver, ssl_context
 from prem_core._kem import PublicKey
@@ -70,10 +74,29 @@ class _ClientBase:
         )
         #: The enclave's key once known, shared by every caller of this client.
         self._key = pinned
+        #: How many fetches of it have failed, and how the last one did.
+        self._failures = 0
+        self._failure: PremError | None = None
 
     def _known_key(self, stale: PublicKey | None) -> PublicKey | None:
         # Somebody else may have refetched the key since the caller's was refused.
         return self._key if self._key is not None and self._key != stale else None
+
+    @contextlib.contextmanager
+    def _sharing_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except PremError as error:
+            # A copy has no traceback, and with it no frames of a call that is over.
+            self._failure = copy.copy(error)
+            self._failures += 1
+            raise
+
+    def _raise_shared(self, failures: int) -> None:
+        # A fetch that failed while this caller waited failed for it too: asking again, each in turn, would
+        # keep the last of them waiting for the sum of all timeouts.
+        if self._failures != failures and self._failure is not None:
+            raise copy.copy(self._failure)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(proxy_url={self._endpoints.proxy_url!r})"
@@ -143,10 +166,18 @@ class PremClient(_ClientBase):
         )
         if http_client is not None and not isinstance(http_client, httpx.Client):
             raise ConfigurationError("http_client must be an httpx.Client (AsyncPremClient takes the other)")
-        self._http = http_client or httpx.Client(verify=ssl_context(), limits=LIMITS)
-        # A client that nobody closed gives its sockets back when it is collected.
-        self._closer = weakref.finalize(self, self._http.close) if http_client is None else None
+        self._closer: weakref.finalize[..., Any] | None = None
+        if http_client is None:
+            self._connect()
+        else:
+            self._http = http_client
         self._key_lock = threading.Lock()
+
+    def _connect(self) -> None:
+        self._http = httpx.Client(verify=ssl_context(), limits=LIMITS)
+        # A client that nobody closed gives its sockets back when it is collected.
+        self._closer = weakref.finalize(self, self._http.close)
+        self._process = os.getpid()
 
     # Made when asked for: a client that held them would be in a cycle, and only a full collection would
     # give the sockets of one that nobody closed back.
@@ -179,16 +210,23 @@ class PremClient(_ClientBase):
     def _driver(self, timeout: float | httpx.Timeout | None = None) -> SyncDriver:
         if self._http.is_closed:
             raise ConfigurationError("the client is closed")
+        if self._closer is not None and self._process != os.getpid():
+            # After a fork: two processes on one connection would mix their requests and share TLS's keys.
+            self._connect()
+            self._key_lock = threading.Lock()
         return SyncDriver(self._http, self._endpoints, self._fetch_key, _checked(timeout))
 
     def _fetch_key(self, stale: PublicKey | None) -> PublicKey:
         if (known := self._known_key(stale)) is not None:
             return known
+        failures = self._failures
         with self._key_lock:
-            # Asked again under the lock: whoever held it was fetching.
+            # Asked again under the lock: whoever held it was fetching, for all who waited.
             if (known := self._known_key(stale)) is None:
+                self._raise_shared(failures)
                 driver = self._driver()
-                known = self._key = driver.run(_exchange.fetch_public_key(self._settings))
+                with self._sharing_failure():
+                    known = self._key = driver.run(_exchange.fetch_public_key(self._settings))
                 driver.close()
             return known
 
@@ -264,10 +302,13 @@ class AsyncPremClient(_ClientBase):
         async def fetch_key(stale: PublicKey | None) -> PublicKey:
             if (known := self._known_key(stale)) is not None:
                 return known
+            failures = self._failures
             async with state.key_lock:
                 if (known := self._known_key(stale)) is None:
+                    self._raise_shared(failures)
                     driver = self._driver_on(state)
-                    known = self._key = await driver.run(_exchange.fetch_public_key(self._settings))
+                    with self._sharing_failure():
+                        known = self._key = await driver.run(_exchange.fetch_public_key(self._settings))
                     await driver.close()
                 return known
 

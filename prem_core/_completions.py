@@ -178,7 +178,7 @@ class ChatCompletionStream:
         # would keep its connection until the next full collection.
         self._iterator = _chunks(driver, begun)
         # A generator that was never begun has no `finally` to run.
-        weakref.finalize(self, driver.close).atexit = False
+        weakref.finalize(self, driver.abandon).atexit = False
 
     def __iter__(self) -> Iterator[ChatCompletionChunk]:
         # A generator of the loop's own: leaving the loop closes it, though the stream is still referenced.

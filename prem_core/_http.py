@@ -15,7 +15,16 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -24,8 +33,10 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._envelope import SealedBody
-from prem_core._exchange import FetchKey, Head, Read, Send, Sleep, Steps, Work
+from prem_core._exchange import Acquire, FetchKey, Head, Read, ReadWithin, Release, Send, Sleep, Steps, Work
 from prem_core._kem import PublicKey
+from prem_core._limits import Limits, Turn
+from prem_core._retry import OUT_OF_TIME
 from prem_core._version import __version__
 
 R = TypeVar("R")
@@ -157,6 +168,8 @@ MAX_DRAINED: Final = 16
 
 
 def _shut_down(response: httpx.Response) -> None:
+    if response.is_closed:  # its connection may serve another request by now
+        return
     # HTTP/2 has other answers on the same socket.
     stream = response.extensions.get("network_stream")
     sock = stream.get_extra_info("socket") if stream and response.http_version.startswith("HTTP/1") else None
@@ -164,6 +177,62 @@ def _shut_down(response: httpx.Response) -> None:
         with contextlib.suppress(OSError):
             # Not SSLSocket's own, which would make a thread inside it read in the clear.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _end(response: httpx.Response, pieces: Iterator[bytes] | None = None) -> None:
+    del pieces
+    # Closing a socket does not wake a thread that waits on it, nor tell the service; this does both.
+    _shut_down(response)
+    response.close()
+
+
+def _read_within(response: httpx.Response | None, seconds: float) -> None:
+    # httpcore looks it up when a body's first bytes are asked for, which they have not been yet.
+    timeout = response.request.extensions.get("timeout") if response is not None else None
+    if isinstance(timeout, dict):
+        read = timeout.get("read")
+        timeout["read"] = seconds if read is None else min(read, seconds)
+
+
+def _end_by(request: httpx.Request, deadline: float) -> None:
+    """Let no step of `request` (connecting, writing, waiting for the answer) go on beyond `deadline`."""
+    usual: Mapping[str, float | None] = request.extensions.get("timeout", {})
+    # The same object all along: httpcore has it too, and looks each step's timeout up when that step begins.
+    timeout = request.extensions["timeout"] = dict(usual)
+
+    def shorten(*_: object) -> None:
+        left = max(deadline - time.monotonic(), 0.001)  # 0 would mean: do not block
+        timeout.update({name: left if each is None else min(each, left) for name, each in usual.items()})
+
+    shorten()
+    request.extensions["trace"] = shorten
+
+
+class _Watchdog:
+    """Breaks a reply's connection off when its call has taken too long: a read that blocks is not woken otherwise.
+
+    Args:
+        deadline: On the clock of `time.monotonic`; None for never.
+    """
+
+    def __init__(self, deadline: float | None) -> None:
+        self._deadline = deadline
+        self._timer: threading.Timer | None = None
+
+    @property
+    def barks(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def watch(self, response: httpx.Response) -> None:
+        if self._deadline is not None:
+            self._timer = threading.Timer(self._deadline - time.monotonic(), _shut_down, (response,))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class SyncDriver:
@@ -174,6 +243,8 @@ class SyncDriver:
         endpoints: Whom to ask.
         fetch_key: Gives the enclave's key, and not the stale one named.
         timeout: In place of the endpoints' own.
+        limits: Whose turns the exchange waits for.
+        deadline: When it has taken too long, on the clock of `time.monotonic`.
     """
 
     def __init__(
@@ -182,8 +253,14 @@ class SyncDriver:
         endpoints: Endpoints,
         fetch_key: Callable[[PublicKey | None], PublicKey],
         timeout: float | httpx.Timeout | None = None,
+        *,
+        limits: Limits | None = None,
+        deadline: float | None = None,
     ) -> None:
         self._timeout = timeout
+        self._turn = Turn(limits) if limits is not None else None
+        self._deadline = deadline
+        self._watchdog = _Watchdog(deadline)
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -217,19 +294,30 @@ class SyncDriver:
                 return self._send(step)
             case FetchKey(stale):
                 return self._fetch_key(stale)
+            case Acquire() if self._turn is not None:
+                return self._turn.take(self._deadline)
+            case Release(hold, spacing) if self._turn is not None:
+                self._drop()
+                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
+            case ReadWithin(seconds):
+                return _read_within(self._response, seconds)
             case Work(call):
                 return call()
             case Sleep(seconds):
-                self.close()
+                self._drop()
                 time.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these five members
+        raise AssertionError(step)  # pragma: no cover - Step has these members, and who has no limits no turns
 
     def _send(self, step: Send) -> Head:
-        self.close()
+        self._drop()
         self._party = step.party
+        if self._client.is_closed:  # while this call waited
+            raise errors.ConfigurationError("the client is closed")
         try:
             request = self._endpoints.request(self._client, step, self._timeout)
+            if self._deadline is not None:
+                _end_by(request, self._deadline)
             try:
                 response = self._client.send(request, stream=True, follow_redirects=False)
             finally:
@@ -239,9 +327,10 @@ class SyncDriver:
         else:
             self._response = response
             self._pieces = response.iter_bytes() if _is_coded(response) else response.iter_raw()
+            self._watchdog.watch(response)
             return _head(response)
         # Raised outside the handler, so that httpx's error is not kept as its context.
-        raise failure
+        raise errors.APITimeoutError(OUT_OF_TIME) if self._watchdog.barks else failure
 
     def read(self) -> bytes:
         """The open reply's next bytes; ``b""`` at its end.
@@ -249,11 +338,17 @@ class SyncDriver:
         Raises:
             APIConnectionError: The connection broke, or nothing came within the timeout.
         """
+        failure = None
         try:
-            return next(self._pieces, b"")
+            piece = next(self._pieces, b"")
         except _FOREIGN as error:
             failure = translate(error, self._party, reading=True)
-        raise failure
+        # Of bytes that came too late, and of an end that the watchdog made, there is no telling.
+        if self._deadline is not None and self._watchdog.barks:
+            raise errors.APITimeoutError(OUT_OF_TIME)
+        if failure is not None:
+            raise failure
+        return piece
 
     def drain(self) -> None:
         """Read a whole answer's reply to its end, so that its connection can serve the next request."""
@@ -276,14 +371,31 @@ class SyncDriver:
             watchdog.cancel()
 
     def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
+        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
+        try:
+            self._drop()
+        finally:
+            if self._turn is not None:
+                self._turn.give_back()
+
+    def _drop(self) -> None:
         response, self._response = self._response, None
         self._pieces = iter(())
+        self._watchdog.leave()
         if response is not None:
-            # Closing a socket does not wake a thread that waits on it, nor tell the service; this does both.
-            if not response.is_closed:
-                _shut_down(response)
-            response.close()
+            _end(response)
+
+    def abandon(self) -> None:
+        """`close`, for a finaliser.
+
+        A collection can run inside httpcore, on a thread that holds the pool's lock; ending a reply there
+        would wait for that lock for ever.
+        """
+        response, self._response = self._response, None
+        # Handed over as well: freeing the iterator ends the reply too.
+        pieces, self._pieces = self._pieces, iter(())
+        if response is not None:
+            threading.Thread(target=_end, args=(response, pieces), daemon=True).start()
 
 
 class AsyncDriver:
@@ -295,8 +407,13 @@ class AsyncDriver:
         endpoints: Endpoints,
         fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
         timeout: float | httpx.Timeout | None = None,
+        *,
+        limits: Limits | None = None,
+        deadline: float | None = None,
     ) -> None:
         self._timeout = timeout
+        self._turn = Turn(limits) if limits is not None else None
+        self._deadline = deadline
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -306,6 +423,21 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[R]) -> R:
         """Do what `steps` say until they return. A reply they leave open stays open, for `read`."""
+        return await self._in_time(self._run(steps))
+
+    async def _in_time(self, work: Coroutine[Any, Any, R]) -> R:
+        if self._deadline is None:
+            return await work
+        timeout = asyncio.timeout(self._deadline - time.monotonic())
+        try:
+            async with timeout:
+                return await work
+        except TimeoutError:
+            if not timeout.expired():  # somebody else's, and not ours to name
+                raise
+        raise errors.APITimeoutError(OUT_OF_TIME)
+
+    async def _run(self, steps: Steps[R]) -> R:
         try:
             step = next(steps)
             while True:
@@ -330,17 +462,26 @@ class AsyncDriver:
                 return await self._send(step)
             case FetchKey(stale):
                 return await self._fetch_key(stale)
+            case Acquire() if self._turn is not None:
+                return await self._turn.atake()
+            case Release(hold, spacing) if self._turn is not None:
+                await self._drop()
+                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
+            case ReadWithin(seconds):
+                return _read_within(self._response, seconds)
             case Work(call):
                 return await asyncio.to_thread(call)
             case Sleep(seconds):
-                await self.close()
+                await self._drop()
                 await asyncio.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these five members
+        raise AssertionError(step)  # pragma: no cover - Step has these members, and who has no limits no turns
 
     async def _send(self, step: Send) -> Head:
-        await self.close()
+        await self._drop()
         self._party = step.party
+        if self._client.is_closed:  # while this call waited
+            raise errors.ConfigurationError("the client is closed")
         try:
             request = self._endpoints.request(self._client, step, self._timeout)
             try:
@@ -361,6 +502,11 @@ class AsyncDriver:
         Raises:
             APIConnectionError: The connection broke, or nothing came within the timeout.
         """
+        if self._deadline is None:
+            return await self._read()
+        return await self._in_time(self._read())
+
+    async def _read(self) -> bytes:
         try:
             return await anext(self._pieces, b"")
         except _FOREIGN as error:
@@ -378,7 +524,14 @@ class AsyncDriver:
             pass
 
     async def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
+        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
+        try:
+            await self._drop()
+        finally:
+            if self._turn is not None:
+                self._turn.give_back()
+
+    async def _drop(self) -> None:
         response, self._response = self._response, None
         self._pieces = _nothing()
         if response is not None:
@@ -397,6 +550,8 @@ class LoopState:
     http: httpx.AsyncClient
     key_lock: asyncio.Lock
     lifetime: AsyncGenerator[None, None] | None
+    #: Set when `http` is closed for good: a loop that shuts down waits for a closing that has begun.
+    closed: asyncio.Event
 
 
 _States = dict[asyncio.AbstractEventLoop, LoopState]
@@ -427,10 +582,11 @@ class LoopStates:
                 if other.is_closed():
                     self._states.pop(other, None)
             if self._given is not None:
-                state = LoopState(self._given, asyncio.Lock(), None)
+                state = LoopState(self._given, asyncio.Lock(), None, asyncio.Event())
             else:
                 http = httpx.AsyncClient(verify=ssl_context(), limits=LIMITS)
-                state = LoopState(http, asyncio.Lock(), _lifetime(http, self._states, loop))
+                closed = asyncio.Event()
+                state = LoopState(http, asyncio.Lock(), _lifetime(http, closed, self._states, loop), closed)
             # Kept before the await below: a second task must find it.
             self._states[loop] = state
             if state.lifetime is not None:
@@ -445,27 +601,43 @@ class LoopStates:
 
 
 async def _lifetime(
-    http: httpx.AsyncClient, states: _States, loop: asyncio.AbstractEventLoop
+    http: httpx.AsyncClient, closed: asyncio.Event, states: _States, loop: asyncio.AbstractEventLoop
 ) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
         states.pop(loop, None)
+        if http.is_closed:
+            await closed.wait()
+        else:
+            await _aclose(http, closed)
+
+
+async def _aclose(http: httpx.AsyncClient, closed: asyncio.Event) -> None:
+    try:
         await http.aclose()
+    finally:
+        closed.set()
 
 
 def _close_all(states: _States) -> None:
     for loop, state in list(states.items()):
         if state.lifetime is not None and not loop.is_closed():
             # From whichever thread the collector runs on.
-            loop.call_soon_threadsafe(_close_soon, loop, state.lifetime)
+            loop.call_soon_threadsafe(_close_soon, loop, state, state.lifetime)
 
 
-def _close_soon(loop: asyncio.AbstractEventLoop, lifetime: AsyncGenerator[None, None]) -> None:
-    task = loop.create_task(_close(lifetime))
+def _close_soon(
+    loop: asyncio.AbstractEventLoop, state: LoopState, lifetime: AsyncGenerator[None, None]
+) -> None:
+    task = loop.create_task(_close(state, lifetime))
     # A loop holds its tasks weakly; this one holds itself until it is done.
     task.add_done_callback(lambda _, held=task: None)  # type: ignore[misc]
 
 
-async def _close(lifetime: AsyncGenerator[None, None]) -> None:
-    await lifetime.aclose()
+async def _close(state: LoopState, lifetime: AsyncGenerator[None, None]) -> None:
+    if not state.http.is_closed:
+        await _aclose(state.http, state.closed)
+    # A RuntimeError: the loop is shutting down, and has been waiting in it for the line above.
+    with contextlib.suppress(RuntimeError):
+        await lifetime.aclose()

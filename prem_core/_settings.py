@@ -233,6 +233,8 @@ class ModelSettings(BaseModel):
     def __getstate__(self) -> dict[Any, Any]:
         if any(getattr(self, name) is not None for name in self._http_fields):
             raise TypeError("a model with an http client of its own is not pickled: the client cannot be")
+        if getattr(self, "rate_limiter", None) is not None:
+            raise TypeError("a model with a rate_limiter is not pickled: another process could not share it")
         state = BaseModel.__getstate__(self)
         fields = {name: value for name, value in state["__dict__"].items() if name not in self._unpickled}
         return {**state, "__dict__": fields, "__pydantic_private__": None}

@@ -12,7 +12,7 @@ from upstream import Upstream, delta, finish, tool_call, usage
 
 from langchain_prem import ChatPremEncrypted
 from langchain_prem._answers import Chunks
-from prem_core import ChatCompletionChunk, LengthFinishReasonError
+from prem_core import APIResponseValidationError, ChatCompletionChunk, LengthFinishReasonError
 from prem_core.enclave import LocalEnclave
 
 Scripted = Callable[..., ChatPremEncrypted]
@@ -210,6 +210,24 @@ def test_arguments_cut_by_the_token_limit_are_an_error_and_not_repaired(
     cut = scripted(delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')]), finish("length"))
     with pytest.raises(LengthFinishReasonError):
         list(cut.stream("?")) if streamed else cut.invoke("?")
+
+
+@pytest.mark.parametrize("reason", ["stop", "tool_calls", "content_filter"])
+def test_arguments_that_break_off_are_not_completed_whatever_the_finish_reason(
+    scripted: Scripted, reason: str
+) -> None:
+    cut = scripted(delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')]), finish(reason))
+    with pytest.raises(APIResponseValidationError, match="break off"):
+        list(cut.stream("?"))
+    assert cut.invoke("?").tool_calls == []
+
+
+def test_a_call_without_a_name_is_an_invalid_call(scripted: Scripted) -> None:
+    message = scripted(
+        delta(tool_calls=[{"index": 0, "id": "a", "type": "custom"}]), finish("tool_calls")
+    ).invoke("?")
+    assert message.tool_calls == []
+    assert [bad["error"] for bad in message.invalid_tool_calls] == ["the call names no function"]
 
 
 def test_text_cut_by_the_token_limit_says_so_in_its_finish_reason(scripted: Scripted) -> None:

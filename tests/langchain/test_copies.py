@@ -10,6 +10,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 from langchain_core.load import dumpd, dumps, load
+from langchain_core.rate_limiters import InMemoryRateLimiter
 
 from langchain_prem import ChatPremEncrypted
 from prem_core import EncryptionKeys, PublicKey
@@ -69,6 +70,11 @@ def test_clients_of_the_callers_own_are_shared_by_copies_and_not_pickled(llm: Ma
         assert copy.deepcopy(model).http_client is client
         with pytest.raises(TypeError, match="http client"):
             pickle.dumps(model)
+
+
+def test_a_rate_limiter_is_named_where_it_prevents_a_pickle(llm: Make) -> None:
+    with pytest.raises(TypeError, match="rate_limiter"):
+        pickle.dumps(llm(rate_limiter=InMemoryRateLimiter()))
 
 
 def test_dumps_names_the_key_as_a_secret_and_leaves_live_objects_out(

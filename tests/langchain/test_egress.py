@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.caches import BaseCache, InMemoryCache
@@ -103,9 +103,19 @@ def test_tracing_that_is_on_is_refused_before_the_tracer_hears_of_the_prompt(
     assert heard == []
 
 
-def test_a_tracer_given_by_hand_is_seen_too(llm: Make, seen: Any) -> None:
-    class Kept(LangChainTracer):
-        """Sends nothing on."""
+@pytest.mark.parametrize("place", ["call", "model"])
+@pytest.mark.parametrize("way", ["invoke", "stream", "generate", "ainvoke", "astream", "v3", "av3"])
+async def test_a_tracer_given_by_hand_is_refused_before_it_hears_of_the_prompt(
+    llm: Make, seen: Any, way: str, place: str
+) -> None:
+    class Hearing(LangChainTracer):
+        """Sends nothing on, and tells what it heard."""
+
+        heard: ClassVar[list[Any]] = []
+
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> Any:
+            self.heard.append(args)
+            return super().on_chat_model_start(*args, **kwargs)
 
         def _persist_run_single(self, run: Any) -> None:
             pass
@@ -113,7 +123,24 @@ def test_a_tracer_given_by_hand_is_seen_too(llm: Make, seen: Any) -> None:
         def _update_run_single(self, run: Any) -> None:
             pass
 
-    tracer = Kept(client=Client(api_url="http://127.0.0.1:9", api_key="x", auto_batch_tracing=False))
+    tracer = Hearing(client=Client(api_url="http://127.0.0.1:9", api_key="x", auto_batch_tracing=False))
+    model = llm(plaintext_egress="error", callbacks=[tracer] if place == "model" else None)
+    config: Any = {"callbacks": [tracer]} if place == "call" else {}
     with pytest.raises(ConfigurationError, match="LangSmith tracing"):
-        llm(plaintext_egress="error").invoke("Hello", config={"callbacks": [tracer]})
+        match way:
+            case "invoke":
+                model.invoke("Hello", config)
+            case "stream":
+                list(model.stream("Hello", config))
+            case "generate":
+                model.generate([[HumanMessage("Hello")]], callbacks=config.get("callbacks"))
+            case "ainvoke":
+                await model.ainvoke("Hello", config)
+            case "astream":
+                [_ async for _ in model.astream("Hello", config)]
+            case "v3":
+                list(model.stream_events("Hello", config, version="v3"))
+            case "av3":
+                await model.astream_events("Hello", config, version="v3")
+    assert Hearing.heard == []
     assert seen.exchanges == []

@@ -85,6 +85,12 @@ def test_each_message_has_the_schemas_form(message: BaseMessage, expected: dict[
         ({"type": "file", "base64": "JVBERg==", "mime_type": "application/pdf", "filename": "a.pdf"},
          {"type": "file", "file": {**FILE["file"], "filename": "a.pdf"}}),
         ({"type": "file", "file_id": "file_1"}, {"type": "file", "file": {"file_id": "file_1"}}),
+        ({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Hello"}},
+         {"type": "text", "text": "Hello"}),
+        ({"type": "document", "source": {"type": "file", "file_id": "file_1"}},
+         {"type": "file", "file": {"file_id": "file_1"}}),
+        ({"type": "image", "url": "https://a.example/b.png", "text": "a caption"},
+         {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}),
         ({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}},
          FILE),
     ],
@@ -116,6 +122,16 @@ def test_every_form_of_a_users_block_becomes_the_schemas_part(
         (HumanMessage([{"type": "file"}]), "0.content.0", "base64 data or the id"),
         (HumanMessage([{"type": "tool_result", "content": "x"}]), "0.content.0", "ToolMessage"),
         (HumanMessage([{"no": "type"}]), "0.content.0", "without a type"),
+        (HumanMessage([{"type": "image", "url": 5}]), "0.content.0", "as text"),
+        (
+            HumanMessage([{"type": "document", "source": {"type": "content", "content": []}}]),
+            "0.content.0",
+            "source",
+        ),
+        (AIMessage([{"type": "text"}]), "0.content.0", "text only"),
+        (AIMessage([{"type": "tool_use", "id": "1"}]), "0.content.0", "text only"),
+        (AIMessage([{"type": "non_standard", "value": None}]), "0.content.0", "text only"),
+        (AIMessage([{"type": "tool_call", "id": "9", "name": "f", "args": {}}]), "0.content.0", "text only"),
         (SystemMessage([IMAGE]), "0.content.0", "text only"),
         (ToolMessage([IMAGE], tool_call_id="1"), "0.content.0", "text only"),
         (AIMessage([{"type": "image", "base64": PNG, "mime_type": "image/png"}]), "0.content.0", "text only"),
@@ -180,6 +196,21 @@ def test_reasoning_goes_back_in_the_tool_loop_it_belongs_to(thinking: AIMessage)
     assert wire(*loop)[1]["reasoning_content"] == "Hm."
     later = wire(*loop, AIMessage("Seven."), HumanMessage("And now?"))
     assert "reasoning_content" not in later[1]
+
+
+def test_reasoning_before_a_users_chat_message_is_left_out() -> None:
+    thinking = AIMessage("", tool_calls=[CALL], additional_kwargs={"reasoning_content": "Hm."})
+    loop = [HumanMessage("?"), thinking, ToolMessage("7", tool_call_id="1")]
+    assert "reasoning_content" not in wire(*loop, ChatMessage("And now?", role="user"))[1]
+
+
+def test_an_older_function_call_and_a_spoken_answer_are_sent_back() -> None:
+    called = {"name": "f", "arguments": "{}"}
+    sent = wire(
+        AIMessage("", additional_kwargs={"function_call": called, "audio": {"id": "audio_1", "data": "AA"}})
+    )
+    assert sent[0]["function_call"] == called
+    assert sent[0]["audio"] == {"id": "audio_1"}
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,17 @@ def test_a_typed_dict_or_a_json_schema_gives_a_dict(llm: Make, method: Method, s
     assert invoice["total"] == 124.0
 
 
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_openais_own_forms_of_a_schema_are_taken_by_both_methods(
+    llm: Make, method: Method, wrapped: bool
+) -> None:
+    named = {"name": "invoice", "schema": Invoice.model_json_schema()}
+    schema = {"type": "json_schema", "json_schema": named} if wrapped else named
+    answer: Any = llm().with_structured_output(schema, method=method).invoke(LETTER)
+    assert answer["invoice_number"] == "INV-1042"
+
+
 def test_json_mode_gives_the_keys_asked_for(llm: Make) -> None:
     asked = LETTER + "\nReturn JSON with the keys 'vendor' and 'total'. Return nothing other than JSON."
     answer = llm().with_structured_output(method="json_mode").invoke(asked)
