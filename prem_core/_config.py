@@ -6,8 +6,10 @@ no setting that is a secret is ever shown.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+from binascii import a2b_base64, unhexlify
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -25,6 +27,9 @@ DEFAULT_TIMEOUT: Final = 30.0
 DEFAULT_MAX_BUFFER_SIZE: Final = 10 * 1024 * 1024
 DEFAULT_MAX_RETRIES: Final = 2
 
+#: Requests on their way at once: what the BASE tier allows an organisation.
+DEFAULT_MAX_CONCURRENCY: Final = 5
+
 #: For each setting the variables that may hold it, the first one set wins. The names without a prefix are
 #: the SDK's; other software uses PROXY_URL too, which is why ours come first.
 VARIABLES: Final = {
@@ -32,6 +37,10 @@ VARIABLES: Final = {
     "proxy_url": ("PREM_PROXY_URL", "PROXY_URL"),
     "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
 }
+
+#: The variable that may hold the client's own master key. It seals what is kept on disk; no request uses it.
+KEK_VARIABLE: Final = "CLIENT_KEK"
+KEK_BYTES: Final = 32
 
 
 def from_environment(setting: str) -> str | None:
@@ -51,6 +60,44 @@ def resolve_api_key(api_key: str | None) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError("the API key has characters that no key has (a line break, a space?)")
     return key
+
+
+def resolve_kek(kek: bytes | bytearray | str | None = None) -> bytes:
+    """The client's master key: `kek`, else the environment's CLIENT_KEK.
+
+    Args:
+        kek: 32 bytes; or 64 hex digits, or base64.
+
+    Raises:
+        ConfigurationError: There is none, or it is none of these. The message never quotes it, and
+            no local of this frame holds it.
+    """
+    name = KEK_VARIABLE if kek is None else "kek"
+    value = os.environ.get(KEK_VARIABLE, "").strip() or None if kek is None else kek
+    missing = value is None
+    raw = bytes(value) if isinstance(value, bytes | bytearray) else None
+    if isinstance(value, str):
+        raw = decode_kek(value.strip())
+    del kek, value
+    if missing:
+        raise ConfigurationError("no KEK: pass kek=… or set CLIENT_KEK (openssl rand -hex 32 makes one)")
+    if raw is None or len(raw) != KEK_BYTES:
+        del raw
+        raise ConfigurationError(f"{name} must be {KEK_BYTES} bytes, as 64 hex digits, in base64, or raw")
+    return raw
+
+
+def decode_kek(text: str | memoryview) -> bytes | None:
+    """The 32 bytes that `text` spells in hex or base64, or None. A view is read where it is, uncopied."""
+    for decode in (unhexlify, _strict_base64):
+        with contextlib.suppress(ValueError):
+            if len(raw := decode(text)) == KEK_BYTES:
+                return raw
+    return None
+
+
+def _strict_base64(text: str | memoryview) -> bytes:
+    return a2b_base64(text, strict_mode=True)
 
 
 def resolve_url(setting: str, url: str | None, default: str, *, allow_insecure: bool = False) -> str:

@@ -4,13 +4,19 @@ libsodium's `crypto_aead_xchacha20poly1305_ietf` through PyNaCl: a 24-byte nonce
 16-byte tag behind the ciphertext. The protocol fixes this construction, including that a whole reply
 is sealed with the request's own nonce; what follows from that is in SECURITY.md.
 
+A secret here is `bytes`: PyNaCl takes no other form, and Python cannot overwrite it. Wiping a buffer after
+each use would leave the copies made from it, hashlib's and PyNaCl's own, and costs every chunk (a
+copy is 0.05 µs of 3). So a secret is dropped with the object that holds it, and its memory is reused when it is.
+
 The rule of this file: a failure to open has one message, and no object here shows what it holds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import secrets
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from nacl.bindings import (
     crypto_aead_xchacha20poly1305_ietf_decrypt as _decrypt,
@@ -24,8 +30,13 @@ from prem_core._assumed import decode_binary
 from prem_core._errors import ConfigurationError, DecryptionError, EnclaveKeyError
 from prem_core._kem import CIPHER_TEXT_BYTES, SHARED_SECRET_BYTES, PublicKey
 
+if TYPE_CHECKING:
+    import os
+
 NONCE_BYTES: Final = 24
 TAG_BYTES: Final = 16
+
+_SHA256: Final = re.compile("[0-9a-fA-F]{64}")
 
 
 def new_nonce() -> bytes:
@@ -43,16 +54,22 @@ class EncryptionKeys:
     Args:
         shared_secret: 32 bytes; or their hex.
         cipher_text: 1120 bytes; or their hex.
+        enclave_fingerprint: SHA-256 of the enclave key they were made for, 64 hex digits, where it is known.
 
     Raises:
         ConfigurationError: A value has the wrong length or is not hex.
     """
 
-    __slots__ = ("_cipher_text", "_shared_secret")
+    __slots__ = ("_cipher_text", "_enclave_fingerprint", "_shared_secret")
 
-    def __init__(self, shared_secret: bytes | str, cipher_text: bytes | str) -> None:
+    def __init__(
+        self, shared_secret: bytes | str, cipher_text: bytes | str, *, enclave_fingerprint: str | None = None
+    ) -> None:
         self._shared_secret = _exactly(shared_secret, SHARED_SECRET_BYTES, "shared_secret")
         self._cipher_text = _exactly(cipher_text, CIPHER_TEXT_BYTES, "cipher_text")
+        if enclave_fingerprint is not None and not _SHA256.fullmatch(enclave_fingerprint):
+            raise ConfigurationError("enclave_fingerprint must be 64 hex digits")
+        self._enclave_fingerprint = enclave_fingerprint and enclave_fingerprint.lower()
 
     @classmethod
     def encapsulate(cls, public_key: PublicKey) -> EncryptionKeys:
@@ -62,7 +79,7 @@ class EncryptionKeys:
             EnclaveKeyError: The key has the right size and cannot be used.
         """
         try:
-            return cls(*public_key.encapsulate())
+            return cls(*public_key.encapsulate(), enclave_fingerprint=public_key.fingerprint())
         except ValueError:
             raise EnclaveKeyError("the enclave's public key cannot be used") from None
 
@@ -75,6 +92,53 @@ class EncryptionKeys:
     def cipher_text(self) -> bytes:
         """What goes on the wire, 1120 bytes."""
         return self._cipher_text
+
+    @property
+    def enclave_fingerprint(self) -> str | None:
+        """SHA-256 of the enclave key the pair was made for, as `PublicKey.fingerprint` gives it; None if unknown."""
+        return self._enclave_fingerprint
+
+    def save(
+        self, path: str | os.PathLike[str], kek: bytes | str | None = None, *, overwrite: bool = False
+    ) -> None:
+        """Keep the pair in a file, sealed with your master key; `prem_core/_keyfile.py` has the format.
+
+        The file is its owner's only (mode 0600), and is written whole or not at all.
+
+        Args:
+            path: Where. A link is neither followed nor replaced.
+            kek: 32 bytes; or their hex, or base64. Environment: CLIENT_KEK.
+            overwrite: Replace a file that is there.
+
+        Raises:
+            ConfigurationError: There is no such KEK; a file is there; it cannot be written.
+        """
+        # Files and the environment are the edge, which only this method and the next one need.
+        from prem_core import _config, _keyfile
+
+        try:
+            _keyfile.write(path, self, _config.resolve_kek(kek), overwrite=overwrite)
+        finally:
+            del kek  # a traceback may show locals
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], kek: bytes | str | None = None) -> EncryptionKeys:
+        """The pair that `save` kept.
+
+        Args:
+            path: The file.
+            kek: As for `save`.
+
+        Raises:
+            ConfigurationError: There is no such file or KEK; others than the owner may read or write the file;
+                the KEK is not the one it was sealed with, or the file is damaged.
+        """
+        from prem_core import _config, _keyfile
+
+        try:
+            return _keyfile.read(path, _config.resolve_kek(kek))
+        finally:
+            del kek
 
     def __repr__(self) -> str:
         return "EncryptionKeys(shared_secret=**********)"
@@ -112,7 +176,9 @@ class EncryptionKeys:
         try:
             return _decrypt(sealed, None, nonce, self._shared_secret)
         except (CryptoError, ValueError):
-            raise DecryptionError from None
+            failure = DecryptionError()
+        # Raised outside the handler: as its context, PyNaCl's error would bring a frame that holds the secret.
+        raise failure
 
 
 def _exactly(value: bytes | str, length: int, name: str) -> bytes:

@@ -1,7 +1,8 @@
 """The `prem` command: one module of this package per subcommand.
 
-To add one, write a module with a function of the same name, its typer command, and name it in `COMMANDS`.
-A module imports what only it needs inside that function, so that no command needs another's extras.
+To add one, write a module with a function of the same name, its typer command, or with a `Typer` of that name
+for a group of them, and name it in `COMMANDS`. A module imports what only it needs inside the function, so that
+no command needs another's extras.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from importlib import import_module
 from typing import Final
 
 #: The subcommands, in the order of the help.
-COMMANDS: Final = ("enclave",)
+COMMANDS: Final = ("enclave", "keys")
 
 #: Exit status of a command that cannot run as it was called, or as it is installed.
 USAGE_ERROR: Final = 2
@@ -52,5 +53,9 @@ def main() -> None:
         pass
 
     for name in COMMANDS:
-        app.command(name)(getattr(import_module(f"prem_core.cli.{name}"), name))
+        command = getattr(import_module(f"prem_core.cli.{name}"), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     app()

@@ -32,7 +32,12 @@ CIPHER_TEXT = bytes(range(224)) * 5
 KEYS = EncryptionKeys(SECRET, CIPHER_TEXT, enclave_fingerprint="ab" * 32)
 ASK = {
     "model": "openai/gpt-oss-120b",
-    "messages": [{"role": "user", "content": "Context: It opens at eight. When?"}],
+    "messages": [
+        {
+            "role": "user",
+            "content": "Context: The clinic opens at eight. Question: When does the clinic open?",
+        }
+    ],
 }
 
 posix = pytest.mark.skipif(os.name == "nt", reason="permission bits")
@@ -295,6 +300,17 @@ class TestWriting:
         other.save(path, KEK, overwrite=True)
         assert EncryptionKeys.load(path, KEK) == other
 
+    @posix
+    def test_what_waits_under_the_temporary_name_is_neither_followed_nor_removed(
+        self, path, tmp_path, monkeypatch
+    ):
+        before = path.read_bytes()
+        monkeypatch.setattr(_keyfile.secrets, "token_hex", lambda _: "guessed")
+        (tmp_path / ".prem-guessed.tmp").symlink_to(path)
+        refused(lambda: KEYS.save(tmp_path / "k", KEK))
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == [".prem-guessed.tmp", "keys.prem"]
+
     def test_nothing_else_is_left_in_the_folder(self, path, tmp_path):
         KEYS.save(path, KEK, overwrite=True)
         assert left_in(tmp_path) == ["keys.prem"]
@@ -335,14 +351,29 @@ class TestWriting:
         assert path.read_bytes() == before
         assert left_in(tmp_path) == ["keys.prem"]
 
-    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write to any folder")
+    @posix
     def test_a_folder_one_may_not_write_to_is_said(self, path, tmp_path):
-        tmp_path.chmod(0o500)
+        program = """
+            import os
+            from prem_core import EncryptionKeys, _keyfile
+            if os.geteuid() == 0:  # root may write anywhere
+                os.setuid(65534)
+            try:
+                EncryptionKeys(bytes(32), bytes(1120)).save("keys.prem", bytes(32), overwrite=True)
+            except ValueError as error:
+                print(error)
+        """
+        before = path.read_bytes()
+        tmp_path.chmod(0o555)
         try:
-            refused(lambda: KEYS.save(path, KEK, overwrite=True), match="Permission denied")
-            assert EncryptionKeys.load(path, KEK) == KEYS
+            ended = subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, cwd=tmp_path
+            )
         finally:
             tmp_path.chmod(0o700)
+        assert ended.stdout == "keys.prem cannot be written: Permission denied\n", ended.stderr
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == ["keys.prem"]
 
     def test_without_hard_links_a_file_is_still_not_replaced(self, tmp_path, monkeypatch):
         monkeypatch.setattr(_keyfile.os, "link", raiser(PermissionError(1, "Operation not permitted")))
@@ -398,16 +429,17 @@ class TestWriting:
     @posix
     def test_a_reader_beside_writers_always_gets_a_whole_file(self, path, tmp_path):
         stop = threading.Event()
+        known = [SECRET, *(bytes([number]) * 32 for number in range(4))]
 
         def write(number):
             while not stop.is_set():
-                EncryptionKeys(bytes([number]) * 32, CIPHER_TEXT).save(path, KEK, overwrite=True)
+                EncryptionKeys(known[number + 1], CIPHER_TEXT).save(path, KEK, overwrite=True)
 
         with ThreadPoolExecutor(4) as pool:
             writers = [pool.submit(write, number) for number in range(4)]
             try:
                 for _ in range(500):
-                    assert len(set(EncryptionKeys.load(path, KEK).shared_secret)) in (1, 32)
+                    assert EncryptionKeys.load(path, KEK).shared_secret in known
             finally:
                 stop.set()
             for writer in writers:
@@ -498,9 +530,10 @@ class TestKekFile:
             assert stat.S_IMODE((tmp_path / "kek").stat().st_mode) == 0o600
 
     def test_it_is_never_replaced(self, tmp_path):
-        _keyfile.write_kek(tmp_path / "kek", KEK)
-        refused(lambda: _keyfile.write_kek(tmp_path / "kek", bytes(32)), match="is there already")
-        assert _keyfile.read_kek(tmp_path / "kek") == KEK
+        _keyfile.write_kek(tmp_path / "kek", bytes(32))
+        text = KEK.hex().encode()
+        refused(lambda: _keyfile.write_kek(tmp_path / "kek", KEK), text, match="is there already")
+        assert _keyfile.read_kek(tmp_path / "kek") == bytes(32)
 
     @pytest.mark.parametrize("text", [KEK.hex(), KEK.hex() + "\r\n", base64.b64encode(KEK).decode() + " \n"])
     def test_one_written_by_hand_is_read(self, tmp_path, text):
@@ -522,7 +555,7 @@ class TestKekFile:
     def test_one_open_to_others_is_refused(self, tmp_path):
         _keyfile.write_kek(tmp_path / "kek", KEK)
         (tmp_path / "kek").chmod(0o640)
-        refused(lambda: _keyfile.read_kek(tmp_path / "kek"), KEK.hex().encode(), match="0640")
+        refused(lambda: _keyfile.read_kek(tmp_path / "kek"), KEK.hex().encode(), match="mode 0640")
 
     def test_the_text_that_was_read_is_overwritten(self, tmp_path, monkeypatch):
         buffers, read = [], _keyfile._read

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import assert_type
 
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
 
-from langchain_prem import ChatPremEncrypted
+from langchain_prem import ChatPremEncrypted, PremWhisperLoader
+from llama_index_prem import PremEncrypted, PremWhisperReader
 from prem_core import (
     AsyncChatCompletionStream,
     AsyncPremClient,
@@ -16,6 +18,7 @@ from prem_core import (
     Model,
     PremClient,
     RateLimitError,
+    Transcription,
     generate_encryption_keys,
 )
 from prem_core.enclave import LocalEnclave
@@ -50,6 +53,19 @@ def langchain() -> None:
             model="m", api_key=prem.api_key, proxy_url=prem.proxy_url, enclave_url=prem.enclave_url
         )
         assert_type(llm.invoke("Hello!"), AIMessage)
+
+
+def recordings(client: PremClient) -> None:
+    assert_type(client.audio.transcriptions.create(file=b"", language="en"), Transcription)
+    assert_type(client.audio.translations.create(file="a.wav", response_format="text"), str)
+    assert_type(list(PremWhisperLoader("a.wav", mode="segments").lazy_load()), list[Document])
+    for document in PremWhisperReader().lazy_load_data("a.wav"):
+        assert_type(document.text, str)
+
+
+def llama_index() -> None:
+    llm = PremEncrypted(model="m", context_window=8000)
+    assert_type(llm.metadata.context_window, int)
 
 
 def errors(error: RateLimitError) -> float | None:
