@@ -15,16 +15,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -33,10 +24,8 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._envelope import SealedBody
-from prem_core._exchange import Acquire, FetchKey, Head, Read, ReadWithin, Release, Send, Sleep, Steps, Work
+from prem_core._exchange import FetchKey, Head, Read, Send, Sleep, Steps, Work
 from prem_core._kem import PublicKey
-from prem_core._limits import Limits, Turn
-from prem_core._retry import OUT_OF_TIME
 from prem_core._version import __version__
 
 R = TypeVar("R")
@@ -186,55 +175,6 @@ def _end(response: httpx.Response, pieces: Iterator[bytes] | None = None) -> Non
     response.close()
 
 
-def _read_within(response: httpx.Response | None, seconds: float) -> None:
-    # httpcore looks it up when a body's first bytes are asked for, which they have not been yet.
-    timeout = response.request.extensions.get("timeout") if response is not None else None
-    if isinstance(timeout, dict):
-        read = timeout.get("read")
-        timeout["read"] = seconds if read is None else min(read, seconds)
-
-
-def _end_by(request: httpx.Request, deadline: float) -> None:
-    """Let no step of `request` (connecting, writing, waiting for the answer) go on beyond `deadline`."""
-    usual: Mapping[str, float | None] = request.extensions.get("timeout", {})
-    # The same object all along: httpcore has it too, and looks each step's timeout up when that step begins.
-    timeout = request.extensions["timeout"] = dict(usual)
-
-    def shorten(*_: object) -> None:
-        left = max(deadline - time.monotonic(), 0.001)  # 0 would mean: do not block
-        timeout.update({name: left if each is None else min(each, left) for name, each in usual.items()})
-
-    shorten()
-    request.extensions["trace"] = shorten
-
-
-class _Watchdog:
-    """Breaks a reply's connection off when its call has taken too long: a read that blocks is not woken otherwise.
-
-    Args:
-        deadline: On the clock of `time.monotonic`; None for never.
-    """
-
-    def __init__(self, deadline: float | None) -> None:
-        self._deadline = deadline
-        self._timer: threading.Timer | None = None
-
-    @property
-    def barks(self) -> bool:
-        """Whether the deadline has passed."""
-        return self._deadline is not None and time.monotonic() >= self._deadline
-
-    def watch(self, response: httpx.Response) -> None:
-        if self._deadline is not None:
-            self._timer = threading.Timer(self._deadline - time.monotonic(), _shut_down, (response,))
-            self._timer.daemon = True
-            self._timer.start()
-
-    def leave(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
 class SyncDriver:
     """Drive one exchange on this thread.
 
@@ -243,8 +183,6 @@ class SyncDriver:
         endpoints: Whom to ask.
         fetch_key: Gives the enclave's key, and not the stale one named.
         timeout: In place of the endpoints' own.
-        limits: Whose turns the exchange waits for.
-        deadline: When it has taken too long, on the clock of `time.monotonic`.
     """
 
     def __init__(
@@ -253,14 +191,8 @@ class SyncDriver:
         endpoints: Endpoints,
         fetch_key: Callable[[PublicKey | None], PublicKey],
         timeout: float | httpx.Timeout | None = None,
-        *,
-        limits: Limits | None = None,
-        deadline: float | None = None,
     ) -> None:
         self._timeout = timeout
-        self._turn = Turn(limits) if limits is not None else None
-        self._deadline = deadline
-        self._watchdog = _Watchdog(deadline)
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -294,30 +226,19 @@ class SyncDriver:
                 return self._send(step)
             case FetchKey(stale):
                 return self._fetch_key(stale)
-            case Acquire() if self._turn is not None:
-                return self._turn.take(self._deadline)
-            case Release(hold, spacing) if self._turn is not None:
-                self._drop()
-                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
-            case ReadWithin(seconds):
-                return _read_within(self._response, seconds)
             case Work(call):
                 return call()
             case Sleep(seconds):
-                self._drop()
+                self.close()
                 time.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these members, and who has no limits no turns
+        raise AssertionError(step)  # pragma: no cover - Step has these five members
 
     def _send(self, step: Send) -> Head:
-        self._drop()
+        self.close()
         self._party = step.party
-        if self._client.is_closed:  # while this call waited
-            raise errors.ConfigurationError("the client is closed")
         try:
             request = self._endpoints.request(self._client, step, self._timeout)
-            if self._deadline is not None:
-                _end_by(request, self._deadline)
             try:
                 response = self._client.send(request, stream=True, follow_redirects=False)
             finally:
@@ -327,10 +248,9 @@ class SyncDriver:
         else:
             self._response = response
             self._pieces = response.iter_bytes() if _is_coded(response) else response.iter_raw()
-            self._watchdog.watch(response)
             return _head(response)
         # Raised outside the handler, so that httpx's error is not kept as its context.
-        raise errors.APITimeoutError(OUT_OF_TIME) if self._watchdog.barks else failure
+        raise failure
 
     def read(self) -> bytes:
         """The open reply's next bytes; ``b""`` at its end.
@@ -338,17 +258,11 @@ class SyncDriver:
         Raises:
             APIConnectionError: The connection broke, or nothing came within the timeout.
         """
-        failure = None
         try:
-            piece = next(self._pieces, b"")
+            return next(self._pieces, b"")
         except _FOREIGN as error:
             failure = translate(error, self._party, reading=True)
-        # Of bytes that came too late, and of an end that the watchdog made, there is no telling.
-        if self._deadline is not None and self._watchdog.barks:
-            raise errors.APITimeoutError(OUT_OF_TIME)
-        if failure is not None:
-            raise failure
-        return piece
+        raise failure
 
     def drain(self) -> None:
         """Read a whole answer's reply to its end, so that its connection can serve the next request."""
@@ -371,17 +285,9 @@ class SyncDriver:
             watchdog.cancel()
 
     def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
-        try:
-            self._drop()
-        finally:
-            if self._turn is not None:
-                self._turn.give_back()
-
-    def _drop(self) -> None:
+        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
         response, self._response = self._response, None
         self._pieces = iter(())
-        self._watchdog.leave()
         if response is not None:
             _end(response)
 
@@ -407,13 +313,8 @@ class AsyncDriver:
         endpoints: Endpoints,
         fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
         timeout: float | httpx.Timeout | None = None,
-        *,
-        limits: Limits | None = None,
-        deadline: float | None = None,
     ) -> None:
         self._timeout = timeout
-        self._turn = Turn(limits) if limits is not None else None
-        self._deadline = deadline
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -423,21 +324,6 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[R]) -> R:
         """Do what `steps` say until they return. A reply they leave open stays open, for `read`."""
-        return await self._in_time(self._run(steps))
-
-    async def _in_time(self, work: Coroutine[Any, Any, R]) -> R:
-        if self._deadline is None:
-            return await work
-        timeout = asyncio.timeout(self._deadline - time.monotonic())
-        try:
-            async with timeout:
-                return await work
-        except TimeoutError:
-            if not timeout.expired():  # somebody else's, and not ours to name
-                raise
-        raise errors.APITimeoutError(OUT_OF_TIME)
-
-    async def _run(self, steps: Steps[R]) -> R:
         try:
             step = next(steps)
             while True:
@@ -462,26 +348,17 @@ class AsyncDriver:
                 return await self._send(step)
             case FetchKey(stale):
                 return await self._fetch_key(stale)
-            case Acquire() if self._turn is not None:
-                return await self._turn.atake()
-            case Release(hold, spacing) if self._turn is not None:
-                await self._drop()
-                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
-            case ReadWithin(seconds):
-                return _read_within(self._response, seconds)
             case Work(call):
                 return await asyncio.to_thread(call)
             case Sleep(seconds):
-                await self._drop()
+                await self.close()
                 await asyncio.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these members, and who has no limits no turns
+        raise AssertionError(step)  # pragma: no cover - Step has these five members
 
     async def _send(self, step: Send) -> Head:
-        await self._drop()
+        await self.close()
         self._party = step.party
-        if self._client.is_closed:  # while this call waited
-            raise errors.ConfigurationError("the client is closed")
         try:
             request = self._endpoints.request(self._client, step, self._timeout)
             try:
@@ -502,11 +379,6 @@ class AsyncDriver:
         Raises:
             APIConnectionError: The connection broke, or nothing came within the timeout.
         """
-        if self._deadline is None:
-            return await self._read()
-        return await self._in_time(self._read())
-
-    async def _read(self) -> bytes:
         try:
             return await anext(self._pieces, b"")
         except _FOREIGN as error:
@@ -524,14 +396,7 @@ class AsyncDriver:
             pass
 
     async def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
-        try:
-            await self._drop()
-        finally:
-            if self._turn is not None:
-                self._turn.give_back()
-
-    async def _drop(self) -> None:
+        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
         response, self._response = self._response, None
         self._pieces = _nothing()
         if response is not None:

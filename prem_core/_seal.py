@@ -13,7 +13,6 @@ The rule of this file: a failure to open has one message, and no object here sho
 
 from __future__ import annotations
 
-import contextlib
 import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final, NoReturn
