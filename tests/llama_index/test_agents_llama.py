@@ -148,7 +148,7 @@ class HashedWords(BaseEmbedding):
 #: Questions whose answers stand in the repository's own documents.
 QUESTIONS = [
     ("How is the enclave's public key fetched?", "SECURITY.md", "over tls"),
-    ("What does Python not let us wipe reliably?", "SECURITY.md", "secrets"),
+    ("What can Python not overwrite?", "SECURITY.md", "cannot overwrite"),
 ]
 
 
