@@ -58,6 +58,8 @@ class EventDecoder:
             # Pieces of one long line are kept apart until it ends: joining at each would be quadratic.
             self._hold(piece)
             return
+        # Where the piece and all that is held fit, no line of it can be too long: one look instead of one a line.
+        tight = self._held + len(piece) > self._max
         if self._line:
             self._line.append(lines[0])
             lines[0] = b"".join(self._line)
@@ -69,10 +71,12 @@ class EventDecoder:
             self._check(lines[0])  # with its mark, as it is counted when it comes in pieces
             lines[0] = lines[0].removeprefix(_BOM)
         for line in lines:
-            # Every line, not the data lines alone: one that comes in pieces is counted while it does.
-            self._check(line)
+            if tight:
+                # Every line, not the data lines alone: one that comes in pieces is counted while it does.
+                self._check(line)
             if line[:6] == b"data: ":
-                self._add(line, line[6:])
+                self._data.append(line[6:])
+                self._held += len(line)
             elif line[:7] == b"event: ":
                 self._name = line[7:]
             elif line:
@@ -83,7 +87,8 @@ class EventDecoder:
                 # An event without data is not dispatched (section 9.2.6, step 2).
                 if data:
                     yield name or b"message", data[0] if len(data) == 1 else b"\n".join(data)
-        self._hold(rest)
+        if rest:
+            self._hold(rest)
 
     @property
     def pending(self) -> bool:
@@ -97,10 +102,6 @@ class EventDecoder:
             if self._held > self._max:
                 self._too_large()
 
-    def _add(self, line: bytes, value: bytes) -> None:
-        self._data.append(value)
-        self._held += len(line)
-
     def _check(self, line: bytes) -> None:
         if self._held + len(line) > self._max:
             self._too_large()
@@ -109,7 +110,8 @@ class EventDecoder:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
-            self._add(line, value)
+            self._data.append(value)
+            self._held += len(line)
         elif name == b"event":
             self._name = value
         # Comments, `id`, `retry` and unknown fields say nothing that this protocol uses.
