@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt prem_core/_version.py
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
 	@touch $@
 
-demo: $(INSTALLED)  ## Chat, a tool-calling agent and an extraction on the embedded enclave; no API key
+demo: $(INSTALLED)  ## Chat, an agent, an extraction and a recording on the embedded enclave; no API key
 	@$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)  ## Run all tests, and the notebooks

@@ -39,7 +39,7 @@ Anna Berg was admitted on 3 March with chest pain. The ECG was normal and both t
 She may go home on Friday. She takes 5 mg of ramipril once a day, in the morning.
 Her next appointment is on 19 March at 10:30 in the cardiology clinic.
 
-Question: What does Anna Berg take, and when is her next appointment?"""
+Question: What does Anna Berg take?"""
 
 
 @tool
