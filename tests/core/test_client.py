@@ -355,12 +355,7 @@ async def test_tasks_share_one_fetch_of_the_key():
 
 
 def test_threads_share_one_fetch_of_a_turned_key():
-    options = {"max_concurrency": None}  # the barrier below wants all eight at once
-    with (
-        Gateway() as gateway,
-        PremClient(**gateway.settings(**options)) as client,
-        ThreadPoolExecutor(8) as pool,
-    ):
+    with Gateway() as gateway, PremClient(**gateway.settings()) as client, ThreadPoolExecutor(8) as pool:
         client.chat.completions.create(**PARAMS)
         barrier = threading.Barrier(8)
         new = gateway.enclave = Enclave(2)
