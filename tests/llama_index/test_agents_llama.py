@@ -25,8 +25,9 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from pydantic import BaseModel
 from wire import Opened
 
-from llama_index_prem import PremEncrypted
+from llama_index_prem import PremEncrypted, PremWhisperReader
 from prem_core import ConfigurationError
+from prem_core.enclave import LocalEnclave
 
 Make = Callable[..., PremEncrypted]
 
@@ -204,3 +205,19 @@ def test_the_global_settings_take_it(llm: Make, monkeypatch: pytest.MonkeyPatch)
     model = llm()
     monkeypatch.setattr(Settings, "_llm", model)
     assert Settings.llm is model
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_question_is_answered_from_a_recording(
+    llm: Make, enclave: LocalEnclave, asynchronous: bool
+) -> None:
+    reader = PremWhisperReader(mode="segments", **enclave.client_options)
+    recording = ROOT / "examples" / "clinic_note.wav"
+    documents = await reader.aload_data(recording) if asynchronous else reader.load_data(recording)
+    index = VectorStoreIndex.from_documents(documents, embed_model=HashedWords())
+    engine = index.as_query_engine(llm=llm(), similarity_top_k=1)
+    question = "When will the doctor see the patient again?"
+    answer = await engine.aquery(question) if asynchronous else engine.query(question)
+    assert "friday" in str(answer).lower()
+    assert answer.source_nodes[0].metadata["source"].endswith("clinic_note.wav")
+    assert answer.source_nodes[0].metadata["end"] > 0
