@@ -77,6 +77,17 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
             Seconds to wait for a connection, for the answer to begin, and between its chunks.
         max_retries: int
             Tries after the first; never once a chunk has come.
+        total_timeout: float | None
+            Seconds for a whole call: its turn's wait, every try and, of a stream, the taker's time included.
+        stream_chunk_timeout: float | None
+            Seconds between the chunks of a stream, whatever comments come in between; else ``timeout``.
+        max_concurrency: int | None
+            Requests on their way at once, of all threads and tasks, ``batch`` and ``abatch`` included. Default 5,
+            the BASE tier's; None for any number.
+        requests_per_second: float | None
+            Requests that begin, in the long run.
+        limits: prem_core.Limits | None
+            In place of these two, to share with other models and clients of the organisation.
         plaintext_egress: "warn" | "error" | "allow"
             What to do when LangSmith tracing or a cache outside memory would carry prompts out in plaintext.
 
@@ -184,8 +195,9 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         ``message.content_blocks``. Within a tool loop it is sent back to the model.
 
     Pickle and copy:
-        The API key is not written into pickles: it is read from the environment again. Connections are not
-        carried over; a copy makes its own.
+        The API key is not written into pickles: it is read from the environment again. Connections and what is
+        in flight are not carried over; a copy makes its own. Copies share `limits` where these were given; a
+        pickle has fresh ones.
 
     Errors are `prem_core`'s, and langchain-core's (`ModelRateLimitError` and so on) as well.
     """

@@ -86,6 +86,12 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
         encryption_keys: One KEM result for every request, instead of a fresh one each.
         timeout: Seconds to wait for a connection, for the answer to begin, and between its chunks.
         max_retries: Tries after the first; never once a chunk has come.
+        total_timeout: Seconds for a whole call: its turn's wait, every try and, of a stream, the taker's time included.
+        stream_chunk_timeout: Seconds between the chunks of a stream, whatever comments come in between; else `timeout`.
+        max_concurrency: Requests on their way at once, of all threads and tasks. Default 5, the BASE tier's; None for
+            any number.
+        requests_per_second: Requests that begin, in the long run.
+        limits: A `prem_core.Limits` in place of these two, to share with other models and clients of the organisation.
         max_buffer_size: Bytes of one event, or one body, that may be held.
         allow_insecure: Allow plain http to another machine.
         http_client: An ``httpx.Client`` of your own. Not closed here.
@@ -177,7 +183,8 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
     `RefusalError`. Of ``n`` answers the first is the message; all are in ``raw["choices"]``.
 
     Pickle and copy: the API key and the callback manager are not written into pickles; the key is read from the
-    environment again. Connections are not carried over; a copy makes its own.
+    environment again. Connections and what is in flight are not carried over; a copy makes its own. Copies share
+    `limits` where these were given; a pickle has fresh ones.
 
     Errors are `prem_core`'s.
     """

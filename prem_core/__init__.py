@@ -42,6 +42,8 @@ from prem_core._errors import (
     StreamInterruptedError,
 )
 from prem_core._kem import PublicKey
+from prem_core._limits import Limits
+from prem_core._pace import Stats
 from prem_core._seal import EncryptionKeys
 from prem_core._version import __version__
 
@@ -80,6 +82,7 @@ __all__ = [
     "InternalServerError",
     "InvalidParameterError",
     "LengthFinishReasonError",
+    "Limits",
     "Model",
     "NotFoundError",
     "PermissionDeniedError",
@@ -90,6 +93,7 @@ __all__ = [
     "RefusalError",
     "RequestTooLargeError",
     "ResponseTooLargeError",
+    "Stats",
     "StreamInterruptedError",
     "Transcription",
     "TranscriptionSegment",

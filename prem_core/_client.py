@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import functools
 import os
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -19,11 +22,13 @@ import httpx
 from prem_core import _config, _exchange
 from prem_core._completions import AsyncChat, Chat
 from prem_core._envelope import parse_public_key
-from prem_core._errors import ConfigurationError, InvalidParameterError, PremError
+from prem_core._errors import APITimeoutError, ConfigurationError, InvalidParameterError, PremError
 from prem_core._hearing import AsyncAudio, Audio
 from prem_core._http import LIMITS, AsyncDriver, Endpoints, LoopState, LoopStates, SyncDriver, ssl_context
 from prem_core._kem import PublicKey
-from prem_core._retry import RetryPolicy
+from prem_core._limits import Limits, limits_of
+from prem_core._pace import Stats
+from prem_core._retry import OUT_OF_TIME, RetryPolicy
 from prem_core._seal import EncryptionKeys
 
 if TYPE_CHECKING:
@@ -47,8 +52,19 @@ class _ClientBase:
         timeout: float | httpx.Timeout,
         max_buffer_size: int,
         max_retries: int,
+        total_timeout: float | None,
+        stream_chunk_timeout: float | None,
+        max_concurrency: int | None,
+        requests_per_second: float | None,
+        limits: Limits | None,
         allow_insecure: bool,
     ) -> None:
+        for name, seconds in (
+            ("total_timeout", total_timeout),
+            ("stream_chunk_timeout", stream_chunk_timeout),
+        ):
+            if seconds is not None:
+                _config.positive(name, seconds)
         if _checked(timeout) is None:
             raise ConfigurationError("timeout must be a number of seconds above 0, or an httpx.Timeout")
         if encryption_keys is not None and not isinstance(encryption_keys, EncryptionKeys):
@@ -71,22 +87,48 @@ class _ClientBase:
             ),
             keys=encryption_keys,
             pinned=pinned is not None,
+            limited=True,
+            chunk_timeout=_read_timeout(timeout) if stream_chunk_timeout is None else stream_chunk_timeout,
         )
+        self._own_chunk_timeout = stream_chunk_timeout is not None
+        self._total_timeout = total_timeout
+        self._limits = limits_of(limits, max_concurrency, requests_per_second)
         #: The enclave's key once known, shared by every caller of this client.
         self._key = pinned
         #: How many fetches of it have failed, and how the last one did.
         self._failures = 0
         self._failure: PremError | None = None
 
+    @property
+    def limits(self) -> Limits:
+        """What may be on its way at once. Give it to another client or model to share it."""
+        return self._limits
+
+    @property
+    def stats(self) -> Stats:
+        """Counts of requests, retries and refusals, over every client that shares these `limits`."""
+        return self._limits.stats
+
+    def _call_settings(self, timeout: float | httpx.Timeout | None = None) -> _exchange.Settings:
+        """The settings of a call that begins now, with a timeout of its own where given."""
+        settings = self._settings
+        if _checked(timeout) is not None and not self._own_chunk_timeout:
+            settings = dataclasses.replace(settings, chunk_timeout=_read_timeout(timeout))
+        if self._total_timeout is not None:
+            settings = dataclasses.replace(settings, deadline=settings.clock() + self._total_timeout)
+        return settings
+
     def _known_key(self, stale: PublicKey | None) -> PublicKey | None:
         # Somebody else may have refetched the key since the caller's was refused.
         return self._key if self._key is not None and self._key != stale else None
 
     @contextlib.contextmanager
-    def _sharing_failure(self) -> Iterator[None]:
+    def _sharing_failure(self, deadline: float | None = None) -> Iterator[None]:
         try:
             yield
         except PremError as error:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise  # that was this call's own time
             # A copy has no traceback, and with it no frames of a call that is over.
             self._failure = copy.copy(error)
             self._failures += 1
@@ -121,9 +163,18 @@ class PremClient(_ClientBase):
         encryption_keys: One KEM result for all requests (see `EncryptionKeys`) instead of a fresh one each.
         timeout: Seconds to wait for a connection, for the answer to begin, and between its pieces; or
             an ``httpx.Timeout``.
+        total_timeout: Seconds for a whole call, until its answer is whole: waiting for its turn, every try, and
+            whatever the taker of a stream does meanwhile. None for no such limit.
+        stream_chunk_timeout: Seconds between the chunks of a stream, and from its beginning to its first one;
+            a gateway's comments do not count. It is seen when bytes come, or when none have come for as long (at
+            most for `timeout`). None for `timeout`.
         max_buffer_size: Bytes of one event, or one body, that may be held before it is an error.
         max_retries: Tries after the first; 3 means at most 4 requests. Nothing is tried again once
             the first chunk of an answer has come.
+        max_concurrency: Requests on their way at once, streams until they are whole, closed or forgotten; the
+            others wait, in the order they came. None for any number.
+        requests_per_second: Requests that begin, in the long run; None for as many as the service takes.
+        limits: A `Limits` to share with other clients and models, in place of these two.
         http_client: An ``httpx.Client`` of your own (a proxy, client certificates). It is not closed here.
         allow_insecure: Allow plain http to another machine, where the API key can be read on the way.
 
@@ -150,6 +201,11 @@ class PremClient(_ClientBase):
         timeout: float | httpx.Timeout = _config.DEFAULT_TIMEOUT,
         max_buffer_size: int = _config.DEFAULT_MAX_BUFFER_SIZE,
         max_retries: int = _config.DEFAULT_MAX_RETRIES,
+        total_timeout: float | None = None,
+        stream_chunk_timeout: float | None = None,
+        max_concurrency: int | None = _config.DEFAULT_MAX_CONCURRENCY,
+        requests_per_second: float | None = None,
+        limits: Limits | None = None,
         http_client: httpx.Client | None = None,
         allow_insecure: bool = False,
     ) -> None:
@@ -162,6 +218,11 @@ class PremClient(_ClientBase):
             timeout=timeout,
             max_buffer_size=max_buffer_size,
             max_retries=max_retries,
+            total_timeout=total_timeout,
+            stream_chunk_timeout=stream_chunk_timeout,
+            max_concurrency=max_concurrency,
+            requests_per_second=requests_per_second,
+            limits=limits,
             allow_insecure=allow_insecure,
         )
         if http_client is not None and not isinstance(http_client, httpx.Client):
@@ -207,28 +268,43 @@ class PremClient(_ClientBase):
         if self._closer is not None:
             self._closer()
 
-    def _driver(self, timeout: float | httpx.Timeout | None = None) -> SyncDriver:
+    def _driver(
+        self, timeout: float | httpx.Timeout | None = None, deadline: float | None = None
+    ) -> SyncDriver:
         if self._http.is_closed:
             raise ConfigurationError("the client is closed")
         if self._closer is not None and self._process != os.getpid():
             # After a fork: two processes on one connection would mix their requests and share TLS's keys.
             self._connect()
             self._key_lock = threading.Lock()
-        return SyncDriver(self._http, self._endpoints, self._fetch_key, _checked(timeout))
+        fetch_key = self._fetch_key
+        if deadline is not None:
+            fetch_key = functools.partial(fetch_key, deadline=deadline)
+        timeout = _checked(timeout)
+        return SyncDriver(
+            self._http, self._endpoints, fetch_key, timeout, limits=self._limits, deadline=deadline
+        )
 
-    def _fetch_key(self, stale: PublicKey | None) -> PublicKey:
+    def _fetch_key(self, stale: PublicKey | None, deadline: float | None = None) -> PublicKey:
         if (known := self._known_key(stale)) is not None:
             return known
         failures = self._failures
-        with self._key_lock:
+        left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        lock = self._key_lock
+        if not lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+            raise APITimeoutError(OUT_OF_TIME)
+        try:
             # Asked again under the lock: whoever held it was fetching, for all who waited.
             if (known := self._known_key(stale)) is None:
                 self._raise_shared(failures)
-                driver = self._driver()
-                with self._sharing_failure():
-                    known = self._key = driver.run(_exchange.fetch_public_key(self._settings))
+                settings = dataclasses.replace(self._settings, deadline=deadline)
+                driver = self._driver(deadline=deadline)
+                with self._sharing_failure(deadline):
+                    known = self._key = driver.run(_exchange.fetch_public_key(settings))
                 driver.close()
             return known
+        finally:
+            lock.release()
 
 
 class AsyncPremClient(_ClientBase):
@@ -250,6 +326,11 @@ class AsyncPremClient(_ClientBase):
         timeout: float | httpx.Timeout = _config.DEFAULT_TIMEOUT,
         max_buffer_size: int = _config.DEFAULT_MAX_BUFFER_SIZE,
         max_retries: int = _config.DEFAULT_MAX_RETRIES,
+        total_timeout: float | None = None,
+        stream_chunk_timeout: float | None = None,
+        max_concurrency: int | None = _config.DEFAULT_MAX_CONCURRENCY,
+        requests_per_second: float | None = None,
+        limits: Limits | None = None,
         http_client: httpx.AsyncClient | None = None,
         allow_insecure: bool = False,
     ) -> None:
@@ -262,6 +343,11 @@ class AsyncPremClient(_ClientBase):
             timeout=timeout,
             max_buffer_size=max_buffer_size,
             max_retries=max_retries,
+            total_timeout=total_timeout,
+            stream_chunk_timeout=stream_chunk_timeout,
+            max_concurrency=max_concurrency,
+            requests_per_second=requests_per_second,
+            limits=limits,
             allow_insecure=allow_insecure,
         )
         if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
@@ -295,10 +381,14 @@ class AsyncPremClient(_ClientBase):
 
     aclose = close
 
-    async def _driver(self, timeout: float | httpx.Timeout | None = None) -> AsyncDriver:
-        return self._driver_on(await self._loops.current(), _checked(timeout))
+    async def _driver(
+        self, timeout: float | httpx.Timeout | None = None, deadline: float | None = None
+    ) -> AsyncDriver:
+        return self._driver_on(await self._loops.current(), _checked(timeout), deadline)
 
-    def _driver_on(self, state: LoopState, timeout: float | httpx.Timeout | None = None) -> AsyncDriver:
+    def _driver_on(
+        self, state: LoopState, timeout: float | httpx.Timeout | None = None, deadline: float | None = None
+    ) -> AsyncDriver:
         async def fetch_key(stale: PublicKey | None) -> PublicKey:
             if (known := self._known_key(stale)) is not None:
                 return known
@@ -312,7 +402,9 @@ class AsyncPremClient(_ClientBase):
                     await driver.close()
                 return known
 
-        return AsyncDriver(state.http, self._endpoints, fetch_key, timeout)
+        return AsyncDriver(
+            state.http, self._endpoints, fetch_key, timeout, limits=self._limits, deadline=deadline
+        )
 
 
 class Models:
@@ -327,8 +419,9 @@ class Models:
         Args:
             type: One of CHAT, AUDIO_TRANSCRIPTION, AUDIO_SPEECH, IMAGE; None for all.
         """
-        driver = self._client._driver()
-        models = driver.run(_exchange.list_models(_model_type(type), self._client._settings))
+        settings = self._client._call_settings()
+        driver = self._client._driver(deadline=settings.deadline)
+        models = driver.run(_exchange.list_models(_model_type(type), settings))
         driver.close()
         return models
 
@@ -341,8 +434,9 @@ class AsyncModels:
 
     async def list(self, type: str | None = None) -> list[Model]:  # noqa: A002
         """`Models.list`, awaited."""
-        driver = await self._client._driver()
-        models = await driver.run(_exchange.list_models(_model_type(type), self._client._settings))
+        settings = self._client._call_settings()
+        driver = await self._client._driver(deadline=settings.deadline)
+        models = await driver.run(_exchange.list_models(_model_type(type), settings))
         await driver.close()
         return models
 
@@ -443,6 +537,10 @@ def _checked(timeout: float | httpx.Timeout | None) -> float | httpx.Timeout | N
     if timeout is not None and not isinstance(timeout, httpx.Timeout):
         _config.positive("timeout", timeout)
     return timeout
+
+
+def _read_timeout(timeout: float | httpx.Timeout | None) -> float | None:
+    return timeout.read if isinstance(timeout, httpx.Timeout) else timeout
 
 
 def _model_type(kind: str | None) -> str | None:

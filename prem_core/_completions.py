@@ -101,8 +101,8 @@ class Completions:
             EnclaveKeyError: The enclave's key cannot be had or used.
         """
         plaintext = _plaintext(messages, model, stream, extra_body, params)
-        driver = self._client._driver(timeout)
-        settings = self._client._settings
+        settings = self._client._call_settings(timeout)
+        driver = self._client._driver(timeout, settings.deadline)
         if stream:
             return ChatCompletionStream(driver, driver.run(_exchange.stream_chat(plaintext, settings)))
         completion = driver.run(_exchange.complete_chat(plaintext, settings))
@@ -153,8 +153,8 @@ class AsyncCompletions:
     ) -> ChatCompletion | AsyncChatCompletionStream:
         """`Completions.create`, awaited."""
         plaintext = _plaintext(messages, model, stream, extra_body, params)
-        driver = await self._client._driver(timeout)
-        settings = self._client._settings
+        settings = self._client._call_settings(timeout)
+        driver = await self._client._driver(timeout, settings.deadline)
         if stream:
             begun = await driver.run(_exchange.stream_chat(plaintext, settings))
             return await AsyncChatCompletionStream.begin(driver, begun)
@@ -204,14 +204,20 @@ class ChatCompletionStream:
 
 
 def _chunks(driver: SyncDriver, begun: _exchange.StreamBegun) -> Generator[ChatCompletionChunk, None, None]:
-    reader = begun.reader
+    reader, beat, missed = begun.reader, begun.pulse.beat, begun.pulse.missed
+    read, feed = driver.read, reader.feed
     try:
         yield from begun.chunks
+        beat()
         while not reader.done:
-            piece = driver.read()
+            piece = read()
             if not piece:
                 reader.finish()
-            yield from reader.feed(piece)
+            came = False
+            for chunk in feed(piece):
+                came = True
+                yield chunk
+            beat() if came else missed()
         driver.drain()
     finally:
         driver.close()
@@ -270,16 +276,20 @@ async def _guard(driver: AsyncDriver) -> AsyncGenerator[None, None]:
 async def _achunks(
     driver: AsyncDriver, begun: _exchange.StreamBegun
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
-    reader = begun.reader
+    reader, beat, missed = begun.reader, begun.pulse.beat, begun.pulse.missed
     try:
         for chunk in begun.chunks:
             yield chunk
+        beat()
         while not reader.done:
             piece = await driver.read()
             if not piece:
                 reader.finish()
+            came = False
             for chunk in reader.feed(piece):
+                came = True
                 yield chunk
+            beat() if came else missed()
         await driver.drain()
     finally:
         await driver.close()

@@ -1,7 +1,7 @@
 """One request from its parameters to its answer, without touching the network.
 
-Each function here is a generator. It yields what should be done next (`FetchKey`, `Sleep`, `Send`,
-`Read`), is sent the outcome, and has a failure on the way thrown into it; what it returns is the answer.
+Each function here is a generator. It yields what should be done next (`FetchKey`, `Acquire`, `Send`,
+`Read`, …), is sent the outcome, and has a failure on the way thrown into it; what it returns is the answer.
 Every decision is here: which key, which nonce, whether to try again, what an error means. `PremClient`
 and `AsyncPremClient` drive the same generators and decide nothing.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -32,7 +33,7 @@ from prem_core._envelope import (
     status_error,
 )
 from prem_core._kem import PublicKey
-from prem_core._retry import RetryPolicy
+from prem_core._retry import FIRST_DELAY, OUT_OF_TIME, RetryPolicy, everyones_pause
 from prem_core._seal import EncryptionKeys, new_nonce
 
 if TYPE_CHECKING:
@@ -61,6 +62,32 @@ class FetchKey:
 @dataclass(frozen=True, slots=True)
 class Sleep:
     """Wait so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Wait for this call's turn, and hold it; behind all others, or where it stood before. Gives whether it had to
+    wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Drop the open reply and give the turn back, before another try or an error.
+
+    Args:
+        hold: Seconds for which the service asked everybody to stay away; None where it did not.
+        spacing: After a rate limit, what its Retry-After said (seconds); None otherwise.
+    """
+
+    hold: float | None = None
+    spacing: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadWithin:
+    """Wait no longer than so many seconds for each of the open reply's next bytes; a shorter timeout stays."""
 
     seconds: float
 
@@ -97,26 +124,35 @@ class Head:
     received: float = 0.0
 
 
-Step = FetchKey | Sleep | Work | Send | Read
+Step = FetchKey | Acquire | Release | Sleep | Work | Send | ReadWithin | Read
 R = TypeVar("R")
 Steps = Generator[Step, Any, R]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What an exchange has to know of its client.
+    """What an exchange has to know of its client, and of its call.
 
     Args:
         keys: A KEM result to use for every request, instead of a fresh one each.
         pinned: Whether the enclave's key was given and must never be fetched.
         max_buffer_size: Bytes of one event, or of one body, that may be held.
         retry: How often and at what pace to try again.
+        limited: Whether a sealed request waits for its turn (`Acquire`).
+        chunk_timeout: Seconds between the chunks of a stream, and between the bytes of an answer that has begun;
+            None for any time.
+        deadline: When the call has taken too long, on the clock; None for never.
+        clock: Gives seconds that only grow.
     """
 
     retry: RetryPolicy
     max_buffer_size: int
     keys: EncryptionKeys | None = None
     pinned: bool = False
+    limited: bool = False
+    chunk_timeout: float | None = None
+    deadline: float | None = None
+    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(slots=True)
@@ -126,12 +162,41 @@ class _Progress:
     begun: bool = False
 
 
+class Pulse:
+    """Whether chunks still come: bytes alone, such as a gateway's comments, do not keep a stream alive.
+
+    Args:
+        settings: Its `chunk_timeout` counts from now, while bytes are waited for.
+    """
+
+    __slots__ = ("_clock", "_limit", "_since")
+
+    def __init__(self, settings: Settings) -> None:
+        self._clock = settings.clock
+        self._limit = float("inf") if settings.chunk_timeout is None else settings.chunk_timeout
+        self._since = self._clock()
+
+    def beat(self) -> None:
+        """Chunks came, and were given: whatever their taker did meanwhile does not count."""
+        self._since = self._clock()
+
+    def missed(self) -> None:
+        """Bytes came, without a chunk.
+
+        Raises:
+            APITimeoutError: For too long.
+        """
+        if self._clock() - self._since > self._limit:
+            raise errors.APITimeoutError("gateway: waiting for the stream's next chunk timed out")
+
+
 @dataclass(slots=True)
 class StreamBegun:
-    """An answer whose first chunk is here: give `chunks`, then feed `reader` what follows."""
+    """An answer whose first chunk is here: give `chunks`, then feed `reader` what follows, watched by `pulse`."""
 
     reader: ChatStreamReader
     chunks: Iterator[ChatCompletionChunk]
+    pulse: Pulse
 
 
 def stream_chat(plaintext: bytes, settings: Settings) -> Steps[StreamBegun]:
@@ -141,11 +206,13 @@ def stream_chat(plaintext: bytes, settings: Settings) -> Steps[StreamBegun]:
         reader = yield from _ask(plaintext, keys, settings)
         if isinstance(reader, BodyReader):
             raise errors.APIResponseValidationError("a stream was asked for, and the answer is not one")
+        pulse = Pulse(settings)
         while piece := (yield Read()):
             chunks = reader.feed(piece)
             for first in chunks:
                 progress.begun = True
-                return StreamBegun(reader, itertools.chain((first,), chunks))
+                return StreamBegun(reader, itertools.chain((first,), chunks), pulse)
+            pulse.missed()
         reader.finish()
         raise errors.StreamInterruptedError("the stream had no chunk")
 
@@ -164,12 +231,15 @@ def complete_chat(plaintext: bytes, settings: Settings) -> Steps[ChatCompletion]
                 reader.feed(piece)
             return open_completion(keys, reader.body())
         builder = CompletionBuilder()
+        pulse = Pulse(settings)
         while piece := (yield Read()):
+            came = False
             for chunk in reader.feed(piece):
-                progress.begun = True
+                came = progress.begun = True
                 builder.add(chunk)
             if reader.done:  # whatever the connection does next, the answer is here
                 break
+            pulse.beat() if came else pulse.missed()
         reader.finish()
         return builder.build()
 
@@ -189,8 +259,8 @@ def hear(
         # Made in the call that sends it: after that the ciphertext is the transport's alone, and goes with it.
         name = recording.name.encode("utf-8", "surrogateescape")
         seal = functools.partial(audio_body, keys, plaintext, name, recording.data)
-        body = yield from _fetch(Send("POST", "gateway", AUDIO_ROUTES[task], (yield Work(seal))), settings)
-        return open_response(keys, body)
+        send = Send("POST", "gateway", AUDIO_ROUTES[task], (yield Work(seal)))
+        return open_response(keys, (yield from _fetch(send, settings, within=settings.chunk_timeout)))
 
     return _sealed(attempt, settings)
 
@@ -242,14 +312,18 @@ def _ask(plaintext: bytes, keys: EncryptionKeys, settings: Settings) -> Steps[Ch
     head = yield from _accepted(Send("POST", "gateway", CHAT_ROUTE, body))
     kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == EVENT_STREAM:
+        if settings.chunk_timeout is not None:
+            yield ReadWithin(settings.chunk_timeout)
         return ChatStreamReader(keys, nonce, settings.max_buffer_size)
     if kind == "application/json":
         return BodyReader(settings.max_buffer_size)
     raise errors.APIResponseValidationError("by its content type the answer is neither a stream nor JSON")
 
 
-def _fetch(request: Send, settings: Settings) -> Steps[bytes]:
+def _fetch(request: Send, settings: Settings, within: float | None = None) -> Steps[bytes]:
     yield from _accepted(request)
+    if within is not None:
+        yield ReadWithin(within)
     reader = BodyReader(settings.max_buffer_size)
     while piece := (yield Read()):
         reader.feed(piece)
@@ -280,6 +354,7 @@ def _retried(attempt: Callable[[], Steps[R]], settings: Settings) -> Steps[R]:
             delay = settings.retry.delay(retries, error)
             if delay is None:
                 raise
+            _check_time(settings, delay, error)
         yield Sleep(delay)
     raise AssertionError("itertools.count ends")  # pragma: no cover - tells mypy that the loop has no end
 
@@ -287,17 +362,22 @@ def _retried(attempt: Callable[[], Steps[R]], settings: Settings) -> Steps[R]:
 def _sealed(attempt: Callable[[EncryptionKeys, _Progress], Steps[R]], settings: Settings) -> Steps[R]:
     """Run `attempt` under a secret of its own each time; refetch a turned key once."""
     progress = _Progress()
-    key: PublicKey | None = None
+    key: Any = None
     stale: PublicKey | None = None
     refetched = False
     retries = 0
     while True:
+        if settings.keys is None:
+            # Known from the first request on, so that asking at each attempt costs nothing. Before the turn: whoever
+            # waits for a key must not keep others from sending.
+            key = yield FetchKey(stale)
+            stale = None
+        waited = settings.limited and (yield Acquire())
         if settings.keys is not None:
             keys = settings.keys
         else:
-            # Known from the first request on, so that asking at each attempt costs nothing.
-            key = yield FetchKey(stale)
-            stale = None
+            if waited:  # another caller may have learned since that the key was turned
+                key = yield FetchKey()
             keys = EncryptionKeys.encapsulate(key)
         try:
             return (yield from attempt(keys, progress))
@@ -309,12 +389,38 @@ def _sealed(attempt: Callable[[EncryptionKeys, _Progress], Steps[R]], settings: 
                     raise errors.EnclaveKeyError(_turned(settings)) from error
                 refetched = True
                 stale = key
+                if settings.limited:
+                    yield Release()
                 continue
             delay = settings.retry.delay(retries, error)
+            pause = everyones_pause(error, delay) if settings.limited else None
+            if settings.limited:
+                yield Release(pause, _spacing(error) if pause is not None else None)
             if delay is None:
                 raise
+            _check_time(settings, delay, error)
         retries += 1
-        yield Sleep(delay)
+        if pause is None:  # otherwise everybody waits, this caller with them
+            yield Sleep(delay)
+
+
+def _spacing(error: errors.APIError) -> float | None:
+    if not isinstance(error, errors.APIStatusError) or error.status_code != 429:
+        return None
+    return FIRST_DELAY if error.retry_after is None else error.retry_after
+
+
+def _check_time(settings: Settings, delay: float, error: errors.APIError) -> None:
+    """Give up at once where the next try would come too late.
+
+    Raises:
+        APITimeoutError: It would.
+    """
+    if settings.deadline is None or settings.clock() + delay < settings.deadline:
+        return
+    if isinstance(error, errors.APITimeoutError) and settings.clock() >= settings.deadline:
+        raise error
+    raise errors.APITimeoutError(OUT_OF_TIME) from error
 
 
 def _turned(settings: Settings) -> str:

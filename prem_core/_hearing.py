@@ -56,9 +56,10 @@ class _Hearing:
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
         plaintext = _plaintext(task, params, extra_body)
+        settings = self._client._call_settings(timeout)
         recording = read_recording(file)
-        driver = self._client._driver(timeout)
-        opened = driver.run(_exchange.hear(task, plaintext, recording, self._client._settings))
+        driver = self._client._driver(timeout, settings.deadline)
+        opened = driver.run(_exchange.hear(task, plaintext, recording, settings))
         driver.close()
         return read_transcription(opened, params["response_format"])
 
@@ -78,10 +79,11 @@ class _AsyncHearing:
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
         plaintext = _plaintext(task, params, extra_body)
+        settings = self._client._call_settings(timeout)
         # In a thread: a disk can be slow.
         recording = await asyncio.to_thread(read_recording, file)
-        driver = await self._client._driver(timeout)
-        opened = await driver.run(_exchange.hear(task, plaintext, recording, self._client._settings))
+        driver = await self._client._driver(timeout, settings.deadline)
+        opened = await driver.run(_exchange.hear(task, plaintext, recording, settings))
         await driver.close()
         return read_transcription(opened, params["response_format"])
 

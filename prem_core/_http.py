@@ -15,7 +15,15 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -24,8 +32,10 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._envelope import SealedBody
-from prem_core._exchange import FetchKey, Head, Read, Send, Sleep, Steps, Work
+from prem_core._exchange import Acquire, FetchKey, Head, Read, ReadWithin, Release, Send, Sleep, Steps, Work
 from prem_core._kem import PublicKey
+from prem_core._limits import Limits, Turn
+from prem_core._retry import OUT_OF_TIME
 from prem_core._version import __version__
 
 R = TypeVar("R")
@@ -168,11 +178,63 @@ def _shut_down(response: httpx.Response) -> None:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _end(response: httpx.Response, pieces: Iterator[bytes] | None = None) -> None:
+def _end(response: httpx.Response, pieces: Iterator[bytes] | None = None, turn: Turn | None = None) -> None:
     del pieces
-    # Closing a socket does not wake a thread that waits on it, nor tell the service; this does both.
-    _shut_down(response)
-    response.close()
+    try:
+        # Closing a socket does not wake a thread that waits on it, nor tell the service; this does both.
+        _shut_down(response)
+        response.close()
+    finally:
+        if turn is not None:
+            turn.give_back()
+
+
+def _read_within(response: httpx.Response | None, seconds: float) -> None:
+    # httpcore looks it up when a body's first bytes are asked for, which they have not been yet.
+    timeout = response.request.extensions.get("timeout") if response is not None else None
+    if isinstance(timeout, dict):
+        read = timeout.get("read")
+        timeout["read"] = seconds if read is None else min(read, seconds)
+
+
+def _end_by(request: httpx.Request, deadline: float) -> None:
+    """Let no step of `request` (connecting, writing, waiting for the answer) go on beyond `deadline`."""
+    # httpcore has the same object, and looks each step's timeout up when that step begins.
+    timeout: dict[str, float | None] = request.extensions["timeout"]
+
+    def shorten(*_: object) -> None:
+        left = max(deadline - time.monotonic(), 0.001)  # 0 would mean: do not block
+        for name, each in timeout.items():
+            timeout[name] = left if each is None else min(each, left)
+
+    shorten()
+    request.extensions["trace"] = shorten
+
+
+class _Watchdog:
+    """Breaks a reply's connection off when its call has taken too long: a read that blocks is not woken otherwise.
+
+    Args:
+        deadline: On the clock of `time.monotonic`.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._timer: threading.Timer | None = None
+
+    @property
+    def barks(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self._deadline
+
+    def watch(self, response: httpx.Response) -> None:
+        self._timer = threading.Timer(self._deadline - time.monotonic(), _shut_down, (response,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class SyncDriver:
@@ -183,6 +245,8 @@ class SyncDriver:
         endpoints: Whom to ask.
         fetch_key: Gives the enclave's key, and not the stale one named.
         timeout: In place of the endpoints' own.
+        limits: Whose turns the exchange waits for.
+        deadline: When it has taken too long, on the clock of `time.monotonic`.
     """
 
     def __init__(
@@ -191,8 +255,14 @@ class SyncDriver:
         endpoints: Endpoints,
         fetch_key: Callable[[PublicKey | None], PublicKey],
         timeout: float | httpx.Timeout | None = None,
+        *,
+        limits: Limits | None = None,
+        deadline: float | None = None,
     ) -> None:
         self._timeout = timeout
+        self._turn = Turn(limits) if limits is not None else None
+        self._deadline = deadline
+        self._watchdog = _Watchdog(deadline) if deadline is not None else None
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -226,19 +296,32 @@ class SyncDriver:
                 return self._send(step)
             case FetchKey(stale):
                 return self._fetch_key(stale)
+            case Acquire() if self._turn is not None:
+                return self._turn.take(self._deadline)
+            case Release(hold, spacing) if self._turn is not None:
+                self._drop()
+                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
+            case ReadWithin(seconds):
+                return _read_within(self._response, seconds)
             case Work(call):
                 return call()
             case Sleep(seconds):
-                self.close()
+                self._drop()
                 time.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these five members
+        raise AssertionError(
+            step
+        )  # pragma: no cover - Step has these members, and who has no limits no turns
 
     def _send(self, step: Send) -> Head:
-        self.close()
+        self._drop()
         self._party = step.party
+        if self._client.is_closed:  # while this call waited
+            raise errors.ConfigurationError("the client is closed")
         try:
             request = self._endpoints.request(self._client, step, self._timeout)
+            if self._deadline is not None:
+                _end_by(request, self._deadline)
             try:
                 response = self._client.send(request, stream=True, follow_redirects=False)
             finally:
@@ -248,9 +331,11 @@ class SyncDriver:
         else:
             self._response = response
             self._pieces = response.iter_bytes() if _is_coded(response) else response.iter_raw()
+            if self._watchdog is not None:
+                self._watchdog.watch(response)
             return _head(response)
         # Raised outside the handler, so that httpx's error is not kept as its context.
-        raise failure
+        raise errors.APITimeoutError(OUT_OF_TIME) if self._watchdog and self._watchdog.barks else failure
 
     def read(self) -> bytes:
         """The open reply's next bytes; ``b""`` at its end.
@@ -259,10 +344,14 @@ class SyncDriver:
             APIConnectionError: The connection broke, or nothing came within the timeout.
         """
         try:
-            return next(self._pieces, b"")
+            piece = next(self._pieces, b"")
+            # Bytes that come too late cannot be told from an end that the watchdog made.
+            if self._watchdog is None or not self._watchdog.barks:
+                return piece
+            failure: errors.APIConnectionError = errors.APITimeoutError(OUT_OF_TIME)
         except _FOREIGN as error:
             failure = translate(error, self._party, reading=True)
-        raise failure
+        raise errors.APITimeoutError(OUT_OF_TIME) if self._watchdog and self._watchdog.barks else failure
 
     def drain(self) -> None:
         """Read a whole answer's reply to its end, so that its connection can serve the next request."""
@@ -285,9 +374,18 @@ class SyncDriver:
             watchdog.cancel()
 
     def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
+        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
+        try:
+            self._drop()
+        finally:
+            if self._turn is not None:
+                self._turn.give_back()
+
+    def _drop(self) -> None:
         response, self._response = self._response, None
         self._pieces = iter(())
+        if self._watchdog is not None:
+            self._watchdog.leave()
         if response is not None:
             _end(response)
 
@@ -298,10 +396,15 @@ class SyncDriver:
         would wait for that lock for ever.
         """
         response, self._response = self._response, None
-        # Handed over as well: freeing the iterator ends the reply too.
+        # Handed over as well: freeing the iterator ends the reply too, and the turn lasts until that has ended.
         pieces, self._pieces = self._pieces, iter(())
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.forget()
+        if self._watchdog is not None:
+            self._watchdog.leave()
         if response is not None:
-            threading.Thread(target=_end, args=(response, pieces), daemon=True).start()
+            threading.Thread(target=_end, args=(response, pieces, turn), daemon=True).start()
 
 
 class AsyncDriver:
@@ -313,8 +416,13 @@ class AsyncDriver:
         endpoints: Endpoints,
         fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
         timeout: float | httpx.Timeout | None = None,
+        *,
+        limits: Limits | None = None,
+        deadline: float | None = None,
     ) -> None:
         self._timeout = timeout
+        self._turn = Turn(limits) if limits is not None else None
+        self._deadline = deadline
         self._client = client
         self._endpoints = endpoints
         self._fetch_key = fetch_key
@@ -324,6 +432,22 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[R]) -> R:
         """Do what `steps` say until they return. A reply they leave open stays open, for `read`."""
+        if self._deadline is None:
+            return await self._run(steps)
+        return await self._in_time(self._run(steps), self._deadline)
+
+    @staticmethod
+    async def _in_time(work: Coroutine[Any, Any, R], deadline: float) -> R:
+        timeout = asyncio.timeout(deadline - time.monotonic())
+        try:
+            async with timeout:
+                return await work
+        except TimeoutError:
+            if not timeout.expired():  # somebody else's, and not ours to name
+                raise
+        raise errors.APITimeoutError(OUT_OF_TIME)
+
+    async def _run(self, steps: Steps[R]) -> R:
         try:
             step = next(steps)
             while True:
@@ -343,22 +467,33 @@ class AsyncDriver:
     async def _perform(self, step: Any) -> Any:
         match step:
             case Read():
-                return await self.read()
+                return await self._read()
             case Send():
                 return await self._send(step)
             case FetchKey(stale):
                 return await self._fetch_key(stale)
+            case Acquire() if self._turn is not None:
+                return await self._turn.atake()
+            case Release(hold, spacing) if self._turn is not None:
+                await self._drop()
+                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
+            case ReadWithin(seconds):
+                return _read_within(self._response, seconds)
             case Work(call):
                 return await asyncio.to_thread(call)
             case Sleep(seconds):
-                await self.close()
+                await self._drop()
                 await asyncio.sleep(seconds)
                 return None
-        raise AssertionError(step)  # pragma: no cover - Step has these five members
+        raise AssertionError(
+            step
+        )  # pragma: no cover - Step has these members, and who has no limits no turns
 
     async def _send(self, step: Send) -> Head:
-        await self.close()
+        await self._drop()
         self._party = step.party
+        if self._client.is_closed:  # while this call waited
+            raise errors.ConfigurationError("the client is closed")
         try:
             request = self._endpoints.request(self._client, step, self._timeout)
             try:
@@ -379,6 +514,11 @@ class AsyncDriver:
         Raises:
             APIConnectionError: The connection broke, or nothing came within the timeout.
         """
+        if self._deadline is None:
+            return await self._read()
+        return await self._in_time(self._read(), self._deadline)
+
+    async def _read(self) -> bytes:
         try:
             return await anext(self._pieces, b"")
         except _FOREIGN as error:
@@ -396,7 +536,14 @@ class AsyncDriver:
             pass
 
     async def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end."""
+        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
+        try:
+            await self._drop()
+        finally:
+            if self._turn is not None:
+                self._turn.give_back()
+
+    async def _drop(self) -> None:
         response, self._response = self._response, None
         self._pieces = _nothing()
         if response is not None:

@@ -26,9 +26,15 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 
 from prem_core._audio import DEFAULT_MODEL, MAX_FILE_BYTES, AudioFile, read_recording
 from prem_core._client import AsyncPremClient, PremClient
-from prem_core._config import DEFAULT_MAX_BUFFER_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT
+from prem_core._config import (
+    DEFAULT_MAX_BUFFER_SIZE,
+    DEFAULT_MAX_CONCURRENCY,
+    DEFAULT_MAX_RETRIES,
+    DEFAULT_TIMEOUT,
+)
 from prem_core._errors import AuthenticationError, ConfigurationError, InvalidParameterError, PremError
 from prem_core._kem import PublicKey
+from prem_core._limits import Limits, check_one_source
 from prem_core._params import audio_plaintext
 from prem_core._settings import Clients, ModelSettings
 from prem_core._splitting import Piece, split
@@ -394,7 +400,7 @@ async def ahear_all(
     sources: Iterable[Source],
     hearing: Hearing,
     watch: Watch,
-    max_concurrency: int = MAX_CONCURRENCY,
+    max_concurrency: int | None = MAX_CONCURRENCY,
 ) -> AsyncGenerator[tuple[Source, list[Passage]], None]:
     """`hear_all`, with up to `max_concurrency` recordings at once, in the order of `sources` all the same.
 
@@ -406,7 +412,8 @@ async def ahear_all(
     with watch:
         try:
             while True:
-                while len(ahead) < max_concurrency:
+                # Without a limit on requests there is still one on memory.
+                while len(ahead) < (max_concurrency or MAX_CONCURRENCY):
                     # In a thread: a blob loader may read from a disk here.
                     source = await asyncio.to_thread(next, waiting, None)
                     if source is None:
@@ -466,6 +473,16 @@ class HearingSettings(BaseModel):
     """Seconds to wait for an answer, which begins when the whole recording was heard; 30 at most to connect."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
     """Tries after the first one."""
+    total_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds for a whole request, until its answer is whole: its turn's wait and every try included."""
+    stream_chunk_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds between the bytes of an answer that has begun; else `timeout`."""
+    max_concurrency: int | None = Field(default=DEFAULT_MAX_CONCURRENCY, ge=1, strict=True)
+    """Requests on their way at once, of all threads and tasks; the others wait in line. None for any number."""
+    requests_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Requests that begin, in the long run. None for as many as the service takes."""
+    limits: Limits | None = Field(default=None, exclude=True, repr=False)
+    """`prem_core.Limits` to share with other loaders, models and clients. Not serialised."""
     max_buffer_size: int = Field(default=DEFAULT_MAX_BUFFER_SIZE, gt=0)
     """Bytes of one answer that may be held."""
     allow_insecure: bool = False
@@ -509,7 +526,12 @@ class HearingSettings(BaseModel):
             )
         if self.group_seconds is not None and self.mode != "segments":
             raise InvalidParameterError("group_seconds: needs mode='segments'", param="group_seconds")
+        check_one_source(self.limits, self._limited_to(), self.requests_per_second)
         return self
+
+    def _limited_to(self) -> int | None:
+        """`max_concurrency`, where it means nothing but requests."""
+        return self.max_concurrency
 
     def _hearing(self) -> Hearing:
         return Hearing(
@@ -532,6 +554,11 @@ class HearingSettings(BaseModel):
             # It is the hearing that takes long, not finding the gateway.
             "timeout": httpx.Timeout(self.timeout, connect=min(self.timeout, DEFAULT_TIMEOUT)),
             "max_retries": self.max_retries,
+            "total_timeout": self.total_timeout,
+            "stream_chunk_timeout": self.stream_chunk_timeout,
+            "max_concurrency": self.max_concurrency,
+            "requests_per_second": self.requests_per_second,
+            "limits": self.limits,
             "max_buffer_size": self.max_buffer_size,
             "allow_insecure": self.allow_insecure,
             "http_client": getattr(self, http_field),
@@ -551,5 +578,9 @@ class LoadingSettings(HearingSettings):
     """"raise" the first error, or "collect" them in `errors` and go on."""
     show_progress: bool = False
     """Whether to show a progress bar (tqdm's)."""
-    max_concurrency: int = Field(default=MAX_CONCURRENCY, ge=1)
-    """Recordings heard at once, in asynchronous calls."""
+    max_concurrency: int | None = Field(default=MAX_CONCURRENCY, ge=1, strict=True)
+    """Recordings heard at once, in asynchronous calls; and requests on their way, where no `limits` say otherwise. None
+    for the default, and any number of requests."""
+
+    def _limited_to(self) -> int | None:
+        return DEFAULT_MAX_CONCURRENCY  # here it says how many recordings are held in memory, too

@@ -24,6 +24,9 @@ MAX_DELAY: Final = 8.0
 #: Seconds: a service that asks for a longer pause is not waited for in silence; the error carries the figure.
 MAX_RETRY_AFTER: Final = 60.0
 
+#: What a call says that used up its `total_timeout`, whatever it was doing.
+OUT_OF_TIME: Final = "the call took longer than total_timeout"
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -53,6 +56,28 @@ class RetryPolicy:
         if asked > MAX_RETRY_AFTER:
             return None
         return float(asked + backoff / 4)
+
+
+def everyones_pause(error: APIError, delay: float | None) -> float | None:
+    """Seconds for which none of a client's callers should try, after one was answered with `error`.
+
+    Args:
+        error: What that caller was answered.
+        delay: What `RetryPolicy.delay` makes of it.
+
+    Returns:
+        None where the error is that caller's own, or asks for a longer pause than is waited for in silence: the
+        others then hear the figure too.
+    """
+    if not isinstance(error, APIStatusError) or error.status_code not in (429, 503):
+        return None
+    asked = error.retry_after
+    if asked is None:
+        # A limit is everybody's, even where nothing is said of its end; a failure may be this request's.
+        asked = FIRST_DELAY if error.status_code == 429 else float("inf")
+    if asked > MAX_RETRY_AFTER:
+        return None
+    return asked if delay is None else delay
 
 
 def is_retried(error: APIError) -> bool:

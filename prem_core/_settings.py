@@ -10,12 +10,18 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from prem_core._client import AsyncPremClient, PremClient
-from prem_core._config import DEFAULT_MAX_BUFFER_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT
+from prem_core._config import (
+    DEFAULT_MAX_BUFFER_SIZE,
+    DEFAULT_MAX_CONCURRENCY,
+    DEFAULT_MAX_RETRIES,
+    DEFAULT_TIMEOUT,
+)
 from prem_core._errors import InvalidParameterError
 from prem_core._kem import PublicKey
+from prem_core._limits import Limits, check_one_source
 from prem_core._params import chat_plaintext
 from prem_core._seal import EncryptionKeys
 
@@ -34,27 +40,44 @@ _RENAMED: Final = {"request_metadata": "metadata"}
 class Clients:
     """The two clients of one model: each made at the first call, and anew when the settings have changed.
 
-    Copies and pickles hold none: connections and locks belong to their process and their model.
+    Both have the same limits. Copies and pickles hold none: connections, locks and counts belong to their process and
+    their model.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sync: tuple[dict[str, Any], PremClient] | None = None
         self._async: tuple[dict[str, Any], AsyncPremClient] | None = None
+        self._limits: Limits | None = None
 
     def sync(self, options: dict[str, Any]) -> PremClient:
         """A client made with these arguments."""
         with self._lock:
             if self._sync is None or self._sync[0] != options:
-                self._sync = (options, PremClient(**options))
+                self._sync = (options, PremClient(**self._limited(options)))
             return self._sync[1]
 
     def asynchronous(self, options: dict[str, Any]) -> AsyncPremClient:
         """An asynchronous client made with these arguments."""
         with self._lock:
             if self._async is None or self._async[0] != options:
-                self._async = (options, AsyncPremClient(**options))
+                self._async = (options, AsyncPremClient(**self._limited(options)))
             return self._async[1]
+
+    def _limited(self, options: dict[str, Any]) -> dict[str, Any]:
+        options = dict(options)
+        figures = (
+            options.pop("max_concurrency", DEFAULT_MAX_CONCURRENCY),
+            options.pop("requests_per_second", None),
+        )
+        if options.get("limits") is None:
+            if self._limits is None or figures != (
+                self._limits.max_concurrency,
+                self._limits.requests_per_second,
+            ):
+                self._limits = Limits(*figures)
+            options["limits"] = self._limits
+        return options
 
     def __reduce__(self) -> tuple[type[Clients], tuple[()]]:
         return type(self), ()
@@ -84,6 +107,16 @@ class ModelSettings(BaseModel):
     """Seconds to wait for a connection, for the answer to begin, and between its pieces."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
     """Tries after the first one."""
+    total_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds for a whole call, until its answer is whole: its turn's wait and every try included."""
+    stream_chunk_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds between the chunks of a stream, whatever else comes in between; else `timeout`."""
+    max_concurrency: int | None = Field(default=DEFAULT_MAX_CONCURRENCY, ge=1, strict=True)
+    """Requests on their way at once, of all threads and tasks; the others wait in line. None for any number."""
+    requests_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Requests that begin, in the long run. None for as many as the service takes."""
+    limits: Limits | None = Field(default=None, exclude=True, repr=False)
+    """`prem_core.Limits` to share with other models and clients, in place of the two above. Not serialised."""
     max_buffer_size: int = Field(default=DEFAULT_MAX_BUFFER_SIZE, gt=0)
     """Bytes of one event, or one body, that may be held."""
     allow_insecure: bool = False
@@ -173,6 +206,11 @@ class ModelSettings(BaseModel):
         check_params({_RENAMED.get(name, name): value})
         return value
 
+    @model_validator(mode="after")
+    def _limits_once(self) -> Self:
+        check_one_source(self.limits, self.max_concurrency, self.requests_per_second)
+        return self
+
     # --- requests -------------------------------------------------------------------------------------
 
     def _client_options(self) -> dict[str, Any]:
@@ -184,6 +222,11 @@ class ModelSettings(BaseModel):
             "encryption_keys": self.encryption_keys,
             "timeout": self.timeout,
             "max_retries": self.max_retries,
+            "total_timeout": self.total_timeout,
+            "stream_chunk_timeout": self.stream_chunk_timeout,
+            "max_concurrency": self.max_concurrency,
+            "requests_per_second": self.requests_per_second,
+            "limits": self.limits,
             "max_buffer_size": self.max_buffer_size,
             "allow_insecure": self.allow_insecure,
         }
@@ -254,7 +297,8 @@ class ModelSettings(BaseModel):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        for name in {*self._http_fields, *self._shared}:
+        # Limits that were given are an organisation's, whichever copy uses them.
+        for name in {"limits", *self._http_fields, *self._shared}:
             shared = getattr(self, name, None)
             memo[id(shared)] = shared
         return BaseModel.__deepcopy__(self, memo)

@@ -77,7 +77,8 @@ class LocalEnclave:
         upstream: Base URL of an OpenAI-compatible server that answers, with or without ``/v1``. By
             default the built-in engine answers: it quotes and extracts, and transcribes English.
         upstream_api_key: Sent to it as a bearer token.
-        tier: ``base`` limits requests, tokens, seconds of audio and concurrency as the BASE tier does.
+        tier: ``base`` limits requests, tokens, seconds of audio and concurrency as the BASE tier does; a `Tier` has
+            limits of its own, which a restart does not fill up again.
         models: The names ``GET /models`` lists and requests may ask for. With `upstream` any name may be
             asked for.
         scopes: What the API key may do; None for everything.
@@ -100,7 +101,7 @@ class LocalEnclave:
         private_key: PrivateKey | None = None,
         upstream: str | None = None,
         upstream_api_key: str | None = None,
-        tier: TierName = "off",
+        tier: TierName | Tier = "off",
         models: Sequence[str] = DEFAULT_MODELS,
         scopes: Collection[str] | None = None,
         reply_form: ReplyForm = "stream",
@@ -113,7 +114,7 @@ class LocalEnclave:
             raise ConfigurationError("api_key must be printable ASCII without spaces")
         if upstream is not None:
             completions_url(upstream)
-        if tier not in get_args(TierName):
+        if not isinstance(tier, Tier) and tier not in get_args(TierName):
             raise ConfigurationError('tier must be "base" or "off"')
         if reply_form not in get_args(ReplyForm):
             raise ConfigurationError('reply_form must be "stream" or "envelope"')
@@ -122,7 +123,7 @@ class LocalEnclave:
         self._private_key = private_key or _new_private_key()
         self._upstream = upstream
         self._upstream_api_key = upstream_api_key
-        self._tier: TierName = tier
+        self._tier = tier
         self._models = tuple(models)
         self._scopes = None if scopes is None else frozenset(scopes)
         self._reply_form: ReplyForm = reply_form
@@ -194,7 +195,7 @@ class LocalEnclave:
             engine: Engine = BuiltInEngine()
             if self._upstream is not None:
                 engine = UpstreamEngine(self._upstream, self._upstream_api_key)
-            tier = Tier() if self._tier == "base" else None
+            tier = self._tier if isinstance(self._tier, Tier) else Tier() if self._tier == "base" else None
             gateway: ASGIApp = Gateway(
                 api_key=self._api_key,
                 scopes=self._scopes,

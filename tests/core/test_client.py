@@ -355,7 +355,12 @@ async def test_tasks_share_one_fetch_of_the_key():
 
 
 def test_threads_share_one_fetch_of_a_turned_key():
-    with Gateway() as gateway, PremClient(**gateway.settings()) as client, ThreadPoolExecutor(8) as pool:
+    options = {"max_concurrency": None}  # the barrier below wants all eight at once
+    with (
+        Gateway() as gateway,
+        PremClient(**gateway.settings(**options)) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
         client.chat.completions.create(**PARAMS)
         barrier = threading.Barrier(8)
         new = gateway.enclave = Enclave(2)

@@ -431,7 +431,10 @@ def test_certificates_are_checked_and_read_once():
 
 def test_more_streams_than_httpx_would_allow_run_at_once():
     count = 105
-    with Gateway(lambda call: hold(call)) as gateway, PremClient(**gateway.settings(timeout=5)) as client:
+    with (
+        Gateway(lambda call: hold(call)) as gateway,
+        PremClient(**gateway.settings(timeout=5, max_concurrency=None)) as client,
+    ):
         streams = [client.chat.completions.create(**PARAMS, stream=True) for _ in range(count)]
         assert gateway.connections == count
         for stream in streams:

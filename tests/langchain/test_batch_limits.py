@@ -1,0 +1,237 @@
+"""Many prompts at once against an organisation's limits: each is answered, and no more are in flight than may be."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from langchain_prem import ChatPremEncrypted, PremWhisperLoader, PremWhisperParser
+from llama_index_prem import PremEncrypted
+from prem_core import Limits, Stats
+from prem_core._settings import Clients
+from prem_core.enclave import LocalEnclave
+from prem_core.enclave._tier import BASE, LimitReached, Metered, Tier
+from prem_core.enclave._tier import Limits as TierLimits
+
+MODEL = "openai/gpt-oss-120b"
+PROMPTS = [f"Hello, {n}!" for n in range(40)]
+
+#: Like BASE, but faster: 40 prompts empty the bucket, and are let in within seconds all the same.
+QUICK = BASE._replace(requests=36, requests_per_second=2, tokens_per_minute=10**6)
+
+
+class WatchedTier(Tier):
+    """Counts what it refuses, and how many requests are on their way at once, whether it admits them or not."""
+
+    def __init__(self, limits: TierLimits) -> None:
+        super().__init__(limits)
+        self.refused = self.open = self.most = 0
+
+    @contextmanager
+    def request(self, metered: Metered = "tokens") -> Iterator[None]:
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            with super().request(metered):
+                yield
+        except LimitReached:
+            self.refused += 1
+            raise
+        finally:
+            self.open -= 1
+
+
+@pytest.fixture
+def tier() -> WatchedTier:
+    return WatchedTier(QUICK)
+
+
+@pytest.fixture
+def limited(tier: WatchedTier) -> Iterator[LocalEnclave]:
+    with LocalEnclave(tier=tier) as prem:
+        yield prem
+
+
+def model(prem: LocalEnclave, **settings: Any) -> ChatPremEncrypted:
+    return ChatPremEncrypted(model=MODEL, **prem.client_options, **settings)
+
+
+def batch(llm: ChatPremEncrypted) -> list[Any]:
+    return llm.batch(PROMPTS, {"max_concurrency": 20})
+
+
+def abatch(llm: ChatPremEncrypted) -> list[Any]:
+    return asyncio.run(llm.abatch(PROMPTS))
+
+
+def fan_out(llm: ChatPremEncrypted) -> list[Any]:
+    async def run() -> list[Any]:
+        return await asyncio.gather(*map(llm.ainvoke, PROMPTS))
+
+    return asyncio.run(run())
+
+
+def streams(llm: ChatPremEncrypted) -> list[Any]:
+    async def one(prompt: str) -> Any:
+        return [chunk async for chunk in llm.astream(prompt)]
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*map(one, PROMPTS))
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("way", [batch, abatch, fan_out, streams])
+def test_forty_prompts_are_answered_without_an_error(
+    way: Callable[[ChatPremEncrypted], list[Any]], limited: LocalEnclave, tier: WatchedTier
+) -> None:
+    limits = Limits()
+    answers = way(model(limited, limits=limits))
+    assert len(answers) == len(PROMPTS)
+    assert tier.most <= 5
+    assert 0 < tier.refused == limits.stats.rate_limited == limits.stats.retries
+    assert limits.stats == Stats(
+        requests=len(PROMPTS) + tier.refused, retries=tier.refused, rate_limited=tier.refused
+    )
+
+
+def test_a_models_threads_and_tasks_have_one_limit(tier: WatchedTier) -> None:
+    tier = WatchedTier(QUICK._replace(requests=1000, concurrent=50))
+    with LocalEnclave(tier=tier) as prem:
+        llm = model(prem, max_concurrency=2)
+        jobs = [threading.Thread(target=way, args=(llm,)) for way in (batch, abatch, streams)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+    assert (tier.most, tier.refused) == (2, 0)
+
+
+def test_models_of_both_frameworks_share_limits(tier: WatchedTier) -> None:
+    tier = WatchedTier(QUICK._replace(requests=1000, concurrent=50))
+    limits = Limits(2)
+    with LocalEnclave(tier=tier) as prem:
+        llm = model(prem, limits=limits)
+        other = PremEncrypted(model=MODEL, limits=limits, **prem.client_options)
+        job = threading.Thread(target=batch, args=(llm,))
+        job.start()
+
+        async def complete() -> None:
+            await asyncio.gather(*(other.acomplete(prompt) for prompt in PROMPTS))
+
+        asyncio.run(complete())
+        job.join()
+    assert (tier.most, tier.refused) == (2, 0)
+    assert limits.stats.requests == 2 * len(PROMPTS)
+
+
+def test_a_model_that_is_left_in_the_middle_of_a_stream_can_be_asked_again(enclave: LocalEnclave) -> None:
+    llm = model(enclave, max_concurrency=1)
+    for _ in range(4):
+        for _ in llm.stream("Hello!"):
+            break
+    assert llm.invoke("Hello!").content
+
+    async def run() -> None:
+        for _ in range(4):
+            stream = llm.astream("Hello!")
+            await anext(stream)
+            await stream.aclose()
+        assert (await llm.ainvoke("Hello!")).content
+
+    asyncio.run(run())
+
+
+# --- settings, copies and pickles
+
+
+def gate_of(clients: Clients, options: dict[str, Any]) -> Limits:
+    sync, other = clients.sync(options), clients.asynchronous(options)
+    assert sync.limits is other.limits
+    return sync.limits
+
+
+def test_both_clients_of_a_model_have_one_limit_which_new_settings_keep() -> None:
+    clients = Clients()
+    options = {"api_key": "k", "max_concurrency": 3, "requests_per_second": 2.0}
+    limits = gate_of(clients, options)
+    assert (limits.max_concurrency, limits.requests_per_second) == (3, 2.0)
+    assert gate_of(clients, {**options, "timeout": 1.0}) is limits
+    assert gate_of(clients, {**options, "max_concurrency": 4}) is not limits
+    assert gate_of(clients, {"api_key": "k"}).max_concurrency == 5
+    given = Limits(9)
+    assert gate_of(clients, {"api_key": "k", "limits": given}) is given
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda each: each.model_copy(deep=True)])
+def test_copies_share_the_limits_that_were_given_and_no_others(duplicate: Any) -> None:
+    limits = Limits(3)
+    given = ChatPremEncrypted(model=MODEL, api_key="k", limits=limits)
+    assert duplicate(given).limits is limits
+    assert duplicate(given)._sync().limits is limits
+    own = ChatPremEncrypted(model=MODEL, api_key="k")
+    assert duplicate(own)._sync().limits is not own._sync().limits
+    assert own._sync().limits is own._async().limits
+
+
+def test_a_pickle_has_the_figures_and_no_counts() -> None:
+    limits = Limits(3, 2.0)
+    again = pickle.loads(pickle.dumps(ChatPremEncrypted(model=MODEL, api_key="k", limits=limits))).limits
+    assert again is not limits
+    assert (again.max_concurrency, again.requests_per_second) == (3, 2.0)
+
+
+def test_limits_are_in_nothing_that_is_shown() -> None:
+    llm = ChatPremEncrypted(model=MODEL, api_key="k", limits=Limits(3))
+    assert "limits" not in repr(llm)
+    assert "limits" not in llm.model_dump()
+    assert "limits" not in str(llm.to_json()["kwargs"])
+
+
+@pytest.mark.parametrize("kind", [ChatPremEncrypted, PremEncrypted, PremWhisperParser])
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"max_concurrency": True}, "max_concurrency"),
+        ({"requests_per_second": 0}, "requests_per_second"),
+        ({"total_timeout": -1}, "total_timeout"),
+        ({"stream_chunk_timeout": 0}, "stream_chunk_timeout"),
+        ({"limits": 5}, "limits"),
+        ({"limits": Limits(), "max_concurrency": 2}, "max_concurrency"),
+        ({"limits": Limits(), "requests_per_second": 2}, "requests_per_second"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(kind: Any, settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        kind(**{"model": MODEL, "api_key": "k", **settings})
+
+
+def test_a_loaders_recordings_at_once_and_its_organisations_limits_are_two_things() -> None:
+    limits = Limits(9)
+    loader = PremWhisperLoader("calls/", api_key="k", limits=limits, max_concurrency=2)
+    assert (loader.max_concurrency, loader._sync(loader._clients).limits) == (2, limits)
+    alone = PremWhisperLoader("calls/", api_key="k", max_concurrency=2)
+    assert alone._sync(alone._clients).limits.max_concurrency == 2
+
+
+def test_every_timeout_and_limit_reaches_the_client() -> None:
+    settings = {
+        "total_timeout": 7.0,
+        "stream_chunk_timeout": 3.0,
+        "max_concurrency": 2,
+        "requests_per_second": 4.0,
+    }
+    models = [kind(model=MODEL, api_key="k", **settings) for kind in (ChatPremEncrypted, PremEncrypted)]
+    parser = PremWhisperParser(api_key="k", **settings)
+    for client in (*(each._sync() for each in models), parser._sync(parser._clients)):
+        assert client._call_settings().chunk_timeout == 3.0
+        assert client._call_settings().deadline is not None
+        assert (client.limits.max_concurrency, client.limits.requests_per_second) == (2, 4.0)
