@@ -29,7 +29,7 @@ test: $(INSTALLED)  ## Run all tests, and the notebooks
 	$(BIN)/pytest tests
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 -W default notebooks
 
-record: $(INSTALLED)  ## Record the cassettes anew, from the embedded enclave
+record: $(INSTALLED)  ## Record the cassettes anew, from the embedded enclave; with PREM_API_KEY, from the live service
 	PREM_RECORD=1 $(BIN)/pytest -q tests/langchain/test_cassette.py
 	rm -f tests/data/cassettes/TestIntegration.test_stream_time.yaml
 	$(BIN)/pytest -q -W default --record-mode=once tests/langchain/test_standard_integration.py -k stream_time

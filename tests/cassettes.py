@@ -3,11 +3,16 @@
 A recorded body never comes again: each request has a fresh secret and nonce. So a cassette is matched on
 the request's parameters, opened with the test key, and its reply is sealed again for the request
 that asks. The client under test is the one users have; only the key is the tests' own.
+
+Recorded from the embedded enclave, an exchange is kept as it went over the wire. The live service's private key nobody
+has: there the exchange is opened with the secret that this process made for it, and kept as it would have
+been with an enclave that has the tests' key. No secret of the service's, or for it, is in a cassette.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,11 @@ import pytest
 import vcr
 from vcr.cassette import Cassette
 from vcr.request import Request
-from wire import DATA, Opened
+from wire import DATA, TEST_KEY, Opened
+
+from prem_core._assumed import PUBLIC_KEY_PATH
+from prem_core._kem import PublicKey
+from prem_core._seal import EncryptionKeys
 
 CASSETTES = DATA / "cassettes"
 
@@ -51,9 +60,40 @@ def resealing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cassette, "play_response", play_response)
 
 
-def cassette(name: str, *, record: bool = False) -> Any:
+def under_the_test_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make cassettes keep whatever is recorded as an exchange with the test enclave."""
+    made: dict[str, EncryptionKeys] = {}
+    encapsulate = EncryptionKeys.encapsulate.__func__
+    append = Cassette.append
+
+    def remembered(cls: type[EncryptionKeys], public_key: PublicKey) -> EncryptionKeys:
+        keys = encapsulate(cls, public_key)
+        made[keys.cipher_text.hex()] = keys
+        return keys
+
+    def kept(self: Cassette, request: Request, response: dict[str, Any]) -> None:
+        # Of the service's headers nothing else is needed, and some of them tell of whom they answered.
+        headers = {name: each for name, each in response["headers"].items() if name.lower() == "content-type"}
+        response = copy.deepcopy(response) | {"headers": headers}
+        if request.path == PUBLIC_KEY_PATH:
+            text = json.dumps({"publicKey": bytes(TEST_KEY.public_key()).hex()})
+            response["body"]["string"] = text.encode()
+        elif "authorization" not in request.headers:
+            return  # the embedded gateway's own call of its enclave
+        elif request.body:
+            live = Opened.request(request.body, made[json.loads(request.body)["cipherText"]])
+            request = copy.deepcopy(request)
+            here, request.body = Opened.sealed(live.params)
+            response["body"]["string"] = live.resealed(here, response["body"]["string"])
+        append(self, request, response)
+
+    monkeypatch.setattr(EncryptionKeys, "encapsulate", classmethod(remembered))
+    monkeypatch.setattr(Cassette, "append", kept)
+
+
+def cassette(name: str | Path, *, record: bool = False) -> Any:
     """A context manager in which httpx plays `name` back; with `record`, writes it anew."""
-    path = Path(CASSETTES / name)
+    path = CASSETTES / name
     if record:
         path.unlink(missing_ok=True)
     recorder = vcr.VCR(

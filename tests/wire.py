@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from prem_core._kem import PrivateKey
-from prem_core._seal import EncryptionKeys
+from prem_core._seal import EncryptionKeys, new_nonce
 from prem_core._sse import EventDecoder
 
 DATA = Path(__file__).parent / "data"
@@ -43,12 +43,24 @@ class Opened:
     params: dict[str, Any]
 
     @classmethod
-    def request(cls, body: bytes) -> Opened:
+    def request(cls, body: bytes, keys: EncryptionKeys | None = None) -> Opened:
+        """Opened with these keys, or with the test enclave's."""
         fields = json.loads(body)
         cipher_text = bytes.fromhex(fields["cipherText"])
-        keys = EncryptionKeys(TEST_KEY.decapsulate(cipher_text), cipher_text)
+        keys = keys or EncryptionKeys(TEST_KEY.decapsulate(cipher_text), cipher_text)
         nonce = bytes.fromhex(fields["nonce"])
         return cls(keys, nonce, json.loads(keys.open(bytes.fromhex(fields["encryptedInference"]), nonce)))
+
+    @classmethod
+    def sealed(cls, params: dict[str, Any]) -> tuple[Opened, bytes]:
+        """A request for the test enclave, and its body."""
+        keys, nonce = EncryptionKeys.encapsulate(TEST_KEY.public_key()), new_nonce()
+        fields = {
+            "encryptedInference": keys.seal(json.dumps(params).encode(), nonce).hex(),
+            "cipherText": keys.cipher_text.hex(),
+            "nonce": nonce.hex(),
+        }
+        return cls(keys, nonce, params), json.dumps(fields).encode()
 
     def chunks(self, reply: bytes) -> list[dict[str, Any]]:
         """The chunks of an event stream that answers this request."""
@@ -60,7 +72,14 @@ class Opened:
         ]
 
     def resealed(self, other: Opened, reply: bytes) -> bytes:
-        """`reply`, which answers this request, as it would answer `other`."""
+        """`reply`, which answers this request, as it would answer `other`: a stream, or an envelope."""
+        if reply.lstrip().startswith(b"{"):
+            envelope = json.loads(reply)
+            data = envelope["data"]
+            nonce = new_nonce()
+            plain = self.keys.open(bytes.fromhex(data["encryptedResponse"]), bytes.fromhex(data["nonce"]))
+            data |= {"encryptedResponse": other.keys.seal(plain, nonce).hex(), "nonce": nonce.hex()}
+            return json.dumps(envelope).encode()
         out = []
         for name, data in EventDecoder(1 << 24).feed(reply):
             if name == b"data":
