@@ -68,8 +68,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """Wait for this call's turn, and hold it; behind all others, or where it stood before. Gives whether it had to
-    wait."""
+    """Wait for this call's turn, and hold it; behind all others, or where it stood before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,22 +361,19 @@ def _retried(attempt: Callable[[], Steps[R]], settings: Settings) -> Steps[R]:
 def _sealed(attempt: Callable[[EncryptionKeys, _Progress], Steps[R]], settings: Settings) -> Steps[R]:
     """Run `attempt` under a secret of its own each time; refetch a turned key once."""
     progress = _Progress()
-    key: Any = None
-    stale: PublicKey | None = None
     refetched = False
     retries = 0
     while True:
-        if settings.keys is None:
-            # Known from the first request on, so that asking at each attempt costs nothing. Before the turn: whoever
-            # waits for a key must not keep others from sending.
-            key = yield FetchKey(stale)
-            stale = None
-        waited = settings.limited and (yield Acquire())
+        if settings.limited:
+            if settings.keys is None:
+                yield FetchKey()  # before the turn: whoever waits for a key must not keep others from sending
+            yield Acquire()
         if settings.keys is not None:
             keys = settings.keys
         else:
-            if waited:  # another caller may have learned since that the key was turned
-                key = yield FetchKey()
+            # Known from the first request on, so that asking at each attempt costs nothing. After the turn: another
+            # caller may have learned meanwhile that it was turned.
+            key = yield FetchKey()
             keys = EncryptionKeys.encapsulate(key)
         try:
             return (yield from attempt(keys, progress))
@@ -388,7 +384,8 @@ def _sealed(attempt: Callable[[EncryptionKeys, _Progress], Steps[R]], settings: 
                 if refetched or settings.pinned or settings.keys:
                     raise errors.EnclaveKeyError(_turned(settings)) from error
                 refetched = True
-                stale = key
+                # Before the turn is given back: whoever is served next would seal to the same key.
+                yield FetchKey(stale=key)
                 if settings.limited:
                     yield Release()
                 continue

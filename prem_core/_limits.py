@@ -172,8 +172,8 @@ class Turn:
         self._ticket = Ticket()
         self._out = False  # waiting, or holding a slot
 
-    def take(self, deadline: float | None = None) -> bool:
-        """Wait for the turn, on this thread. Gives whether there was anything to wait for.
+    def take(self, deadline: float | None = None) -> None:
+        """Wait for the turn, on this thread.
 
         Args:
             deadline: When to give up, on the clock of `time.monotonic`.
@@ -187,7 +187,7 @@ class Turn:
         starts = ticket.starts
         limits._do(_ask, gate, ticket)
         if ticket.starts > starts:
-            return False
+            return
         timeout = -1.0
         if deadline is not None:
             timeout = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
@@ -201,9 +201,8 @@ class Turn:
         except BaseException:  # a KeyboardInterrupt too
             self.give_back()
             raise
-        return True
 
-    async def atake(self) -> bool:
+    async def atake(self) -> None:
         """`take`, awaited, on any event loop. A task that is cancelled gives its place up."""
         limits, gate, ticket = self._limits, self._gate, self._ticket
         self._out = True
@@ -211,7 +210,7 @@ class Turn:
         starts = ticket.starts
         limits._do(_ask, gate, ticket)
         if ticket.starts > starts:
-            return False
+            return
         loop = asyncio.get_running_loop()
         called = loop.create_future()
         try:
@@ -220,7 +219,6 @@ class Turn:
         except BaseException:  # its turn may have come in the same moment
             self.give_back()
             raise
-        return True
 
     def give_back(self) -> None:
         """The request is over, or is not made after all. Does nothing where there is nothing to give back."""

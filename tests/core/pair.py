@@ -202,6 +202,8 @@ class Pair:
         self.keys: list[PublicKey | PremError] = [self.enclave.public]
         self.sent: list[Send] = []
         self.opened: list[Opened] = []
+        self._known: PublicKey | None = None
+        #: Those for which no known key would do.
         self.fetches: list[FetchKey] = []
         self.sleeps: list[float] = []
         self.reads = 0
@@ -246,8 +248,11 @@ class Pair:
             self.sleeps.append(step.seconds)
             return None
         if isinstance(step, FetchKey):
-            self.fetches.append(step)
-            return self._given(self.keys.pop(0) if len(self.keys) > 1 else self.keys[0])
+            # As a client does it: a known key is given again, until it is the stale one.
+            if self._known is None or self._known == step.stale:
+                self.fetches.append(step)
+                self._known = self._given(self.keys.pop(0) if len(self.keys) > 1 else self.keys[0])
+            return self._known
         assert isinstance(step, Send)
         self.sent.append(step)
         answer: Any = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
