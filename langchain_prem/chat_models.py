@@ -17,7 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils import secret_from_env
 from langchain_core.utils.function_calling import convert_to_openai_function, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 from typing_extensions import override
 
 from langchain_prem._answers import Chunks, chat_result
@@ -27,8 +27,8 @@ from langchain_prem._errors import core_errors
 from langchain_prem._messages import wire_messages
 from langchain_prem._profiles import profile_of
 from langchain_prem._structured import StructuredOutputParser
-from prem_core import AsyncPremClient, InvalidParameterError, PremClient, _tools
-from prem_core._settings import Clients, ModelSettings
+from prem_core import InvalidParameterError, _tools
+from prem_core._settings import ModelSettings
 
 
 class ChatPremEncrypted(ModelSettings, BaseChatModel):
@@ -223,8 +223,6 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key", "_serialized"})
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter", "callbacks", "cache"})
 
-    _clients: Clients = PrivateAttr(default_factory=Clients)
-
     # --- what it is -----------------------------------------------------------------------------------
 
     @property
@@ -296,13 +294,6 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         return count_tokens_approximately(messages, tools=formatted or None)
 
     # --- requests -------------------------------------------------------------------------------------
-
-    def _sync(self) -> PremClient:
-        # Made at the first call: constructing a model costs no connection, and needs no key yet.
-        return self._clients.sync({**self._client_options(), "http_client": self.http_client})
-
-    def _async(self) -> AsyncPremClient:
-        return self._clients.asynchronous({**self._client_options(), "http_client": self.http_async_client})
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], *, stream: bool

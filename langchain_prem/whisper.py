@@ -31,7 +31,6 @@ from prem_core._recordings import (
     sources_at,
     suffix_of_type,
 )
-from prem_core._settings import Clients
 from prem_core._spoken import Passage
 
 __all__ = ["PremWhisperLoader", "PremWhisperParser", "UnheardRecordingsWarning"]
@@ -48,8 +47,6 @@ class _Whisper(HearingSettings):
     """An httpx client of your own for asynchronous calls. Not serialised, not closed."""
 
     _http_fields: ClassVar[tuple[str, str]] = ("http_client", "http_async_client")
-
-    _clients: Clients = PrivateAttr(default_factory=Clients)
 
 
 class PremWhisperParser(_Whisper, BaseBlobParser):
@@ -79,7 +76,8 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
             In mode "segments", joins segments up to this length.
         timeout: float
             Seconds. Default 300: an answer begins when the whole recording was heard.
-        api_key, proxy_url, enclave_url, enclave_public_key, max_retries, allow_insecure, http_client, ...
+        api_key, proxy_url, enclave_url, enclave_public_key, encryption_keys, max_retries, total_timeout,
+        max_concurrency, requests_per_second, limits, allow_insecure, http_client, ...
             As for `ChatPremEncrypted`.
 
     Parse:
@@ -110,14 +108,14 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
         """The blob's documents. It is heard when the first one is asked for."""
         with core_errors():
             source = _blob_source(blob)
-            passages = hear(self._sync(self._clients), source, self._hearing())
+            passages = hear(self._sync(), source, self._hearing())
         yield from _documents(source, passages)
 
     async def alazy_parse(self, blob: Blob) -> AsyncIterator[Document]:
         """`lazy_parse`, without a thread for the network."""
         with core_errors():
             source = _blob_source(blob)
-            passages = await ahear(self._async(self._clients), source, self._hearing())
+            passages = await ahear(self._async(), source, self._hearing())
         for document in _documents(source, passages):
             yield document
 
@@ -134,7 +132,7 @@ class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
             where there is a `glob`. A directory without such a file is an error.
         blobs: Blobs, or a blob loader, instead of `path`.
         max_concurrency: Recordings heard at once by `alazy_load` and `aload`. Default 5; each may take more than
-            twice its size in memory on its way.
+            twice its size in memory on its way. Also requests on their way, where no `limits` say otherwise.
         show_progress: Whether to show a progress bar, with tqdm.
         on_error: "raise" the first error. Or "collect": the other recordings are loaded, `errors` holds a source and
             an error for each that was not, and a warning says how many there were. A wrong key or setting is
@@ -210,7 +208,7 @@ class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
     @override
     def lazy_load(self) -> Iterator[Document]:
         """The documents, recording by recording; one is heard when its first document is asked for."""
-        client = self._sync(self._clients)
+        client = self._sync()
         sources, watch = self._sources_and_watch()
         for source, passages in hear_all(client, sources, self._hearing(), watch):
             yield from _documents(source, passages)
@@ -218,7 +216,7 @@ class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
     @override
     async def alazy_load(self) -> AsyncIterator[Document]:
         """The documents, in the same order, with up to `max_concurrency` recordings heard at once."""
-        client = self._async(self._clients)
+        client = self._async()
         sources, watch = self._sources_and_watch()
         heard = ahear_all(client, sources, self._hearing(), watch, self.max_concurrency)
         async with aclosing(heard) as each:

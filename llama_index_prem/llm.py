@@ -42,15 +42,13 @@ from llama_index_prem._structured import StructuredAnswer
 from prem_core import (
     APIError,
     APIResponseValidationError,
-    AsyncPremClient,
     ConfigurationError,
     InvalidParameterError,
-    PremClient,
     RefusalError,
     _tools,
 )
 from prem_core._models import facts_of, listed_context_window
-from prem_core._settings import Clients, ModelSettings, check_params
+from prem_core._settings import ModelSettings, check_params
 
 dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]  # core re-exports it
 
@@ -205,7 +203,6 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key", "callback_manager"})
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter", "callback_manager"})
 
-    _clients: Clients = PrivateAttr(default_factory=Clients)
     #: Context windows found in the models list, by model; None where it does not say.
     _listed: dict[str, int | None] = PrivateAttr(default_factory=dict)
 
@@ -268,13 +265,6 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
     @override
     def _defaults(self) -> dict[str, Any]:
         return {**super()._defaults(), **self.additional_kwargs}
-
-    def _sync(self) -> PremClient:
-        # Made at the first call: constructing a model costs no connection, and needs no key yet.
-        return self._clients.sync({**self._client_options(), "http_client": self.http_client})
-
-    def _async(self) -> AsyncPremClient:
-        return self._clients.asynchronous({**self._client_options(), "http_client": self.async_http_client})
 
     def _request(
         self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], *, stream: bool

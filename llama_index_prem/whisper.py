@@ -23,7 +23,6 @@ from prem_core._recordings import (
     hear_all,
     source_of,
 )
-from prem_core._settings import Clients
 from prem_core._spoken import NUMBERS, Passage
 
 __all__ = ["WHISPER_SUFFIXES", "PremWhisperReader", "UnheardRecordingsWarning", "whisper_file_extractor"]
@@ -57,14 +56,19 @@ class PremWhisperReader(LoadingSettings, BasePydanticReader):
             setting is raised in any case.
         show_progress: Whether to show a progress bar, with tqdm, while a list is read.
         max_concurrency: Recordings heard at once by `aload_data` and `alazy_load_data`; each may take more than twice
-            its size in memory on its way.
+            its size in memory on its way. Also requests on their way, where no `limits` say otherwise.
+        requests_per_second: Requests that begin, in the long run.
+        limits: A `prem_core.Limits` to share with other readers, models and clients of the organisation.
         max_part_bytes: A recording of more bytes is sent in parts. At most, and by default, 25 MB.
         timeout: Seconds. Default 300: an answer begins when the whole recording was heard.
         api_key: Begins with ``sk_live`` or ``sk_test``; else read from ``PREM_API_KEY``.
         proxy_url: The gateway; else ``PREM_PROXY_URL``, else Prem's.
         enclave_url: The enclave; else ``PREM_ENCLAVE_URL``, else Prem's.
         enclave_public_key: The enclave's key, pinned (hex, base64 or bytes), instead of a fetched one.
+        encryption_keys: One KEM result for every request, instead of a fresh one each.
         max_retries: Tries after the first.
+        total_timeout: Seconds for a whole request: its turn's wait and every try included.
+        stream_chunk_timeout: Seconds between the bytes of an answer that has begun; else `timeout`.
         allow_insecure: Allow plain http to another machine.
         http_client: An ``httpx.Client`` of your own. Not closed here.
         async_http_client: An ``httpx.AsyncClient`` of your own.
@@ -116,7 +120,6 @@ class PremWhisperReader(LoadingSettings, BasePydanticReader):
 
     _http_fields: ClassVar[tuple[str, str]] = ("http_client", "async_http_client")
 
-    _clients: Clients = PrivateAttr(default_factory=Clients)
     _errors: list[tuple[str, Exception]] = PrivateAttr(default_factory=list)
 
     @classmethod
@@ -148,7 +151,7 @@ class PremWhisperReader(LoadingSettings, BasePydanticReader):
             APIError: The service's error, or the network's.
             DecryptionError: An answer does not open.
         """
-        client = self._sync(self._clients)
+        client = self._sync()
         sources, watch = self._sources_and_watch(file, extra_info, fs)
         for source, passages in hear_all(client, sources, self._hearing(), watch):
             yield from _documents(source, passages)
@@ -167,7 +170,7 @@ class PremWhisperReader(LoadingSettings, BasePydanticReader):
         self, file: Recordings, extra_info: Mapping[str, Any] | None = None, fs: Any = None
     ) -> AsyncGenerator[Document, None]:
         """The documents, in the same order, with up to `max_concurrency` recordings heard at once."""
-        client = self._async(self._clients)
+        client = self._async()
         sources, watch = self._sources_and_watch(file, extra_info, fs)
         heard = ahear_all(client, sources, self._hearing(), watch, self.max_concurrency)
         async with aclosing(heard) as each:

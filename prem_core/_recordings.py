@@ -19,24 +19,21 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path, PurePath
-from typing import IO, Any, ClassVar, Final, Literal, Self, cast
+from typing import IO, Any, Final, Literal, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from typing_extensions import override
 
 from prem_core._audio import DEFAULT_MODEL, MAX_FILE_BYTES, AudioFile, read_recording
 from prem_core._client import AsyncPremClient, PremClient
 from prem_core._config import (
-    DEFAULT_MAX_BUFFER_SIZE,
     DEFAULT_MAX_CONCURRENCY,
-    DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT,
 )
 from prem_core._errors import AuthenticationError, ConfigurationError, InvalidParameterError, PremError
-from prem_core._kem import PublicKey
-from prem_core._limits import Limits, check_one_source
 from prem_core._params import audio_plaintext
-from prem_core._settings import Clients, ModelSettings
+from prem_core._settings import ClientSettings
 from prem_core._splitting import Piece, split
 from prem_core._spoken import Answered, Hearing, Mode, Passage, Task, passages
 from prem_core._types import Transcription
@@ -437,12 +434,8 @@ async def ahear_all(
 # --- settings ---------------------------------------------------------------------------------------------
 
 
-class HearingSettings(BaseModel):
-    """How recordings are heard, and the settings of the client that hears them.
-
-    A base for the frameworks' parsers and loaders, to stand before the framework's own base class. As with
-    `ModelSettings`: no secret is in a repr, a pickle or a serialised form, and copies make their own connections.
-    """
+class HearingSettings(ClientSettings):
+    """How recordings are heard, and the settings of the client that hears them."""
 
     model: str = Field(default=DEFAULT_MODEL, min_length=1)
     """Name of the model."""
@@ -461,55 +454,8 @@ class HearingSettings(BaseModel):
     max_part_bytes: int = Field(default=MAX_FILE_BYTES, ge=LEAST_PART_BYTES, le=MAX_FILE_BYTES)
     """A recording of more bytes is sent in parts, cut at pauses."""
 
-    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """API key; else PREM_API_KEY. Not serialised."""
-    proxy_url: str | None = None
-    """The gateway; else PREM_PROXY_URL or PROXY_URL, else Prem's."""
-    enclave_url: str | None = None
-    """The enclave; else PREM_ENCLAVE_URL or ENCLAVE_URL, else Prem's."""
-    enclave_public_key: str | None = None
-    """The enclave's X-Wing public key, pinned: hex or base64 (a `prem_core.PublicKey` is taken too)."""
     timeout: float = Field(default=RECORDING_TIMEOUT, gt=0, allow_inf_nan=False)
     """Seconds to wait for an answer, which begins when the whole recording was heard; 30 at most to connect."""
-    max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
-    """Tries after the first one."""
-    total_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds for a whole request, until its answer is whole: its turn's wait and every try included."""
-    stream_chunk_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds between the bytes of an answer that has begun; else `timeout`."""
-    max_concurrency: int | None = Field(default=DEFAULT_MAX_CONCURRENCY, ge=1, strict=True)
-    """Requests on their way at once, of all threads and tasks; the others wait in line. None for any number."""
-    requests_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Requests that begin, in the long run. None for as many as the service takes."""
-    limits: Limits | None = Field(default=None, exclude=True, repr=False)
-    """`prem_core.Limits` to share with other loaders, models and clients. Not serialised."""
-    max_buffer_size: int = Field(default=DEFAULT_MAX_BUFFER_SIZE, gt=0)
-    """Bytes of one answer that may be held."""
-    allow_insecure: bool = False
-    """Allow plain http to another machine."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        arbitrary_types_allowed=True,
-        # An error names a setting and never shows its value, which may be a key.
-        hide_input_in_errors=True,
-    )
-
-    _http_fields: ClassVar[tuple[str, str]]
-    _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key"})
-    _shared: ClassVar[frozenset[str]] = frozenset()
-
-    # The manner of copies and pickles is `ModelSettings`', which needs no more of a class than the three above.
-    __getstate__ = cast("Any", ModelSettings.__getstate__)
-    __setstate__ = cast("Any", ModelSettings.__setstate__)
-    __copy__ = cast("Any", ModelSettings.__copy__)
-    __deepcopy__ = cast("Any", ModelSettings.__deepcopy__)
-    _fresh_privates = cast("Any", ModelSettings._fresh_privates)
-
-    @field_validator("enclave_public_key", mode="before")
-    @classmethod
-    def _key_as_text(cls, value: Any) -> Any:
-        return bytes(value).hex() if isinstance(value, PublicKey | bytes) else value
 
     @field_validator("language", "prompt", "temperature")
     @classmethod
@@ -526,12 +472,7 @@ class HearingSettings(BaseModel):
             )
         if self.group_seconds is not None and self.mode != "segments":
             raise InvalidParameterError("group_seconds: needs mode='segments'", param="group_seconds")
-        check_one_source(self.limits, self._limited_to(), self.requests_per_second)
         return self
-
-    def _limited_to(self) -> int | None:
-        """`max_concurrency`, where it means nothing but requests."""
-        return self.max_concurrency
 
     def _hearing(self) -> Hearing:
         return Hearing(
@@ -545,30 +486,10 @@ class HearingSettings(BaseModel):
             max_part_bytes=self.max_part_bytes,
         )
 
-    def _client_options(self, http_field: str) -> dict[str, Any]:
-        return {
-            "api_key": self.api_key.get_secret_value() if self.api_key is not None else None,
-            "proxy_url": self.proxy_url,
-            "enclave_url": self.enclave_url,
-            "enclave_public_key": self.enclave_public_key,
-            # It is the hearing that takes long, not finding the gateway.
-            "timeout": httpx.Timeout(self.timeout, connect=min(self.timeout, DEFAULT_TIMEOUT)),
-            "max_retries": self.max_retries,
-            "total_timeout": self.total_timeout,
-            "stream_chunk_timeout": self.stream_chunk_timeout,
-            "max_concurrency": self.max_concurrency,
-            "requests_per_second": self.requests_per_second,
-            "limits": self.limits,
-            "max_buffer_size": self.max_buffer_size,
-            "allow_insecure": self.allow_insecure,
-            "http_client": getattr(self, http_field),
-        }
-
-    def _sync(self, clients: Clients) -> PremClient:
-        return clients.sync(self._client_options(self._http_fields[0]))
-
-    def _async(self, clients: Clients) -> AsyncPremClient:
-        return clients.asynchronous(self._client_options(self._http_fields[1]))
+    @override
+    def _client_timeout(self) -> httpx.Timeout:
+        # It is the hearing that takes long, not finding the gateway.
+        return httpx.Timeout(self.timeout, connect=min(self.timeout, DEFAULT_TIMEOUT))
 
 
 class LoadingSettings(HearingSettings):
@@ -582,5 +503,6 @@ class LoadingSettings(HearingSettings):
     """Recordings heard at once, in asynchronous calls; and requests on their way, where no `limits` say otherwise. None
     for the default, and any number of requests."""
 
+    @override
     def _limited_to(self) -> int | None:
         return DEFAULT_MAX_CONCURRENCY  # here it says how many recordings are held in memory, too

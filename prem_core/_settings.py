@@ -1,4 +1,4 @@
-"""What a model of either framework is made from, and how such a model is asked, copied and pickled.
+"""What the classes of both frameworks are made from, and how they are asked, copied and pickled.
 
 The rule of this file: a setting is declared, checked and turned into a request once. A secret is in no
 repr, no pickle and no serialised form.
@@ -10,7 +10,17 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+import httpx
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from prem_core._client import AsyncPremClient, PremClient
 from prem_core._config import (
@@ -22,6 +32,7 @@ from prem_core._config import (
 from prem_core._errors import InvalidParameterError
 from prem_core._kem import PublicKey
 from prem_core._limits import Limits, check_one_source
+from prem_core._pace import Stats
 from prem_core._params import chat_plaintext
 from prem_core._seal import EncryptionKeys
 
@@ -37,8 +48,17 @@ PARAM_FIELDS: Final = (
 _RENAMED: Final = {"request_metadata": "metadata"}
 
 
+#: Settings that are a client's arguments as they are.
+_CLIENT_FIELDS: Final = (
+    "proxy_url", "enclave_url", "enclave_public_key", "encryption_keys", "max_retries", "total_timeout",
+    "stream_chunk_timeout", "max_concurrency", "requests_per_second", "limits", "max_buffer_size",
+    "allow_insecure",
+)  # fmt: skip
+
+
 class Clients:
-    """The two clients of one model: each made at the first call, and anew when the settings have changed.
+    """The two clients of one model, parser or loader. Each is made at the first call, and anew when the settings have
+    changed.
 
     Both have the same limits. Copies and pickles hold none: connections, locks and counts belong to their process and
     their model.
@@ -64,6 +84,12 @@ class Clients:
                 self._async = (options, AsyncPremClient(**self._limited(options)))
             return self._async[1]
 
+    def limits(self, options: dict[str, Any]) -> Limits:
+        """The limits of clients made with these arguments."""
+        with self._lock:
+            limits: Limits = self._limited(options)["limits"]
+            return limits
+
     def _limited(self, options: dict[str, Any]) -> dict[str, Any]:
         options = dict(options)
         figures = (
@@ -83,15 +109,12 @@ class Clients:
         return type(self), ()
 
 
-class ModelSettings(BaseModel):
-    """The settings of a chat model: those of its client, and every parameter of the published schema.
+class ClientSettings(BaseModel):
+    """The settings of a client, for whatever makes one when it is first needed: models, parsers, loaders.
 
-    A base for the frameworks' models, to stand before the framework's own base class. Private attributes of
-    a model need a default factory: copies get fresh ones.
+    A base to stand before the framework's own base class. No secret is in a repr, a pickle or a serialised form.
+    Private attributes of a class made from it need a default factory: copies get fresh ones.
     """
-
-    model: str = Field(min_length=1)
-    """Name of the model."""
 
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """API key; else PREM_API_KEY. Not serialised."""
@@ -121,6 +144,108 @@ class ModelSettings(BaseModel):
     """Bytes of one event, or one body, that may be held."""
     allow_insecure: bool = False
     """Allow plain http to another machine."""
+
+    model_config = ConfigDict(
+        # A name that is no field is an error: a misspelt parameter must not be dropped.
+        extra="forbid",
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+        # An error names a setting and never shows its value, which may be a key.
+        hide_input_in_errors=True,
+    )
+
+    #: The fields that hold the caller's own httpx clients, synchronous and asynchronous.
+    _http_fields: ClassVar[tuple[str, str]]
+    #: Fields that are left out of pickles and take their defaults again.
+    _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key"})
+    #: Fields whose objects a deep copy shares: they belong to the process, or to the caller.
+    _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter"})
+
+    @field_validator("enclave_public_key", mode="before")
+    @classmethod
+    def _key_as_text(cls, value: Any) -> Any:
+        # Kept as text, so that it can be serialised with the rest.
+        return bytes(value).hex() if isinstance(value, PublicKey | bytes) else value
+
+    _clients: Clients = PrivateAttr(default_factory=Clients)
+
+    @model_validator(mode="after")
+    def _limits_once(self) -> Self:
+        check_one_source(self.limits, self._limited_to(), self.requests_per_second)
+        return self
+
+    def _limited_to(self) -> int | None:
+        """`max_concurrency`, where it means nothing but requests."""
+        return self.max_concurrency
+
+    # --- clients --------------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """Counts of requests, retries and refusals so far, and of those on their way; shared as `limits` are."""
+        return self._clients.limits(self._client_options(self._http_fields[0])).stats
+
+    def _sync(self) -> PremClient:
+        # Made at the first call: constructing a model costs no connection, and needs no key yet.
+        return self._clients.sync(self._client_options(self._http_fields[0]))
+
+    def _async(self) -> AsyncPremClient:
+        return self._clients.asynchronous(self._client_options(self._http_fields[1]))
+
+    def _client_options(self, http_field: str) -> dict[str, Any]:
+        return {
+            "api_key": self.api_key.get_secret_value() if self.api_key is not None else None,
+            "timeout": self._client_timeout(),
+            "http_client": getattr(self, http_field),
+            **{name: getattr(self, name) for name in _CLIENT_FIELDS},
+        }
+
+    def _client_timeout(self) -> float | httpx.Timeout:
+        return self.timeout
+
+    # --- copies ---------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if any(getattr(self, name) is not None for name in self._http_fields):
+            raise TypeError("a model with an http client of its own is not pickled: the client cannot be")
+        if getattr(self, "rate_limiter", None) is not None:
+            raise TypeError("a model with a rate_limiter is not pickled: another process could not share it")
+        state = BaseModel.__getstate__(self)
+        fields = {name: value for name, value in state["__dict__"].items() if name not in self._unpickled}
+        return {**state, "__dict__": fields, "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        BaseModel.__setstate__(self, state)
+        for name, field in type(self).model_fields.items():
+            if name not in self.__dict__:
+                self.__dict__[name] = field.get_default(call_default_factory=True)
+        self._fresh_privates()
+
+    def __copy__(self) -> Self:
+        made = BaseModel.__copy__(self)
+        # Another model may get other settings (`model_copy(update=…)`): it makes its own clients.
+        made._fresh_privates()
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        # Limits that were given are an organisation's, whichever copy uses them.
+        for name in {"limits", *self._http_fields, *self._shared}:
+            shared = getattr(self, name, None)
+            memo[id(shared)] = shared
+        return BaseModel.__deepcopy__(self, memo)
+
+    def _fresh_privates(self) -> None:
+        factories = {n: each.default_factory for n, each in type(self).__private_attributes__.items()}
+        private = {name: cast("Callable[[], Any]", make)() for name, make in factories.items() if make}
+        object.__setattr__(self, "__pydantic_private__", private)
+
+
+class ModelSettings(ClientSettings):
+    """The settings of a chat model: those of its client, and every parameter of the published schema."""
+
+    model: str = Field(min_length=1)
+    """Name of the model."""
 
     temperature: float | None = None
     """Sampling temperature, 0 to 2."""
@@ -177,28 +302,6 @@ class ModelSettings(BaseModel):
     stream_usage: bool = True
     """Whether streams report token usage."""
 
-    model_config = ConfigDict(
-        # A name that is no field is an error: a misspelt parameter must not be dropped.
-        extra="forbid",
-        populate_by_name=True,
-        arbitrary_types_allowed=True,
-        # An error names a setting and never shows its value, which may be a key.
-        hide_input_in_errors=True,
-    )
-
-    #: The fields that hold the caller's own httpx clients, synchronous and asynchronous.
-    _http_fields: ClassVar[tuple[str, str]]
-    #: Fields that are left out of pickles and take their defaults again.
-    _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key"})
-    #: Fields whose objects a deep copy shares: they belong to the process, or to the caller.
-    _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter"})
-
-    @field_validator("enclave_public_key", mode="before")
-    @classmethod
-    def _key_as_text(cls, value: Any) -> Any:
-        # Kept as text, so that it can be serialised with the rest.
-        return bytes(value).hex() if isinstance(value, PublicKey | bytes) else value
-
     @field_validator(*PARAM_FIELDS[1:], *_RENAMED)
     @classmethod
     def _as_published(cls, value: Any, info: ValidationInfo) -> Any:
@@ -206,30 +309,7 @@ class ModelSettings(BaseModel):
         check_params({_RENAMED.get(name, name): value})
         return value
 
-    @model_validator(mode="after")
-    def _limits_once(self) -> Self:
-        check_one_source(self.limits, self.max_concurrency, self.requests_per_second)
-        return self
-
     # --- requests -------------------------------------------------------------------------------------
-
-    def _client_options(self) -> dict[str, Any]:
-        return {
-            "api_key": self.api_key.get_secret_value() if self.api_key is not None else None,
-            "proxy_url": self.proxy_url,
-            "enclave_url": self.enclave_url,
-            "enclave_public_key": self.enclave_public_key,
-            "encryption_keys": self.encryption_keys,
-            "timeout": self.timeout,
-            "max_retries": self.max_retries,
-            "total_timeout": self.total_timeout,
-            "stream_chunk_timeout": self.stream_chunk_timeout,
-            "max_concurrency": self.max_concurrency,
-            "requests_per_second": self.requests_per_second,
-            "limits": self.limits,
-            "max_buffer_size": self.max_buffer_size,
-            "allow_insecure": self.allow_insecure,
-        }
 
     def _defaults(self) -> dict[str, Any]:
         """The request's parameters as they are set on the model."""
@@ -270,43 +350,6 @@ class ModelSettings(BaseModel):
         if self.stream_usage if usage is None else usage:
             request["stream_options"] = {"include_usage": True, **(request.get("stream_options") or {})}
         return request
-
-    # --- copies ---------------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[Any, Any]:
-        if any(getattr(self, name) is not None for name in self._http_fields):
-            raise TypeError("a model with an http client of its own is not pickled: the client cannot be")
-        if getattr(self, "rate_limiter", None) is not None:
-            raise TypeError("a model with a rate_limiter is not pickled: another process could not share it")
-        state = BaseModel.__getstate__(self)
-        fields = {name: value for name, value in state["__dict__"].items() if name not in self._unpickled}
-        return {**state, "__dict__": fields, "__pydantic_private__": None}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        BaseModel.__setstate__(self, state)
-        for name, field in type(self).model_fields.items():
-            if name not in self.__dict__:
-                self.__dict__[name] = field.get_default(call_default_factory=True)
-        self._fresh_privates()
-
-    def __copy__(self) -> Self:
-        made = BaseModel.__copy__(self)
-        # Another model may get other settings (`model_copy(update=…)`): it makes its own clients.
-        made._fresh_privates()
-        return made
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        memo = {} if memo is None else memo
-        # Limits that were given are an organisation's, whichever copy uses them.
-        for name in {"limits", *self._http_fields, *self._shared}:
-            shared = getattr(self, name, None)
-            memo[id(shared)] = shared
-        return BaseModel.__deepcopy__(self, memo)
-
-    def _fresh_privates(self) -> None:
-        factories = {n: each.default_factory for n, each in type(self).__private_attributes__.items()}
-        private = {name: cast("Callable[[], Any]", make)() for name, make in factories.items() if make}
-        object.__setattr__(self, "__pydantic_private__", private)
 
 
 def check_params(params: Mapping[str, Any]) -> None:

@@ -522,11 +522,9 @@ def test_a_pinned_key_may_be_an_object(enclave):
 
 
 def test_no_key_is_said_when_it_is_needed():
-    from prem_core._settings import Clients
-
     settings = Settings()
     with pytest.raises(ConfigurationError, match="PREM_API_KEY"):
-        settings._sync(Clients())
+        settings._sync()
 
 
 def test_importing_the_core_brings_no_decoder():

@@ -174,7 +174,7 @@ def test_a_setting_reaches_the_client():
     key = PrivateKey(bytes(32)).public_key()
     keys = EncryptionKeys.encapsulate(key)
     model = make(enclave_public_key=key, encryption_keys=keys, allow_insecure=True, max_buffer_size=7)
-    options = model._client_options()
+    options = model._client_options("http_client")
     assert options["api_key"] == "sk_test_SECRET"
     assert options["enclave_public_key"] == bytes(key).hex()
     assert options["encryption_keys"] is keys

@@ -191,7 +191,7 @@ def test_the_parser_composes_with_a_generic_loader(parser: Make, upstream: Upstr
 
 
 def test_a_parser_has_no_setting_it_would_ignore() -> None:
-    for name in ("on_error", "show_progress", "max_concurrency"):
+    for name in ("on_error", "show_progress"):
         with pytest.raises(ValueError, match=name):
             PremWhisperParser(**{name: True})
 
