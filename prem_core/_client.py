@@ -353,6 +353,7 @@ class AsyncPremClient(_ClientBase):
         if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
             raise ConfigurationError("http_client must be an httpx.AsyncClient (PremClient takes a Client)")
         self._loops = LoopStates(http_client)
+        self._closed = False
 
     @property
     def chat(self) -> AsyncChat:
@@ -376,7 +377,8 @@ class AsyncPremClient(_ClientBase):
         await self.close()
 
     async def close(self) -> None:
-        """Close the running loop's connections. Those of other loops close when these end."""
+        """Close the running loop's connections; those of other loops close when these end. No call is made after it."""
+        self._closed = True
         await self._loops.close()
 
     aclose = close
@@ -384,6 +386,8 @@ class AsyncPremClient(_ClientBase):
     async def _driver(
         self, timeout: float | httpx.Timeout | None = None, deadline: float | None = None
     ) -> AsyncDriver:
+        if self._closed:
+            raise ConfigurationError("the client is closed")
         return self._driver_on(await self._loops.current(), _checked(timeout), deadline)
 
     def _driver_on(

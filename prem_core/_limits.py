@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ from prem_core._retry import OUT_OF_TIME
 STARVED: Final = 1.0
 COLLECTING: Final = 0.02
 
+_log = logging.getLogger("prem_core")
+
 
 class Limits:
     """What may be on its way at once, and how many requests may begin in a second.
@@ -42,7 +45,7 @@ class Limits:
     Callers are served in the order they came. When the service answers 429, or 503 with a Retry-After, all of them
     wait, and not only the one who was answered so; after a 429 the following requests begin about one Retry-After
     apart, and faster as time passes without another (see `_pace`). A stream counts until it is whole, closed or
-    forgotten: a thread that holds `max_concurrency` streams open and asks for one more waits for itself.
+    forgotten: a thread that holds `max_concurrency` streams open and asks for one more is warned, and waits for itself.
 
     The limits are this process's. A copy and a pickle have the same figures and counts of their own; copies of a
     model share the object that was given to it.
@@ -98,6 +101,7 @@ class Limits:
         self._gate = Gate(*self._figures, time.monotonic())
         self._served = self._next_collection = float("-inf")
         self._forgotten = 0  # turns that nobody gave back
+        self._stuck = self._told = False
 
     def _do(self, call: Callable[..., object], *args: Any) -> None:
         """Have ``call(*args)`` done by whoever holds the lock, and then those served whose turn it is."""
@@ -137,16 +141,26 @@ class Limits:
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm_at = now + wait
-        self._alarm = threading.Timer(wait, self._do, (self._rung,))
+        self._alarm = threading.Timer(wait, self._ring)
         self._alarm.daemon = True
         with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
             self._alarm.start()
 
-    def _rung(self) -> None:
+    def _ring(self) -> None:
         # A timer that was cancelled too late rings too; it does no harm.
+        self._do(self._rung)
+        if self._stuck and not self._told:
+            self._told = True
+            _log.warning(
+                "a thread or task holds as many streams as max_concurrency allows, and waits for one more: "
+                "close one of them, or raise max_concurrency"
+            )
+
+    def _rung(self) -> None:
         self._alarm_at = float("inf")
         if time.monotonic() >= self._served + STARVED:
             self._find_forgotten()
+            self._stuck = self._gate.waits_for_itself
 
     def _find_forgotten(self) -> None:
         begun = time.monotonic()
@@ -183,6 +197,7 @@ class Turn:
         """
         limits, gate, ticket = self._limits, self._gate, self._ticket
         self._out = True
+        ticket.owner = threading.get_ident()
         # Not "holds it": what gives the turn back before another try may still be in the inbox.
         starts = ticket.starts
         limits._do(_ask, gate, ticket)
@@ -206,6 +221,7 @@ class Turn:
         """`take`, awaited, on any event loop. A task that is cancelled gives its place up."""
         limits, gate, ticket = self._limits, self._gate, self._ticket
         self._out = True
+        ticket.owner = id(asyncio.current_task())
         # Not "holds it": what gives the turn back before another try may still be in the inbox.
         starts = ticket.starts
         limits._do(_ask, gate, ticket)
@@ -235,6 +251,7 @@ class Turn:
         """Note that nobody will give it back by himself; whoever calls this does."""
         if self._out:
             self._limits._forgotten += 1
+            self._ticket.owner = 0
 
     def __del__(self) -> None:
         self.forget()

@@ -118,9 +118,10 @@ class Pace:
 class Ticket:
     """One caller's place in the queue, and then its slot. It keeps its number, and so its place, over retries."""
 
-    __slots__ = ("begun", "gap", "number", "place", "starts", "wake")
+    __slots__ = ("begun", "gap", "number", "owner", "place", "starts", "wake")
 
     def __init__(self) -> None:
+        self.owner = 0  # the thread or task that asked
         self.number = -1
         self.begun = 0.0
         self.gap = 0.0
@@ -247,6 +248,12 @@ class Gate:
     def starved(self) -> bool:
         """Whether somebody waits for a slot, and not for a time."""
         return self._waiting > 0 and not self._has_slot()
+
+    @property
+    def waits_for_itself(self) -> bool:
+        """Whether the first in line has all slots itself."""
+        first = self._first()
+        return self.starved and all(each.owner == first.owner for each in self._held if first is not None)
 
     def _has_slot(self) -> bool:
         return self._slots is None or len(self._held) < self._slots

@@ -486,6 +486,8 @@ def test_closing_a_client_closes_its_connections(api):
         api.close(client)
         assert until(lambda: gateway.connections == 0, SOON)
         api.close(client)
+        with pytest.raises(errors.ConfigurationError, match="the client is closed"):
+            api.create(client)
 
 
 def test_the_end_of_a_with_block_closes_the_connections():
@@ -1073,15 +1075,6 @@ def test_a_loop_that_was_closed_without_a_farewell_is_not_kept():
         del loop
     gc.collect()
     assert [loop() for loop in loops[:2]] == [None] * 2
-
-
-async def test_an_async_client_can_be_used_again_after_it_was_closed():
-    with Gateway() as gateway:
-        client = AsyncPremClient(**gateway.settings())
-        await client.chat.completions.create(**PARAMS)
-        await client.close()
-        assert (await client.chat.completions.create(**PARAMS)).choices
-        await client.close()
 
 
 # --- clients nobody closes

@@ -322,6 +322,33 @@ def test_the_keys_fetch_takes_no_slot():
     assert gateway.paths().count("/publicKey") == 2
 
 
+def test_a_thread_that_waits_for_its_own_streams_is_told_so(caplog):
+    options = {"max_concurrency": 1, "total_timeout": 1.5}
+    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
+        with ask(client, stream=True), pytest.raises(errors.APITimeoutError):
+            ask(client)
+    assert caplog.text.count("a thread or task holds as many streams as max_concurrency allows") == 1
+
+
+async def test_a_task_that_waits_for_its_own_streams_is_told_so(caplog):
+    options = {"max_concurrency": 1, "total_timeout": 1.5}
+    with Gateway(Holding()) as gateway:
+        async with AsyncPremClient(**gateway.settings(**options)) as client:
+            async with await client.chat.completions.create(**PARAMS, stream=True):
+                with pytest.raises(errors.APITimeoutError):
+                    await client.chat.completions.create(**PARAMS)
+    assert caplog.text.count("a thread or task holds as many streams as max_concurrency allows") == 1
+
+
+def test_who_waits_for_others_is_told_nothing(caplog):
+    options = {"max_concurrency": 1, "total_timeout": 1.5}
+    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
+        with ThreadPoolExecutor(1) as pool, ask(client, stream=True):
+            with pytest.raises(errors.APITimeoutError):
+                pool.submit(ask, client).result(10)
+    assert "holds as many streams" not in caplog.text
+
+
 def test_the_models_list_takes_no_slot():
     with Gateway(Holding(), other=lambda call: call.reply(b'{"data": []}')) as gateway:
         with PremClient(**gateway.settings(max_concurrency=1)) as client:
