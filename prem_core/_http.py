@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import socket
 import ssl
 import threading
@@ -83,8 +84,20 @@ def _url(text: str) -> httpx.URL:
 
 @functools.cache
 def ssl_context() -> ssl.SSLContext:
-    """One TLS context for every client: reading the certificates takes some 10 to 40 ms."""
-    return ssl.create_default_context(cafile=certifi.where())
+    """One TLS context for every client: reading the certificates takes some 10 to 40 ms.
+
+    SSL_CERT_FILE, or else SSL_CERT_DIR, stands in for certifi's certificates, as it does for httpx.
+
+    Raises:
+        ConfigurationError: There are no certificates in the file that SSL_CERT_FILE names.
+    """
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if not file:
+        return ssl.create_default_context(capath=folder, cafile=None if folder else certifi.where())
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise errors.ConfigurationError(f"SSL_CERT_FILE: no certificates can be read: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

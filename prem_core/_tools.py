@@ -119,4 +119,4 @@ def misfit(name: str, findings: Sequence[Mapping[str, Any]]) -> str:
         findings: Pydantic's, without inputs and contexts.
     """
     where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the value'}: {e['msg']}" for e in findings[:5])
-    return f"the answer is not a {name}: {where}"
+    return f"the answer does not fit {name}: {where}"

@@ -3,7 +3,9 @@ import gzip
 import inspect
 import json
 import ssl
+from pathlib import Path
 
+import certifi
 import httpx
 import pytest
 from pair import COMPLETION, PARAMS, Enclave, Gateway, said, text_of
@@ -427,6 +429,20 @@ def test_certificates_are_checked_and_read_once():
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert ssl_context() is context
+
+
+def test_certificates_are_those_that_the_environment_names(monkeypatch, tmp_path):
+    ours = tmp_path / "ours.pem"
+    first = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----")
+    ours.write_text(first[0][first[0].index("-----BEGIN") :] + first[1])
+    monkeypatch.setenv("SSL_CERT_FILE", str(ours))
+    assert len(ssl_context.__wrapped__().get_ca_certs()) == 1
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert ssl_context.__wrapped__().get_ca_certs() == []  # looked up there, when a server's is checked
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE: no certificates can be read"):
+        ssl_context.__wrapped__()
 
 
 def test_more_streams_than_httpx_would_allow_run_at_once():

@@ -125,6 +125,6 @@ def test_arguments_are_a_json_object_or_nothing(text, arguments):
 def test_a_misfit_names_the_first_fields_and_no_values():
     found = [{"loc": ("items", i, "price"), "msg": "too low", "input": "secret"} for i in range(9)]
     text = misfit("Invoice", [{"loc": (), "msg": "not JSON"}, *found])
-    assert text.startswith("the answer is not a Invoice: the value: not JSON; items.0.price: too low; ")
+    assert text.startswith("the answer does not fit Invoice: the value: not JSON; items.0.price: too low; ")
     assert text.count(";") == 4
     assert "secret" not in text

@@ -209,7 +209,7 @@ async def test_an_answer_that_does_not_fit_names_the_field_and_not_the_value(
     scripted: Make, predicted: Predict, way: str, answer: str, why: str
 ) -> None:
     model = scripted(delta(content=answer), finish())
-    with pytest.raises(ValueError, match=f"^the answer is not a Payment: {why}") as caught:
+    with pytest.raises(ValueError, match=f"^the answer does not fit Payment: {why}") as caught:
         await predicted(model, way, Payment, PromptTemplate("?"))
     assert "Quillonbury" not in str(caught.value)
     assert caught.value.__context__ is None or isinstance(caught.value.__context__, StopIteration)
