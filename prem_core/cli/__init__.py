@@ -1,61 +1,45 @@
 """The `prem` command: one module of this package per subcommand.
 
 To add one, write a module with a function of the same name, its typer command, or with a `Typer` of that name
-for a group of them, and name it in `COMMANDS`. A module imports what only it needs inside the function, so that
-no command needs another's extras.
+for a group of them (whose commands take ``cls=Command``), and name it in `COMMANDS`. A module imports what only it
+needs inside the function, so that no command needs another's extras. What every command has is in one place each:
+how it ends (`_ending`), ``--local`` and ``--debug`` (`_command`), and the options of those that call the service
+(`_connection`).
+
+Exit status of every command:
+
+====  ===================================================================================================
+0     done
+1     it ran and failed: the service, the network, a file of several, a check
+2     it cannot run as it was called, or as it is installed; nothing was sent
+3     `prem chat` only: the answer stopped at a limit, such as ``--max-tokens``; what there is was printed
+130   interrupted (Ctrl-C)
+141   the reader of standard output has left, as ``head`` does
+====  ===================================================================================================
 """
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import Final
 
 #: The subcommands, in the order of the help.
-COMMANDS: Final = ("enclave", "keys")
+COMMANDS: Final = ("chat", "transcribe", "models", "doctor", "proxy", "enclave", "keys")
 
-#: Exit status of a command that cannot run as it was called, or as it is installed.
+FAILURE: Final = 1
 USAGE_ERROR: Final = 2
+STOPPED_SHORT: Final = 3
+INTERRUPTED: Final = 130
+READER_LEFT: Final = 141
 
 
 def main() -> None:
     """Run the command line in `sys.argv`; the entry point ``prem``."""
     try:
-        import typer
+        from prem_core.cli._application import application
     except ModuleNotFoundError as missing:
-        sys.stderr.write(
-            f'prem: the command line needs {missing.name}: pip install "prem-encrypted[enclave]"\n'
-        )
+        if (missing.name or "").partition(".")[0] == "prem_core":
+            raise
+        sys.stderr.write(f'prem: the command line needs {missing.name}: pip install "prem-encrypted[cli]"\n')
         sys.exit(USAGE_ERROR)
-
-    from prem_core._version import __version__
-
-    app = typer.Typer(
-        name="prem",
-        help="Prem's end-to-end encrypted inference, from the command line.",
-        no_args_is_help=True,
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-    )
-
-    def show_version(wanted: bool) -> None:
-        if wanted:
-            typer.echo(f"prem {__version__}")
-            raise typer.Exit
-
-    @app.callback()
-    def prem(
-        version: bool = typer.Option(
-            False, "--version", callback=show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ) -> None:
-        pass
-
-    for name in COMMANDS:
-        command = getattr(import_module(f"prem_core.cli.{name}"), name)
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
-        else:
-            app.command(name)(command)
-    app()
+    application()()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prem_core._errors import ConfigurationError
-from prem_core.cli import USAGE_ERROR
 
 if TYPE_CHECKING:
     from prem_core.enclave import LocalEnclave
@@ -57,15 +56,17 @@ def enclave(
         ),
     ] = None,
 ) -> None:
-    """Run a gateway and an enclave on this machine, for development.
+    """Run a gateway and an enclave here, for development.
 
-    They listen on loopback only, and keep nothing. Stop with Ctrl-C.
+    They listen on this machine's loopback only, and keep nothing. Stop with Ctrl-C, which is no error here.
+
+    \b
+    Examples:
+      prem enclave
+      prem enclave --upstream http://localhost:11434 --tier base
     """
-    try:
-        from prem_core.enclave import LocalEnclave
-        from prem_core.enclave._local import DEFAULT_MODELS
-    except ImportError as missing:
-        raise _unusable(missing) from None
+    from prem_core.enclave import LocalEnclave
+    from prem_core.enclave._local import DEFAULT_MODELS
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -80,8 +81,8 @@ def enclave(
             tier=tier.value,
             models=model or DEFAULT_MODELS,
         ).start()
-    except (ConfigurationError, OSError) as error:
-        raise _unusable(error) from None
+    except OSError as error:  # a port
+        raise ConfigurationError(str(error)) from error
     try:
         _show(prem)
         # With a timeout: on Windows a wait without one is not interrupted by Ctrl-C.
@@ -113,8 +114,3 @@ def _from_environment(name: str | None) -> str | None:
     if not value:
         raise ConfigurationError(f"the environment variable {name} is not set")
     return value
-
-
-def _unusable(error: Exception) -> typer.Exit:
-    typer.echo(f"prem enclave: {error}", err=True)
-    return typer.Exit(USAGE_ERROR)

@@ -1,28 +1,27 @@
 """``prem keys``: encryption keys in a file, sealed with your own master key. No secret is ever printed.
 
-Exit status: 0, done; 1, the enclave's key cannot be had, a file cannot be written, or one is damaged, open to
-others or does not open; 2, it cannot run as called: an option, no KEK, a file that is there already.
+Here exit status 1 is: the enclave's key cannot be had, a file cannot be written, or one is damaged, open to others or
+does not open; and 2: an option, no KEK, a file that is there already.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from prem_core._errors import ConfigurationError, PremError
-from prem_core.cli import USAGE_ERROR
-
-#: Exit status of a command that ran and failed.
-FAILURE: Final = 1
+from prem_core.cli import FAILURE, USAGE_ERROR
+from prem_core.cli._command import Command
+from prem_core.cli._connection import find_kek
+from prem_core.cli._ending import ending_in
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="Keep encryption keys in a file, sealed with your KEK (CLIENT_KEK: 32 bytes, hex or base64).",
+    help="Keep encryption keys in a file, sealed with a KEK.\n\n"
+    "The KEK is yours: 32 random bytes, in hex or base64, in CLIENT_KEK or in a file.",
 )
 
 KekFile = Annotated[
@@ -31,7 +30,7 @@ KekFile = Annotated[
 ]
 
 
-@keys.command()
+@keys.command(cls=Command)
 def generate(
     path: Annotated[str, typer.Argument(metavar="PATH", help="The file to write.")],
     enclave_url: Annotated[
@@ -55,24 +54,25 @@ def generate(
 ) -> None:
     """Make encryption keys for an enclave, and keep them in PATH.
 
-    Exit status: 1 if the enclave's key cannot be had or a file cannot be written; 2 if it cannot run as called.
+    \b
+    Example:
+      prem keys generate prem.keys --new-kek prem.kek
     """
     from prem_core import _keyfile, generate_encryption_keys
     from prem_core._envelope import parse_public_key
 
     # Whatever can be refused is refused before the enclave is asked.
-    with _ended("generate", USAGE_ERROR):
+    with ending_in(USAGE_ERROR):
         _refuse_overlap(path, kek_file, new_kek)
-        kek = _keyfile.new_kek() if new_kek else _kek(kek_file)
+        kek = _keyfile.new_kek() if new_kek else find_kek(kek_file)
         if kek is None:
             raise ConfigurationError("no KEK: set CLIENT_KEK, or give --kek-file or --new-kek")
         if new_kek:
             _keyfile.check_free(new_kek)
         _keyfile.check_free(path, overwrite=force)
         pinned = None if enclave_public_key is None else parse_public_key(enclave_public_key)
-    with _ended("generate"):
-        made = generate_encryption_keys(enclave_url=enclave_url, enclave_public_key=pinned)
-    with _ended("generate", FAILURE):
+    made = generate_encryption_keys(enclave_url=enclave_url, enclave_public_key=pinned)
+    with ending_in(FAILURE):
         if new_kek:
             _keyfile.write_kek(new_kek, kek)
         try:
@@ -88,21 +88,25 @@ def generate(
     typer.echo(f"cipher text  sha256:{hashlib.sha256(made.cipher_text).hexdigest()}")
 
 
-@keys.command()
+@keys.command(cls=Command)
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file of encryption keys.")],
     kek_file: KekFile = None,
 ) -> None:
     """Show what a file of encryption keys says of itself, and whether the KEK opens it.
 
-    Without the KEK nothing shown is proven. Exit status: 1 if it is no such file, is damaged, open to others, or
-    does not open.
+    Without the KEK nothing shown is proven. Exit status 1: it is no such file, is damaged, open to others, or does
+    not open.
+
+    \b
+    Example:
+      prem keys inspect prem.keys --kek-file prem.kek
     """
     from prem_core import _keyfile
 
-    with _ended("inspect", USAGE_ERROR):
-        kek = _kek(kek_file)
-    with _ended("inspect", FAILURE):
+    with ending_in(USAGE_ERROR):
+        kek = find_kek(kek_file)
+    with ending_in(FAILURE):
         file = _keyfile.look(path)
         typer.echo(f"version      {file.version}")
         typer.echo(f"created      {file.created.isoformat()}")
@@ -120,15 +124,6 @@ def inspect(
         file.check_mode()
 
 
-def _kek(path: str | None) -> bytes | None:
-    """The KEK of the file, else of the environment; None where neither is given."""
-    from prem_core import _config, _keyfile
-
-    if path:
-        return _keyfile.read_kek(path)
-    return _config.resolve_kek() if os.environ.get(_config.KEK_VARIABLE, "").strip() else None
-
-
 def _refuse_overlap(path: str, kek_file: str | None, new_kek: str | None) -> None:
     if kek_file and new_kek:
         raise ConfigurationError("--kek-file and --new-kek: give one of them")
@@ -136,16 +131,3 @@ def _refuse_overlap(path: str, kek_file: str | None, new_kek: str | None) -> Non
     kek = kek_file or new_kek
     if kek and os.path.realpath(kek) == os.path.realpath(path):
         raise ConfigurationError("PATH and the KEK's file must be two files")
-
-
-@contextlib.contextmanager
-def _ended(command: str, status: int | None = None) -> Iterator[None]:
-    """End on an error with its text on one line; a wrong setting is a wrong call, unless `status` is given."""
-    try:
-        yield
-    except PremError as error:
-        # The service's own words may be in it: no line break or escape of theirs reaches the terminal.
-        text = "".join(char if char.isprintable() else " " for char in str(error))
-        typer.echo(f"prem keys {command}: {text}", err=True)
-        wrong = USAGE_ERROR if isinstance(error, ConfigurationError) else FAILURE
-        raise typer.Exit(wrong if status is None else status) from None

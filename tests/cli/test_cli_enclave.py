@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -16,13 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+from prem_program import PREM
 from raw_wire import Wire, params
 from upstream import Upstream, chunk
 
 from prem_core._kem import PublicKey
-from prem_core._version import __version__
-
-PREM = [sys.executable, "-W", "error::ResourceWarning", "-m", "prem_core.cli"]
 
 
 class Prem:
@@ -163,25 +160,3 @@ def test_a_port_in_use_is_said_in_one_line() -> None:
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
     assert str(taken) not in ended.stderr
-
-
-def test_the_version_is_shown() -> None:
-    ended = run("--version")
-    assert (ended.returncode, ended.stdout) == (0, f"prem {__version__}\n")
-
-
-def test_without_a_command_the_help_names_them_all() -> None:
-    assert "enclave" in run("--help").stdout
-
-
-@pytest.mark.parametrize(
-    ("absent", "arguments"), [("typer", ["--version"]), ("uvicorn", ["enclave"]), ("jsonschema", ["enclave"])]
-)
-def test_a_missing_part_is_one_line_with_the_install_command(absent: str, arguments: list[str]) -> None:
-    program = f"import sys; sys.modules[{absent!r}] = None; sys.argv[1:] = {arguments!r}\n"
-    program += "from prem_core.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    assert absent in line
-    assert 'pip install "prem-encrypted[enclave]"' in line

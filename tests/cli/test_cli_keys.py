@@ -1,4 +1,4 @@
-"""``prem keys`` as a user runs it: a process of its own, which prints no secret."""
+"""``prem keys``: it prints no secret, and replaces nothing that it should not."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import hashlib
 import os
 import re
 import stat
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prem_program import Ended, Prem, run
 
 from prem_core import EncryptionKeys, PremClient
 from prem_core._kem import PrivateKey
@@ -22,34 +20,24 @@ KEK = hashlib.sha256(b"a KEK of the CLI's tests").hexdigest()
 PUBLIC = PrivateKey(bytes(32)).public_key()
 PIN = ("--enclave-public-key", bytes(PUBLIC).hex())
 
-Ended = subprocess.CompletedProcess[str]
-Keys = Callable[..., Ended]
-
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Keys:
+def keys(prem: Prem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prem:
     """Run ``prem keys`` in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str, **environment: str) -> Ended:
-        ended = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "prem_core.cli", "keys", *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **environment},
-            cwd=tmp_path,
-            timeout=60,
-        )
-        assert "Traceback" not in ended.stderr
-        assert "\x1b" not in ended.stdout + ended.stderr
+    def call(*arguments: str, **environment: str) -> Ended:
+        ended = prem("keys", *arguments, **environment)
+        assert "\x1b" not in ended.out + ended.err
         prints_no_secret(ended, tmp_path)
         return ended
 
-    return run
+    return call
 
 
 def prints_no_secret(ended: Ended, folder: Path) -> None:
     """Nor does it print the KEK that it was given or drew, nor what a KEK opens."""
-    printed = ended.stdout + ended.stderr
+    printed = ended.out + ended.err
     keks = [KEK, *(path.read_text().strip() for path in folder.glob("*kek*") if path.is_file())]
     secrets = [bytes.fromhex(kek) for kek in keks if len(kek) == 64]
     for path in folder.glob("k*"):
@@ -64,21 +52,17 @@ def prints_no_secret(ended: Ended, folder: Path) -> None:
 
 
 def in_one_line(ended: Ended, status: int, *said: str) -> None:
-    assert ended.returncode == status, ended.stderr
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("prem keys ")
-    for words in said:
-        assert words in line
+    ended.in_one_line(status, "prem keys ", *said)
 
 
 def test_keys_are_made_for_the_enclave_that_is_asked_and_a_client_uses_them(
-    keys: Keys, enclave: LocalEnclave, tmp_path: Path
+    keys: Prem, enclave: LocalEnclave, tmp_path: Path
 ) -> None:
     ended = keys("generate", "k", "--enclave-url", enclave.enclave_url, CLIENT_KEK=KEK)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert f"enclave key  sha256:{enclave.public_key.fingerprint()}\n" in ended.stdout
+    assert (ended.status, ended.err) == (0, "")
+    assert f"enclave key  sha256:{enclave.public_key.fingerprint()}\n" in ended.out
     loaded = EncryptionKeys.load(tmp_path / "k", KEK)
-    assert f"cipher text  sha256:{hashlib.sha256(loaded.cipher_text).hexdigest()}\n" in ended.stdout
+    assert f"cipher text  sha256:{hashlib.sha256(loaded.cipher_text).hexdigest()}\n" in ended.out
     with PremClient(
         api_key=enclave.api_key,
         proxy_url=enclave.proxy_url,
@@ -89,28 +73,34 @@ def test_keys_are_made_for_the_enclave_that_is_asked_and_a_client_uses_them(
         assert client.chat.completions.create(model="openai/gpt-oss-120b", messages=messages).choices
 
 
-def test_the_enclave_comes_from_the_environment_too(keys: Keys, enclave: LocalEnclave) -> None:
+def test_it_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
+    ended = run("keys", "generate", str(tmp_path / "k"), *PIN, "--new-kek", str(tmp_path / "kek"))
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    prints_no_secret(Ended(0, ended.stdout.decode(), ""), tmp_path)
+
+
+def test_the_enclave_comes_from_the_environment_too(keys: Prem, enclave: LocalEnclave) -> None:
     ended = keys("generate", "k", CLIENT_KEK=KEK, PREM_ENCLAVE_URL=enclave.enclave_url)
-    assert enclave.public_key.fingerprint() in ended.stdout
+    assert enclave.public_key.fingerprint() in ended.out
 
 
-def test_a_new_kek_is_kept_in_a_file_and_never_printed(keys: Keys, tmp_path: Path) -> None:
+def test_a_new_kek_is_kept_in_a_file_and_never_printed(keys: Prem, tmp_path: Path) -> None:
     ended = keys("generate", "k", *PIN, "--new-kek", "kek")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.status, ended.err) == (0, "")
     assert re.fullmatch(r"[0-9a-f]{64}\n", (tmp_path / "kek").read_text())
     if os.name != "nt":
         assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
     again = keys("generate", "k2", *PIN, "--kek-file", "kek", CLIENT_KEK=KEK)
-    assert again.returncode == 0
+    assert again.status == 0
     loaded = EncryptionKeys.load(tmp_path / "k2", (tmp_path / "kek").read_text())
     assert loaded.enclave_fingerprint == PUBLIC.fingerprint()
 
 
-def test_inspect_shows_what_the_file_says_and_with_the_kek_that_it_opens(keys: Keys) -> None:
-    assert keys("generate", "k", *PIN, "--new-kek", "kek").returncode == 0
+def test_inspect_shows_what_the_file_says_and_with_the_kek_that_it_opens(keys: Prem) -> None:
+    assert keys("generate", "k", *PIN, "--new-kek", "kek").status == 0
     without = keys("inspect", "k")
-    assert (without.returncode, without.stderr) == (0, "")
-    lines = dict(re.split(r"  +", line, maxsplit=1) for line in without.stdout.splitlines())
+    assert (without.status, without.err) == (0, "")
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in without.out.splitlines())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", lines.pop("created"))
     assert re.fullmatch("sha256:[0-9a-f]{64}", lines.pop("cipher text"))
     assert lines == {
@@ -120,28 +110,28 @@ def test_inspect_shows_what_the_file_says_and_with_the_kek_that_it_opens(keys: K
         "opens": "not tried: no KEK",
     }
     opened = keys("inspect", "k", "--kek-file", "kek")
-    assert (opened.returncode, opened.stderr) == (0, "")
-    assert opened.stdout == without.stdout.replace("not tried: no KEK", "yes")
+    assert (opened.status, opened.err) == (0, "")
+    assert opened.out == without.out.replace("not tried: no KEK", "yes")
 
 
-def test_inspect_says_that_another_kek_does_not_open_it(keys: Keys) -> None:
-    assert keys("generate", "k", *PIN, "--new-kek", "kek").returncode == 0
+def test_inspect_says_that_another_kek_does_not_open_it(keys: Prem) -> None:
+    assert keys("generate", "k", *PIN, "--new-kek", "kek").status == 0
     ended = keys("inspect", "k", CLIENT_KEK=KEK)
     in_one_line(ended, 1, "the KEK is not the one", "damaged")
-    assert ended.stdout.endswith("opens        no\n")
+    assert ended.out.endswith("opens        no\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permission bits")
-def test_inspect_shows_a_loose_mode_and_what_to_do(keys: Keys, tmp_path: Path) -> None:
+def test_inspect_shows_a_loose_mode_and_what_to_do(keys: Prem, tmp_path: Path) -> None:
     EncryptionKeys(bytes(32), bytes(1120)).save(tmp_path / "k", KEK)
     (tmp_path / "k").chmod(0o644)
     ended = keys("inspect", "k")
     in_one_line(ended, 1, "chmod 600 k")
-    assert "mode         0644\n" in ended.stdout
-    assert "enclave key  unknown\n" in ended.stdout
+    assert "mode         0644\n" in ended.out
+    assert "enclave key  unknown\n" in ended.out
 
 
-def test_inspect_says_what_is_no_key_file(keys: Keys, tmp_path: Path) -> None:
+def test_inspect_says_what_is_no_key_file(keys: Prem, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("PREM_API_KEY=sk_live_1")
     (tmp_path / "later").write_bytes(b"PREMKEYS\0\2")
     in_one_line(keys("inspect", "text"), 1, "no file of encryption keys")
@@ -150,19 +140,19 @@ def test_inspect_says_what_is_no_key_file(keys: Keys, tmp_path: Path) -> None:
     in_one_line(keys("inspect", "."), 1, "directory")
 
 
-def test_without_a_kek_nothing_is_made(keys: Keys, tmp_path: Path) -> None:
+def test_without_a_kek_nothing_is_made(keys: Prem, tmp_path: Path) -> None:
     in_one_line(keys("generate", "k", *PIN), 2, "CLIENT_KEK", "--kek-file", "--new-kek")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kek", [KEK[:-1], KEK[:-2] + "zz", "hunter2"])
-def test_a_wrong_kek_is_refused_and_not_quoted(keys: Keys, kek: str) -> None:
+def test_a_wrong_kek_is_refused_and_not_quoted(keys: Prem, kek: str) -> None:
     for ended in (keys("generate", "k", *PIN, CLIENT_KEK=kek), keys("inspect", "k", CLIENT_KEK=kek)):
         in_one_line(ended, 2, "CLIENT_KEK must be 32 bytes")
-        assert kek[:7] not in ended.stderr
+        assert kek[:7] not in ended.err
 
 
-def test_a_kek_file_that_cannot_be_used_is_said(keys: Keys, tmp_path: Path) -> None:
+def test_a_kek_file_that_cannot_be_used_is_said(keys: Prem, tmp_path: Path) -> None:
     in_one_line(keys("generate", "k", *PIN, "--kek-file", "none"), 2, "none", "No such file")
     (tmp_path / "kek").write_text(KEK)
     (tmp_path / "kek").chmod(0o644)
@@ -170,17 +160,17 @@ def test_a_kek_file_that_cannot_be_used_is_said(keys: Keys, tmp_path: Path) -> N
         in_one_line(keys("generate", "k", *PIN, "--kek-file", "kek"), 2, "chmod 600 kek")
 
 
-def test_a_file_that_is_there_is_replaced_only_by_force(keys: Keys, tmp_path: Path) -> None:
-    assert keys("generate", "k", *PIN, CLIENT_KEK=KEK).returncode == 0
+def test_a_file_that_is_there_is_replaced_only_by_force(keys: Prem, tmp_path: Path) -> None:
+    assert keys("generate", "k", *PIN, CLIENT_KEK=KEK).status == 0
     before = EncryptionKeys.load(tmp_path / "k", KEK)
     in_one_line(keys("generate", "k", *PIN, CLIENT_KEK=KEK), 2, "is there already")
     assert EncryptionKeys.load(tmp_path / "k", KEK) == before
-    assert keys("generate", "k", *PIN, "--force", CLIENT_KEK=KEK).returncode == 0
+    assert keys("generate", "k", *PIN, "--force", CLIENT_KEK=KEK).status == 0
     assert EncryptionKeys.load(tmp_path / "k", KEK) != before
 
 
-def test_a_kek_is_never_replaced_not_by_force_either(keys: Keys, tmp_path: Path) -> None:
-    assert keys("generate", "k", *PIN, "--new-kek", "kek").returncode == 0
+def test_a_kek_is_never_replaced_not_by_force_either(keys: Prem, tmp_path: Path) -> None:
+    assert keys("generate", "k", *PIN, "--new-kek", "kek").status == 0
     before = (tmp_path / "kek").read_bytes()
     in_one_line(keys("generate", "k2", *PIN, "--new-kek", "kek", "--force"), 2, "is there already")
     for option in ("--new-kek", "--kek-file"):
@@ -190,27 +180,27 @@ def test_a_kek_is_never_replaced_not_by_force_either(keys: Keys, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k", "kek"]
 
 
-def test_keys_that_cannot_be_written_leave_no_new_kek(keys: Keys, tmp_path: Path) -> None:
+def test_keys_that_cannot_be_written_leave_no_new_kek(keys: Prem, tmp_path: Path) -> None:
     in_one_line(keys("generate", "no/k", *PIN, "--new-kek", "kek"), 1, "cannot be written")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_enclave_that_cannot_be_reached_is_a_failure_and_leaves_nothing(
-    keys: Keys, tmp_path: Path
+    keys: Prem, tmp_path: Path
 ) -> None:
     ended = keys("generate", "k", "--new-kek", "kek", "--enclave-url", "http://127.0.0.1:9")
     in_one_line(ended, 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_that_cannot_work_are_wrong_calls(keys: Keys) -> None:
+def test_options_that_cannot_work_are_wrong_calls(keys: Prem) -> None:
     in_one_line(keys("generate", "k", "--enclave-public-key", "abc", CLIENT_KEK=KEK), 2, "1216 bytes")
     in_one_line(keys("generate", "k", "--enclave-url", "http://example.org", CLIENT_KEK=KEK), 2, "plain http")
-    assert keys("generate").returncode == 2
-    assert keys("show", "k").returncode == 2
+    assert keys("generate").status == 2
+    assert keys("show", "k").status == 2
 
 
-def test_the_help_names_both_commands_and_their_exit_status(keys: Keys) -> None:
+def test_the_help_names_both_commands_and_their_exit_status(keys: Prem) -> None:
     for words in ("generate", "inspect"):
-        assert words in keys("--help").stdout
-        assert "Exit status" in keys(words, "--help").stdout
+        assert words in keys("--help").out
+        assert "Exit status" in keys(words, "--help").out

@@ -1,0 +1,286 @@
+"""What every command of `prem` has: help, manners in failing, and what is in no extra of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from prem_program import PREM, Prem, environment, on_terminal, run
+
+from prem_core import (
+    APIConnectionError,
+    AuthenticationError,
+    ConfigurationError,
+    EnclaveKeyError,
+    InvalidParameterError,
+)
+from prem_core._version import __version__
+from prem_core.cli import COMMANDS
+from prem_core.cli._application import application
+from prem_core.cli._ending import Ending, ended, ending_in
+from prem_core.cli._files import write_file
+from prem_core.cli._terminal import as_json, clean, one_line
+
+
+def commands(command: Any, *path: str) -> Iterator[tuple[list[str], Any]]:
+    yield list(path), command
+    for name, each in getattr(command, "commands", {}).items():
+        yield from commands(each, *path, name)
+
+
+ALL = {
+    " ".join(path) or "prem": (path, each) for path, each in commands(typer.main.get_command(application()))
+}
+
+
+# --- help -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_help_names_every_option_and_has_an_example(prem: Prem, name: str) -> None:
+    path, command = ALL[name]
+    # Were it piped into somebody's page: CI systems set these to have colours all the same.
+    shown = prem(*path, "--help", FORCE_COLOR="1", GITHUB_ACTIONS="1", COLUMNS="200")
+    assert (shown.status, shown.err) == (0, "")
+    words = shown.out.replace(",", " ").split()
+    for parameter in command.params:
+        assert not getattr(parameter, "hidden", False)
+        assert getattr(parameter, "help", None), parameter.name
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            assert option in words or parameter.metavar in words, option
+    for subcommand in getattr(command, "commands", ()):
+        assert subcommand in words
+    assert "\x1b" not in shown.out
+    assert "─" not in shown.out
+    if not hasattr(command, "commands"):
+        assert "Exit status: 0, done; 1, " in " ".join(shown.out.split())
+        assert f"  prem {name}" in shown.out.partition("Example")[2]
+
+
+def test_every_command_is_there() -> None:
+    assert set(COMMANDS) == {path[0] for path, _ in ALL.values() if path}
+
+
+def test_no_option_takes_a_secret() -> None:
+    options = {option for _, command in ALL.values() for each in command.params for option in each.opts}
+    assert {each for each in options if "key" in each or "secret" in each or "kek" in each} == {
+        # Names of variables, a public key, and files.
+        "--api-key-env", "--api-key-from-env", "--upstream-api-key-env",
+        "--enclave-public-key", "--keys", "--kek-file", "--new-kek",
+    }  # fmt: skip
+
+
+def test_on_a_terminal_the_help_is_laid_out_for_it() -> None:
+    shown = on_terminal("models", "--help")
+    assert shown.status == 0
+    assert "─ Connection ─" in shown.terminal.replace("\x1b[2m", "").replace("\x1b[0m", "")
+    assert "\b" not in shown.terminal
+
+
+def test_without_a_command_it_shows_the_help(prem: Prem) -> None:
+    ended = prem()
+    assert (ended.status, ended.out) == (2, "")
+    assert "transcribe" in ended.err
+
+
+def test_the_version_is_shown(prem: Prem) -> None:
+    assert prem("--version").out == f"prem {__version__}\n"
+
+
+def test_a_shell_can_complete_it() -> None:
+    def completed(words: str, at: int) -> list[str]:
+        asked = {"_PREM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        return run(**asked).stdout.decode().split()
+
+    assert completed("prem tr", 1) == ["transcribe"]
+    assert "--output-dir" in completed("prem transcribe --o", 2)
+    assert completed("prem transcribe --format s", 3) == ["srt"]
+    script = run(_PREM_COMPLETE="source_bash").stdout
+    assert subprocess.run(["bash", "-n"], input=script, check=True, capture_output=True).stderr == b""
+
+
+# --- failing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cht"], ["prem: ", "'cht'", "Did you mean 'chat'?", "prem --help"]),
+        (["chat", "--modle", "m"], ["prem chat: ", "--modle", "prem chat --help"]),
+        (["models", "--type", "video\x1b[2J"], ["prem models: ", "--type", "chat"]),
+        (["chat", "Hi", "--local"], ["prem --local chat"]),
+        (["keys", "inspect", "k", "--debug"], ["prem --debug keys inspect"]),
+        (["keys", "show"], ["prem keys: ", "'show'"]),
+        (["--local", "enclave"], ["prem enclave: ", "--local", "chat"]),
+        (["--local", "keys", "inspect", "k"], ["prem keys inspect: ", "--local"]),
+    ],
+)
+def test_a_wrong_call_is_one_line_that_says_where_to_look(
+    prem: Prem, arguments: list[str], said: list[str]
+) -> None:
+    ended = prem(*arguments)
+    ended.in_one_line(2, *said)
+    assert "\x1b" not in ended.err
+
+
+def test_debug_shows_where_and_no_value() -> None:
+    ended = run(
+        "--debug", "chat", "a private question", "--max-retries", "0",
+        PREM_API_KEY="sk_test_private", PREM_ENCLAVE_URL="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert ended.returncode == 1
+    said = ended.stderr.decode()
+    assert said.startswith("Traceback")
+    assert "chat.py" in said
+    assert said.splitlines()[-1].startswith("prem chat: enclave: ")
+    assert "private" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ConfigurationError("a setting"), 2, "prem x: a setting"),
+        (InvalidParameterError("a parameter", param="p"), 2, "prem x: a parameter"),
+        (
+            APIConnectionError("gateway: broke", support_id="support_1"),
+            1,
+            "prem x: gateway: broke (support_1)",
+        ),
+        (AuthenticationError("line one\nline\x1b two", status_code=401), 1, "prem x: line one line two"),
+        (EnclaveKeyError("turned"), 1, "prem x: turned"),
+        (Ending("enough", 3), 3, "prem x: enough"),
+        (ImportError('needs y: pip install "z[y]"'), 2, 'prem x: needs y: pip install "z[y]"'),
+        (
+            ModuleNotFoundError("No module named 'rich'", name="rich"),
+            2,
+            'prem x: this needs rich: pip install "prem-encrypted[cli]"',
+        ),
+        (RuntimeError("sk_live_1"), 1, "prem x: unexpected RuntimeError; prem --debug … shows where"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_an_error_is_a_status_and_a_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
+) -> None:
+    with pytest.raises(typer.Exit) as ending, ended("prem x"):
+        raise error
+    assert ending.value.exit_code == status
+    assert capsys.readouterr().err == (f"{said}\n" if said else "")
+
+
+def test_an_error_can_be_given_another_status() -> None:
+    with pytest.raises(Ending, match="a setting") as ending, ending_in(1):
+        raise ConfigurationError("a setting")
+    assert ending.value.status == 1
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [
+        ("typer", ["--version"], "cli"),
+        ("uvicorn", ["enclave"], "enclave"),
+        ("jsonschema", ["enclave"], "enclave"),
+        ("starlette", ["--local", "chat", "Hi"], "enclave"),
+    ],
+)
+def test_a_missing_part_is_one_line_with_the_install_command(
+    absent: str, arguments: list[str], extra: str
+) -> None:
+    program = f"import sys; sys.modules[{absent!r}] = None; sys.argv[1:] = {arguments!r}\n"
+    program += "from prem_core.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert absent in line
+    assert f'pip install "prem-encrypted[{extra}]"' in line
+
+
+def test_the_help_of_every_command_needs_typer_alone() -> None:
+    # Whatever an extra brings is imported by the command that is called, not by the others.
+    absent = [
+        "uvicorn",
+        "starlette",
+        "jsonschema",
+        "pypdf",
+        "pocketsphinx",
+        "soundfile",
+        "numpy",
+        "rich",
+        "tqdm",
+    ]
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); sys.argv[1:] = ['--help']\n"
+    program += "from prem_core.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert all(name in ended.stdout for name in COMMANDS)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk that everybody has")
+@pytest.mark.parametrize("arguments", [["--help"], ["--local", "models"], ["--local", "chat", "Hi"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [*PREM, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment({}),
+            stdin=subprocess.DEVNULL,
+        )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.decode().splitlines()
+    assert line.startswith("prem")
+    assert "No space left" in line
+
+
+def test_help_into_a_reader_that_leaves_is_quiet() -> None:
+    script = f"{' '.join(PREM)} --help | head -1"
+    ended = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=30)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+# --- what is written --------------------------------------------------------------------------------------
+
+
+def test_a_terminal_gets_no_control_character_but_breaks_and_tabs() -> None:
+    every = "".join(map(chr, range(0x100)))
+    left = clean(every)
+    assert [char for char in left if not char.isprintable()] == ["\t", "\n", "\xa0", "\xad"]
+    assert clean("né à 東京 👩‍🔬") == "né à 東京 👩‍🔬"
+
+
+def test_a_line_is_one_line() -> None:
+    assert one_line(" a\r\nb\x1b[2J\u2028c\x00 ") == "a b [2J c"
+
+
+def test_json_is_readable_and_always_utf_8() -> None:
+    assert as_json({"a": "é"}) == '{"a": "é"}'
+    assert as_json({"a": "\udcff"}) == '{"a": "\\udcff"}'
+
+
+def test_a_file_is_written_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise PermissionError(1, "no hard links here")
+
+    monkeypatch.setattr(os, "link", none)
+    write_file(tmp_path / "a", "one")
+    with pytest.raises(Ending, match="is there already"):
+        write_file(tmp_path / "a", "two")
+    write_file(tmp_path / "a", "three", overwrite=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "three")]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(Ending, match="none/a cannot be written"):
+        write_file(tmp_path / "none" / "a", "one")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Ending, match="folder"):
+        write_file(tmp_path / "folder", "one", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
