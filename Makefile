@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test record lint types format bench build clean
+# A folder has this name too.
+.PHONY: help setup demo test notebooks record lint types format bench build clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -25,8 +26,10 @@ $(INSTALLED): pyproject.toml constraints.txt prem_core/_version.py
 demo: $(INSTALLED)  ## Chat, an agent, an extraction and a recording on the embedded enclave; no API key
 	@$(BIN)/python examples/demo.py
 
-test: $(INSTALLED)  ## Run all tests, and the notebooks
+test: $(INSTALLED)  ## Run all tests
 	$(BIN)/pytest tests
+
+notebooks: $(INSTALLED)  ## Run the notebooks from top to bottom
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 -W default notebooks
 
 record: $(INSTALLED)  ## Record the cassettes anew, from the embedded enclave; with PREM_API_KEY, from the live service
