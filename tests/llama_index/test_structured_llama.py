@@ -134,7 +134,7 @@ async def test_a_stream_shows_what_is_there_so_far_and_nothing_twice(
     pieces = ["{", '"invoice_number": "I', 'NV"', ', "vendor": ', '"N", "items": [{"item": "P"', "}]"]
     model = scripted(*(delta(content=piece) for piece in pieces), finish("stop"))
     values = []
-    with pytest.raises(ValueError, match="not a Invoice: the value: Invalid JSON"):
+    with pytest.raises(ValueError, match="does not fit Invoice: the value: Invalid JSON"):
         await predicted(_Collecting(model, values), way, Invoice, PromptTemplate("?"))
     assert [value.model_dump(exclude_none=True) for value in values] == [
         {},
