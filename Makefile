@@ -53,6 +53,7 @@ bench: $(INSTALLED)  ## Measure beside the peers: chunks, calls, recordings, imp
 	$(BIN)/python benchmarks/chat_overhead.py
 	$(BIN)/python benchmarks/llama_index_overhead.py
 	$(BIN)/python benchmarks/audio_overhead.py
+	$(BIN)/python benchmarks/proxy_overhead.py
 	$(BIN)/python benchmarks/import_time.py
 
 build: $(INSTALLED)  ## Build the sdist and the wheel into dist/

@@ -262,7 +262,7 @@ def _form(form: Format, source: Source, hearing: Hearing, answers: Sequence[Answ
         PremError: The answers do not have what the format needs.
     """
     from prem_core._spoken import passages
-    from prem_core.cli._subtitles import srt, vtt
+    from prem_core._subtitles import srt, vtt
 
     (whole,) = passages(source.source, answers, hearing)
     if form is Format.TEXT:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prem_core import APIResponseValidationError
 from prem_core._spoken import Passage
-from prem_core.cli._subtitles import cues, srt, vtt
+from prem_core._subtitles import cues, srt, vtt
 
 
 def said(text: str, start: float | None, end: float | None) -> Passage:

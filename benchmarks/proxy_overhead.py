@@ -1,0 +1,199 @@
+"""What the proxy adds to a chunk: client → proxy → enclave, beside client → enclave, in one run.
+
+Three processes: a canned enclave, the proxy, and the client here. Direct, the client is `PremClient`, which opens the
+chunks itself. Through the proxy it is a plain HTTP client that reads OpenAI's events, and beside it the official
+`openai` client. In the first part the enclave has sealed its chunks beforehand and sends each as soon as it can; in
+the second it sends one every millisecond, with the time in it.
+
+    python benchmarks/proxy_overhead.py [--chunks 2000] [--rounds 9]
+
+Prints µs per chunk from the first to the last, the ratio, and the CPU time of the proxy's process; and how long a
+chunk that comes alone is on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import httpx
+import openai
+from canned import _PRIVATE, MODEL, PROMPT, answer, arguments, chunk
+
+from prem_core import EncryptionKeys, PremClient
+from prem_core.proxy import LocalProxy
+
+#: The ratio this project holds itself to.
+LIMIT = 2.0
+
+KEY = "sk_test_benchmark"
+DIRECT, PROXIED, OFFICIAL = "PremClient → enclave", "httpx → proxy → enclave", "openai → proxy → enclave"
+
+#: The model whose chunks come one every so many seconds, and how many.
+PACED, GAP, PACED_CHUNKS = "paced", 0.001, 300
+
+Job = Callable[[str], Iterator[str | None]]
+
+
+def params(model: str) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": PROMPT}], "stream": True}
+
+
+# The enclave's process
+
+
+async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunks: list[bytes]) -> None:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+    body = json.loads(await reader.readexactly(length))
+    keys = EncryptionKeys(_PRIVATE.decapsulate(bytes.fromhex(body["cipherText"])), body["cipherText"])
+    nonce = bytes.fromhex(body["nonce"])
+    model = json.loads(keys.open(bytes.fromhex(body["encryptedInference"]), nonce))["model"]
+
+    def piece(event: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(event), event)
+
+    def sealed(each: bytes) -> bytes:
+        return piece(b"event: data\ndata: %b\n\n" % keys.seal(each, nonce).hex().encode())
+
+    begin = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    if model == PACED:
+        writer.write(begin)
+        for _ in range(PACED_CHUNKS):
+            await asyncio.sleep(GAP)
+            writer.write(sealed(json.dumps(chunk({"content": repr(time.perf_counter())})).encode()))
+        writer.write(sealed(chunks[-1]))
+    else:
+        pieces = [sealed(each) for each in chunks]
+        writer.write(begin)
+        for each in pieces:
+            writer.write(each)
+            await writer.drain()
+    writer.write(piece(b"event: done\ndata: [DONE]\n\n") + b"0\r\n\r\n")
+
+
+def enclave(pipe: Connection, number: int) -> None:
+    """Serve `number` chunks to every request. Runs until it is terminated."""
+    chunks = answer(number)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                await answer_one(reader, writer, chunks)
+        except asyncio.IncompleteReadError:  # the client has left
+            writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+# The proxy's process
+
+
+def proxy(pipe: Connection, options: dict[str, Any]) -> None:
+    """Serve the proxy, and say how much CPU time it has taken when asked. Runs until it is terminated."""
+    with LocalProxy(**options) as running:
+        pipe.send(running.base_url)
+        while pipe.recv():
+            pipe.send(time.process_time())
+
+
+def started(target: Callable[..., None], *args: Any) -> tuple[Any, Any, Connection]:
+    """A process, what it sent first, and the pipe to it."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(there, *args), daemon=True)
+    process.start()
+    return process, here.recv(), here
+
+
+# The client's
+
+
+def read(client: httpx.Client, url: str, model: str) -> Iterator[str | None]:
+    headers = {"authorization": f"Bearer {KEY}"}
+    with client.stream("POST", f"{url}/chat/completions", json=params(model), headers=headers) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line[6:])["choices"][0]["delta"].get("content")
+
+
+def contents(chunks: Any) -> Iterator[str | None]:
+    return (each.choices[0].delta.content for each in chunks)
+
+
+def burst(job: Job, expected: int) -> float:
+    """Seconds from the first chunk to the last."""
+    chunks = job(MODEL)
+    next(chunks)
+    start = time.perf_counter()
+    seen = 1 + sum(1 for _ in chunks)
+    took = time.perf_counter() - start
+    assert seen == expected, seen
+    return took
+
+
+def delay(job: Job) -> float:
+    """Seconds that the median chunk is on its way, where each comes alone."""
+    return statistics.median(time.perf_counter() - float(sent) for sent in job(PACED) if sent)
+
+
+def main() -> int:
+    options = arguments(__doc__)
+    first, port, _ = started(enclave, options.chunks)
+    settings = {
+        "proxy_url": f"http://127.0.0.1:{port}",
+        "enclave_public_key": bytes(_PRIVATE.public_key()),
+    }
+    second, url, pipe = started(proxy, settings)
+
+    def spent() -> float:
+        pipe.send(True)
+        return float(pipe.recv())
+
+    number = options.chunks + 1  # the finish reason's is one too
+    best = dict.fromkeys((DIRECT, PROXIED, OFFICIAL), float("inf"))
+    alone = dict(best)
+    cpu = float("inf")
+    with (
+        PremClient(api_key=KEY, **settings) as prem,
+        httpx.Client(trust_env=False) as plain,
+        openai.OpenAI(api_key=KEY, base_url=url, max_retries=0) as official,
+    ):
+        jobs: dict[str, Job] = {
+            DIRECT: lambda model: contents(prem.chat.completions.create(**params(model))),
+            PROXIED: lambda model: read(plain, url, model),
+            OFFICIAL: lambda model: contents(official.chat.completions.create(**params(model))),
+        }
+        for _ in range(options.rounds):
+            for name, job in jobs.items():
+                before = spent()
+                best[name] = min(best[name], burst(job, number))
+                if name == PROXIED:
+                    cpu = min(cpu, spent() - before)
+                alone[name] = min(alone[name], delay(job))
+    second.terminate()
+    first.terminate()
+
+    ratio = best[PROXIED] / best[DIRECT]
+    figures = ", ".join(f"{name} {took * 1e6 / number:.1f} µs" for name, took in best.items())
+    print(f"openai {openai.__version__}; {options.chunks} chunks, best of {options.rounds} rounds")
+    print(f"stream, per chunk: {figures}, ratio {ratio:.3f} (limit {LIMIT:.2f})")
+    print(f"CPU of the proxy, per chunk: {cpu * 1e6 / number:.1f} µs")
+    figures = ", ".join(f"{name} {took * 1e6:.0f} µs" for name, took in alone.items())
+    print(f"a chunk that comes alone, on its way: {figures}")
+    return 0 if ratio <= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""An OpenAI-compatible server on this machine that seals what it is asked, and opens what comes back.
+
+::
+
+    with LocalProxy(port=3000) as proxy:
+        client = openai.OpenAI(base_url=proxy.base_url, api_key="sk_live_…")
+
+On the command line it is ``prem proxy``.
+"""
+
+from __future__ import annotations
+
+try:
+    from prem_core.proxy._exchanges import Changes, Exchange, Exchanges, Wire
+    from prem_core.proxy._local import LocalProxy
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] == "prem_core":
+        raise
+    raise ImportError(
+        f'the proxy needs {missing.name}: pip install "prem-encrypted[proxy]"', name=missing.name
+    ) from missing
+
+__all__ = ["Changes", "Exchange", "Exchanges", "LocalProxy", "Wire"]

@@ -1,0 +1,101 @@
+"""A proxy in a process of its own, which can be asked what it holds.
+
+    python apart.py '{"proxy_url": …}'
+
+prints its URL. Then each line on standard input is a question, and gets a line of JSON: ``holds TEXT``, where an object
+of the process holds a string or bytes with that text; ``files``, which files it has made or opened for writing;
+``peak``, the most memory it has taken so far, in bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+from contextlib import closing
+from types import FrameType
+from typing import Any, Self
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+class Apart:
+    """The process, from outside."""
+
+    def __init__(self, **options: Any) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
+        self.base_url: str = json.loads(self._out.readline())
+
+    def ask(self, question: str) -> Any:
+        """The answer to a question."""
+        self._in.write(question + "\n")
+        self._in.flush()
+        return json.loads(self._out.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._in.close()
+        self._process.wait(10)
+        self._out.close()
+        assert self._process.stderr is not None
+        with closing(self._process.stderr) as stderr:
+            self.errors = stderr.read()
+
+
+def _holders(text: str) -> list[str]:
+    """The types of objects that hold `text`. Those of this frame do not count."""
+    gc.collect()
+    found = []
+    for holder in gc.get_objects():
+        if isinstance(holder, FrameType):
+            continue
+        for held in gc.get_referents(holder):
+            spelled = held.encode("utf-8", "replace") if isinstance(held, str) else held
+            if isinstance(spelled, bytes | bytearray) and text.encode() in spelled:
+                found.append(f"{type(holder).__name__}: {type(held).__name__}")
+    return found
+
+
+def main() -> None:
+    opened: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
+            opened.append(str(arguments[0]))
+        elif event.startswith("tempfile."):
+            opened.append(event)
+
+    from prem_core.proxy import LocalProxy
+
+    with LocalProxy(**json.loads(sys.argv.pop())) as proxy:
+        sys.addaudithook(watch)
+        print(json.dumps(proxy.base_url), flush=True)
+        for line in sys.stdin:
+            question, _, text = line.strip().partition(" ")
+            answer: Any = None
+            if question == "holds":
+                # The question itself is not to be found: it is asked with its letters in reverse.
+                answer = _holders(text[::-1])
+            elif question == "files":
+                answer = opened
+            elif question == "peak":
+                answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Proxies and parameters for their tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from prem_core.enclave import LocalEnclave
+from prem_core.proxy import LocalProxy
+
+#: Starts a proxy in front of an enclave, with the options given; it is stopped after the test.
+Run = Callable[..., LocalProxy]
+
+MODEL = "openai/gpt-oss-120b"
+WHISPER = "openai/whisper-large-v3"
+
+
+def in_front_of(prem: LocalEnclave, **options: Any) -> LocalProxy:
+    """A proxy that asks `prem`."""
+    return LocalProxy(**{"proxy_url": prem.proxy_url, "enclave_url": prem.enclave_url, **options})
+
+
+def chat(content: str = "Say hello.", **more: Any) -> dict[str, Any]:
+    """A chat's parameters."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], **more}
+
+
+def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+needs_proc = pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="this system does not list descriptors"
+)

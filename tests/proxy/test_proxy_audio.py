@@ -1,0 +1,266 @@
+"""Recordings: forms read in memory, every answer's form, and nothing on the disk."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from apart import Apart
+from proxies import WHISPER
+from upstream import Heard, Upstream
+
+from prem_core.enclave import LocalEnclave
+from prem_core.proxy import LocalProxy
+from prem_core.proxy._errors import Refusal
+from prem_core.proxy._forms import MAX_PARTS, FormReader, recording_of
+
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+TRANSLATIONS = "/v1/audio/translations"
+MB = 1024 * 1024
+
+SEGMENTS = [
+    {"id": 0, "start": 0.0, "end": 1.5, "text": " Hello there."},
+    {"id": 1, "start": 3661.25, "end": 3662.0, "text": " Good --> bye."},
+]
+VERBOSE = {"task": "transcribe", "language": "english", "duration": 3662.0, "text": "Hello there. Good bye."}
+
+
+@pytest.fixture
+def bare(upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave) -> Iterator[httpx.Client]:
+    """A bare HTTP client of the proxy whose upstream keeps what it hears."""
+    headers = {"authorization": f"Bearer {upstream_enclave.api_key}"}
+    with httpx.Client(base_url=upstream_proxy.url, headers=headers, trust_env=False, timeout=20) as client:
+        yield client
+
+
+def error(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    value: dict[str, Any] = reply.json()["error"]
+    return value
+
+
+def post(client: httpx.Client, path: str = TRANSCRIPTIONS, **fields: Any) -> httpx.Response:
+    return client.post(path, files={"file": ("note.wav", b"RIFF1234")}, data={"model": WHISPER, **fields})
+
+
+# What goes through
+
+
+@pytest.mark.parametrize("task", ["transcribe", "translate"])
+def test_a_recording_and_what_is_said_of_it_go_through_whole(
+    upstream_client: openai.OpenAI, upstream: Upstream, task: str
+) -> None:
+    upstream.transcribes({"text": "Hello there.", "usage": {"type": "duration", "seconds": 2}})
+    data = random.Random(7).randbytes(3 * MB) + b"\r\n--boundary\r\n\r\n"
+    audio = upstream_client.audio
+    create: Any = audio.transcriptions.create if task == "transcribe" else audio.translations.create
+    own = {"language": "de", "timestamp_granularities": ["word", "segment"]} if task == "transcribe" else {}
+    answer = create(
+        file=("Gespräch 你好.wav", data),
+        model=WHISPER,
+        prompt="Größe, 你好",
+        temperature=0.25,
+        response_format="verbose_json",
+        **own,
+    )
+    assert answer.text == "Hello there."
+    (heard,) = upstream.heard
+    assert heard.task == task
+    assert heard.name == "Gespräch 你好.wav"
+    assert heard.data == data
+    assert heard.params["prompt"] == "Größe, 你好"
+    assert heard.params["temperature"] == "0.25"
+    assert heard.params.get("language") == own.get("language")
+    assert ("timestamp_granularities[]" in heard.params) is (task == "transcribe")
+
+
+def test_the_answer_has_the_form_that_was_asked_for(bare: httpx.Client, upstream: Upstream) -> None:
+    def answer(heard: Heard) -> Any:
+        if heard.params.get("response_format") == "verbose_json":
+            return {**VERBOSE, "segments": SEGMENTS}
+        return {"text": VERBOSE["text"]}
+
+    upstream.transcribes(answer)
+    assert post(bare).json() == {"text": VERBOSE["text"]}
+    assert post(bare, response_format="json").json() == {"text": VERBOSE["text"]}
+    assert post(bare, response_format="verbose_json").json() == {**VERBOSE, "segments": SEGMENTS}
+    reply = post(bare, response_format="srt")
+    assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+    assert reply.text == (
+        "1\n00:00:00,000 --> 00:00:01,500\nHello there.\n\n2\n01:01:01,250 --> 01:01:02,000\nGood -> bye.\n"
+    )
+    assert post(bare, TRANSLATIONS, response_format="vtt").text.startswith("WEBVTT\n\n00:00:00.000 --> ")
+    assert [heard.params.get("response_format") for heard in upstream.heard][-2:] == ["verbose_json"] * 2
+    upstream.transcribes({"text": "No times."})
+    assert error(post(bare, response_format="srt"), 502)["code"] == "invalid_response"
+
+
+def test_text_is_text(http: httpx.Client) -> None:
+    recording = Path(__file__).parents[2] / "examples" / "clinic_note.wav"
+    with recording.open("rb") as file:
+        reply = http.post(TRANSCRIPTIONS, files={"file": file}, data={"response_format": "text"})
+    assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+    assert "doctor will see the patient" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": "nan"}, "temperature"),
+        ({"language": "german"}, "language"),
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities"),
+        (
+            {"timestamp_granularities[]": "letter", "response_format": "verbose_json"},
+            "timestamp_granularities",
+        ),
+        ({"stream": "true"}, "stream"),
+        ({"chunking_strategy": "auto"}, "chunking_strategy"),
+        ({"include[]": "logprobs"}, "include"),
+        ({"prompt": ["one", "two"]}, "prompt"),
+    ],
+)
+def test_what_the_schema_forbids_is_400_and_not_repeated(
+    bare: httpx.Client, upstream: Upstream, fields: dict[str, Any], param: str
+) -> None:
+    found = error(post(bare, **fields))
+    assert found["param"].startswith(param)
+    assert not {"hot", "german", "letter", "two"} & set(found["message"].replace("'", " ").split())
+    assert upstream.heard == []
+
+
+def test_fields_that_say_nothing_are_not_sent(bare: httpx.Client, upstream: Upstream) -> None:
+    upstream.transcribes({"text": "Hello."})
+    assert post(bare, stream="false", language="", prompt="").status_code == 200
+    assert set(upstream.heard[0].params) == {"model"}
+
+
+def test_a_translation_has_no_language(bare: httpx.Client) -> None:
+    assert error(post(bare, TRANSLATIONS, language="de"))["code"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [("other", ("a.wav", b"x"))],
+        [("file", ("a.wav", b"x")), ("file", ("b.wav", b"y"))],
+        [("file", (None, b"no file name"))],
+        [("file", ("a.wav", b""))],
+        [("file", ("a.wav", b"x")), ("include", ("b.wav", b"y")), ("include[]", (None, b"logprobs"))],
+    ],
+    ids=["none", "two", "a field", "empty", "another beside it"],
+)
+def test_a_form_without_one_recording_is_400(bare: httpx.Client, files: Any) -> None:
+    assert error(bare.post(TRANSCRIPTIONS, files=files, data={"model": WHISPER}))["param"] == "file"
+
+
+def test_a_recording_of_more_than_25_mb_is_400_before_it_is_sealed(
+    bare: httpx.Client, upstream: Upstream
+) -> None:
+    found = error(bare.post(TRANSCRIPTIONS, files={"file": ("a.wav", bytes(25 * MB + 1))}))
+    assert "25 MB" in found["message"]
+    assert upstream.heard == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "multipart/form-data", "multipart/mixed; boundary=x", ""]
+)
+def test_a_body_that_is_not_called_a_form_is_415(bare: httpx.Client, kind: str) -> None:
+    error(bare.post(TRANSCRIPTIONS, content=b"{}", headers={"content-type": kind}), 415)
+
+
+# Memory, and no disk
+
+
+def test_a_large_recording_stays_in_memory_and_takes_little_of_it(
+    upstream_enclave: LocalEnclave, upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.transcribes({"text": "Hello."})
+    mark = secrets.token_hex(16)
+    recording = tmp_path / "long.wav"
+    recording.write_bytes(b"RIFF" + mark.encode() + bytes(20 * MB))
+    options = {"proxy_url": upstream_enclave.proxy_url, "enclave_url": upstream_enclave.enclave_url}
+    with (
+        Apart(**options) as proxy,
+        openai.OpenAI(base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0) as official,
+    ):
+        hear = official.audio.transcriptions.create
+        hear(file=("short.wav", b"RIFF"), model=WHISPER)
+        before = proxy.ask("peak")
+        assert hear(file=recording, model=WHISPER).text == "Hello."
+        grown = proxy.ask("peak") - before
+        assert proxy.ask("files") == []
+        assert proxy.ask(f"holds {mark[::-1]}") == []
+    assert mark.encode() in upstream.heard[-1].data
+    assert grown < 4 * 20 * MB
+    assert proxy.errors == ""
+
+
+# Forms
+
+
+def form(*parts: tuple[str, str, bytes]) -> tuple[str, bytes]:
+    """A form's content type and bytes, as httpx writes it."""
+    files: Any = [(name, (file_name or None, data)) for name, file_name, data in parts]
+    request = httpx.Request("POST", "http://x", files=files)
+    return request.headers["content-type"], request.read()
+
+
+def read(content_type: str, pieces: Any) -> tuple[Any, dict[str, Any]]:
+    reader = FormReader(content_type)
+    for piece in pieces:
+        reader.feed(piece)
+    file, params = recording_of(reader.finish())
+    return file, params
+
+
+TRICKY = b"\r\n--\r\n-\r--x\r\n\r\n--" + bytes(range(256)) + b"\r"
+
+
+def test_a_form_reads_the_same_however_it_is_cut() -> None:
+    kind, body = form(("prompt", "", "Größe".encode()), ("file", 'a"b.wav', TRICKY), ("language", "", b"de"))
+    whole = read(kind, [body])
+    assert whole == (('a"b.wav', TRICKY), {"prompt": "Größe", "language": "de"})
+    assert read(kind, [body[at : at + 1] for at in range(len(body))]) == whole
+    for at in range(len(body)):
+        assert read(kind, [body[:at], body[at:]]) == whole
+
+
+def test_a_form_that_is_cut_is_refused_wherever_it_ends() -> None:
+    kind, body = form(("file", "a.wav", TRICKY))
+    end = len(body) - len(b"--\r\n")
+    for at in range(end):
+        with pytest.raises(Refusal) as caught:
+            read(kind, [body[:at]])
+        assert caught.value.status == 400
+
+
+def test_a_body_that_is_no_form_is_refused_and_not_repeated() -> None:
+    kind, body = form(("file", "zebra.wav", b"zebra"))
+    for broken in (b"zebra", body.replace(b"Content-", b"Con\0tent-"), b"\r\n" + body[2:]):
+        with pytest.raises(Refusal) as caught:
+            read(kind, [broken])
+        assert "zebra" not in str(caught.value)
+        assert caught.value.__context__ is None
+
+
+def test_a_form_of_very_many_parts_is_refused() -> None:
+    with pytest.raises(Refusal, match=str(MAX_PARTS)):
+        read(*(lambda kind, body: (kind, [body]))(*form(*[("a", "", b"b")] * (MAX_PARTS + 1))))
+
+
+def test_a_boundary_that_is_too_long_is_refused() -> None:
+    with pytest.raises(Refusal, match="multipart"):
+        FormReader(f"multipart/form-data; boundary={'x' * 1000}")
+
+
+def test_a_huge_header_of_a_part_is_refused() -> None:
+    with pytest.raises(Refusal):
+        read("multipart/form-data; boundary=x", [b"--x\r\nA: " + b"b" * 100_000])

@@ -1,0 +1,229 @@
+"""What goes on of a caller's parameters, what is refused, and what is dropped with a header that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from proxies import MODEL, Run, chat
+from upstream import Upstream
+
+from prem_core._params import PARAM_NAMES
+from prem_core.enclave import LocalEnclave
+from prem_core.proxy import LocalProxy
+
+CHAT = "/v1/chat/completions"
+
+#: A value for every parameter of the published schema that a service would not refuse for another's sake.
+EVERYTHING: dict[str, Any] = {
+    "model": "scripted",
+    "messages": [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk=", "detail": "low"}},
+            ],
+        },
+    ],
+    "stream": True,
+    "stream_options": {"include_usage": True, "include_obfuscation": False},
+    "temperature": 1,
+    "top_p": 0.5,
+    "max_tokens": 10,
+    "max_completion_tokens": 12,
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "F.", "parameters": {"type": "object"}, "strict": True},
+        }
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {"type": "json_object"},
+    "audio": {"format": "mp3", "voice": "alloy"},
+    "frequency_penalty": 0.1,
+    "presence_penalty": -0.1,
+    "function_call": "auto",
+    "functions": [{"name": "g", "parameters": {"type": "object"}}],
+    "logit_bias": {"50256": -100},
+    "logprobs": True,
+    "top_logprobs": 2,
+    "metadata": {"case": "7"},
+    "modalities": ["text"],
+    "n": 2,
+    "prediction": {"type": "content", "content": "It is"},
+    "prompt_cache_key": "k",
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "low",
+    "safety_identifier": "s",
+    "seed": 7,
+    "service_tier": "auto",
+    "stop": ["\n"],
+    "store": False,
+    "verbosity": "low",
+    "web_search_options": {"search_context_size": "low"},
+}
+
+
+@pytest.fixture
+def bare(upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave) -> Iterator[httpx.Client]:
+    """A bare HTTP client of the proxy whose upstream shows what came to it."""
+    headers = {"authorization": f"Bearer {upstream_enclave.api_key}"}
+    with httpx.Client(base_url=upstream_proxy.url, headers=headers, trust_env=False, timeout=20) as client:
+        yield client
+
+
+def error(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    value: dict[str, Any] = reply.json()["error"]
+    return value
+
+
+def test_every_parameter_of_the_published_schema_goes_through(bare: httpx.Client, upstream: Upstream) -> None:
+    assert set(EVERYTHING) == PARAM_NAMES
+    assert bare.post(CHAT, json=EVERYTHING).status_code == 200
+    assert upstream.requests[-1][1] == EVERYTHING
+
+
+def test_forms_that_openais_clients_write_are_put_into_the_schemas(
+    bare: httpx.Client, upstream: Upstream
+) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Hello", "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "Done."}]},
+    ]  # fmt: skip
+    given = chat() | {"messages": messages, "parallel_tool_calls": True, "user": None, "temperature": None}
+    assert bare.post(CHAT, json=given).status_code == 200
+    sent = upstream.requests[-1][1]
+    assert [message["role"] for message in sent["messages"]] == ["system", "user", "assistant", "tool"]
+    assert "content" not in sent["messages"][2]
+    assert "name" not in sent["messages"][1]
+    assert not {"parallel_tool_calls", "user", "temperature"} & set(sent)
+
+
+def test_names_outside_the_schema_are_refused_and_all_named(bare: httpx.Client, upstream: Upstream) -> None:
+    found = error(bare.post(CHAT, json=chat(user="anna", top_k=3, seed=1)))
+    assert "user" in found["message"]
+    assert "top_k" in found["message"]
+    assert "seed" not in found["message"]
+    assert "anna" not in found["message"]
+    assert (found["param"], found["code"]) == ("user", "unsupported_parameter")
+    assert upstream.requests == []
+
+
+def test_names_outside_the_schema_are_dropped_where_that_was_said_and_listed(
+    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
+) -> None:
+    proxy = run(upstream_enclave, drop_unsupported=True)
+    with openai.OpenAI(base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0) as official:
+        create = official.chat.completions.with_raw_response.create
+        extra = {"top_k": 3, "naïve, name": 1}
+        for streamed in (False, True):
+            reply = create(**chat(user="anna", stream=streamed, parallel_tool_calls=False), extra_body=extra)
+            reply.parse()
+            dropped = reply.headers["x-prem-dropped"].split(", ")
+            assert sorted(dropped) == ["na%C3%AFve%2C%20name", "parallel_tool_calls", "top_k", "user"]
+            assert set(upstream.requests[-1][1]) == {"model", "messages", "stream", "stream_options"}
+        assert "x-prem-dropped" not in create(**chat()).headers
+        with pytest.raises(openai.BadRequestError) as caught:
+            create(**chat(user="anna"), temperature=9)
+        assert caught.value.response.headers["x-prem-dropped"] == "user", "errors say it too"
+
+
+def test_very_many_names_make_no_huge_answer(
+    bare: httpx.Client, run: Run, upstream_enclave: LocalEnclave
+) -> None:
+    many = {"x" * 500 + str(number): 1 for number in range(500)}
+    assert len(bare.post(CHAT, json=chat(**many)).content) < 3000
+    proxy = run(upstream_enclave, drop_unsupported=True)
+    reply = httpx.post(f"{proxy.url}{CHAT}", json=chat(**many), headers=bare.headers, trust_env=False)
+    assert reply.status_code == 200
+    assert len(reply.headers["x-prem-dropped"]) < 3000
+
+
+@pytest.mark.parametrize("name", ["extra_body", "timeout", "self", "file"])
+def test_no_name_reaches_anything_but_the_schema(bare: httpx.Client, upstream: Upstream, name: str) -> None:
+    # They are arguments of the client's own methods.
+    assert name in error(bare.post(CHAT, json=chat(**{name: {"user": "anna"}})))["message"]
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"temperature": 9}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"messages": None}, "messages"),
+        ({"model": None}, "model"),
+        ({"stream": "yes"}, "stream"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": [
+            {"type": "image_url", "image_url": {"url": "data:,x"}}]}]}, "messages.0.content"),
+    ],
+)  # fmt: skip
+def test_what_the_schema_forbids_is_400_with_the_parameters_path(
+    bare: httpx.Client, upstream: Upstream, params: dict[str, Any], param: str
+) -> None:
+    found = error(bare.post(CHAT, json={**chat("zebra"), **params}))
+    assert found["param"].startswith(param)
+    assert "zebra" not in found["message"]
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"zebra",
+        b'{"model": "zebra"',
+        b"[]",
+        b'"zebra"',
+        b'{"temperature": NaN}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+    ids=["empty", "text", "cut", "list", "string", "NaN", "huge number", "not UTF-8", "deep"],
+)
+def test_a_body_that_is_no_json_object_is_400_and_not_repeated(bare: httpx.Client, body: bytes) -> None:
+    reply = bare.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert "zebra" not in error(reply)["message"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_that_is_not_called_json_is_415(bare: httpx.Client, kind: str) -> None:
+    error(bare.post(CHAT, content=json.dumps(chat()), headers={"content-type": kind}), 415)
+
+
+def test_text_that_utf_8_cannot_hold_is_400(bare: httpx.Client) -> None:
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}'
+    reply = bare.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert error(reply)["param"] == "messages"
+
+
+def test_a_large_prompt_goes_through_whole(bare: httpx.Client, upstream: Upstream) -> None:
+    prompt = "Ω" * 2_000_000
+    assert bare.post(CHAT, json=chat(prompt)).status_code == 200
+    assert upstream.requests[-1][1]["messages"][0]["content"] == prompt
+
+
+def test_models_can_be_asked_for_by_type(http: httpx.Client) -> None:
+    def names(query: str) -> list[str]:
+        value = http.get(f"/v1/models{query}").json()
+        assert value["object"] == "list"
+        assert all(each["object"] == "model" for each in value["data"])
+        return [each["id"] for each in value["data"]]
+
+    assert MODEL in names("")
+    assert names("?type=AUDIO_TRANSCRIPTION") == ["openai/whisper-large-v3"]
+    assert error(http.get("/v1/models?type=WIZARD"))["param"] == "type"
+    assert error(http.get("/v1/models/no/such"), 404)["code"] == "model_not_found"
