@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := $(VENV)/.installed
+# What `make lowest` and `make newest` run.
+VERSIONS_TESTS ?= tests/core tests/langchain tests/llama_index tests/enclave tests/cli tests/proxy
 
 .DEFAULT_GOAL := help
 # A folder has this name too.
-.PHONY: help setup demo test notebooks record lint types format bench build clean
+.PHONY: help setup demo test notebooks docs fuzz soak record lint types format bench package lowest newest build clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -31,6 +33,15 @@ test: $(INSTALLED)  ## Run all tests
 
 notebooks: $(INSTALLED)  ## Run the notebooks from top to bottom
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 -W default notebooks
+
+docs: $(INSTALLED)  ## Build the documentation into build/site
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+fuzz: $(INSTALLED)  ## Feed changed and broken input to every parser, for a minute
+	$(BIN)/python tests/fuzz/fuzz.py
+
+soak: $(INSTALLED)  ## 10,000 requests from 50 threads and 200 tasks, a fifth of them with faults; some minutes
+	$(BIN)/python tests/faults/soak.py
 
 record: $(INSTALLED)  ## Record the cassettes anew, from the embedded enclave; with PREM_API_KEY, from the live service
 	PREM_RECORD=1 $(BIN)/pytest -q tests/langchain/test_cassette.py
@@ -56,9 +67,22 @@ bench: $(INSTALLED)  ## Measure beside the peers: chunks, calls, recordings, imp
 	$(BIN)/python benchmarks/proxy_overhead.py
 	$(BIN)/python benchmarks/import_time.py
 
+newest: $(INSTALLED)  ## Run the tests with the newest versions there are
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-newest
+	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python .venv-newest/bin/python --upgrade -e ".[all]" --group dev
+	.venv-newest/bin/python -m pytest -q -W default $(VERSIONS_TESTS)
+
 build: $(INSTALLED)  ## Build the sdist and the wheel into dist/
-	$(BIN)/python -m pip install --quiet build
-	$(BIN)/python -m build
+	$(BIN)/uv build
+
+package: $(INSTALLED)  ## Build, and install the wheel alone and with each extra into empty environments
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/packaging/check_installs.py
+
+lowest: $(INSTALLED)  ## Run the tests with the oldest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+		-e ".[all]" --group dev
+	.venv-lowest/bin/python -m pytest -q -W default $(VERSIONS_TESTS)
 
 clean:  ## Remove what was made, .venv included
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
