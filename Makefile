@@ -35,7 +35,7 @@ notebooks: $(INSTALLED)  ## Run the notebooks from top to bottom
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 -W default notebooks
 
 docs: $(INSTALLED)  ## Build the documentation into build/site
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 fuzz: $(INSTALLED)  ## Feed changed and broken input to every parser, for a minute
 	$(BIN)/python tests/fuzz/fuzz.py

@@ -76,9 +76,7 @@ def cues(passages: Iterable[Passage]) -> Sequence[Cue]:
 def _milliseconds(passage: Passage, name: str) -> int:
     seconds: float | None = passage.metadata.get(name)
     if seconds is None:
-        raise APIResponseValidationError(
-            "the service gave no times, and subtitles need them; ask for text"
-        )
+        raise APIResponseValidationError("the service gave no times, and subtitles need them; ask for text")
     return max(0, round(seconds * 1000))
 
 

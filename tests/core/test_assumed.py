@@ -1,11 +1,9 @@
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prem_core import _assumed
 from prem_core._assumed import (
     KEY_TURNED,
     KEY_TURNED_STATUSES,
@@ -14,9 +12,6 @@ from prem_core._assumed import (
     decode_binary,
     encode_binary,
 )
-from prem_core._config import VARIABLES
-
-ROOT = Path(__file__).parents[2]
 
 
 @given(st.binary(max_size=200))
@@ -101,14 +96,3 @@ def test_every_stream_error_type_stands_for_an_error_status():
 def test_every_route_names_its_scope():
     assert ROUTE_SCOPES["/rvenc/chat/completions"] == "chats.completion"
     assert all(route.startswith("/rvenc/") for route in ROUTE_SCOPES)
-
-
-def test_the_readme_lists_every_assumption_and_no_other():
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("What we could not check against the live service")[2].partition("\n## ")[0]
-    listed = set(re.findall(r"`(?:_assumed\.)?(\w+)`", section))
-    source = Path(_assumed.__file__).read_text()
-    names = set(re.findall(r"^(?:def )?([A-Za-z]\w+)(?: = |\()", source, re.MULTILINE))
-    assert names <= listed
-    variables = {name for given in VARIABLES.values() for name in given} | {"CLIENT_KEK"}
-    assert {name for name in listed if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", name)} <= names | variables
