@@ -196,7 +196,7 @@ def _check_unrepaired(arguments: list[str]) -> None:
     """
     for text in arguments:
         if text.strip() and not is_whole_json(text):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 if isinstance(parse_partial_json(text), dict):
                     raise APIResponseValidationError("the arguments of a tool call break off")
 

@@ -51,7 +51,14 @@ def wire_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
         InvalidParameterError: A message or block that the schema has no place for; names its position.
     """
     turn = max((i for i, m in enumerate(messages) if _is_human(m)), default=-1)
-    return [_message(m, position=i, in_loop=i > turn) for i, m in enumerate(messages)]
+    made = []
+    for i, message in enumerate(messages):
+        try:
+            made.append(_message(message, position=i, in_loop=i > turn))
+        except (AttributeError, KeyError, TypeError) as error:
+            # Blocks are dictionaries that anybody makes, and the framework does not look into them.
+            raise refused_at(i, None, "a value in it has a type that its place does not take") from error
+    return made
 
 
 def _is_human(message: BaseMessage) -> bool:

@@ -155,13 +155,13 @@ def _from_text(text: str, *, partial: bool) -> Any:
     if partial:
         try:
             value = parse_json_markdown(text, parser=parse_partial_json)
-        except ValueError:
+        except (ValueError, RecursionError):
             return _NOTHING
         return _NOTHING if value is None else value
     try:
         # Models in JSON mode put fences around it at times; nothing else is read into it.
         return parse_json_markdown(text, parser=_strict)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise OutputParserException("the answer is not JSON")
 

@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from os import PathLike
 from pathlib import PurePath
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import httpx
 from langchain_core.document_loaders import BaseBlobParser, BaseLoader, BlobLoader
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator
 from typing_extensions import override
 
 from langchain_prem._errors import core_errors, translate
 from prem_core import InvalidParameterError
+from prem_core._frames import forgetful
 from prem_core._recordings import (
     HearingSettings,
     LoadingSettings,
@@ -176,6 +177,7 @@ class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
 
     _errors: list[tuple[str, Exception]] = PrivateAttr(default_factory=list)
 
+    @forgetful
     def __init__(self, path: Path_ | Iterable[Path_] | None = None, **settings: Any) -> None:
         settings["path"] = path
         super().__init__(**settings)
@@ -190,15 +192,15 @@ class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
     def _one_as_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
+    @override
+    def _check(self) -> None:
+        super()._check()
         if (self.path is None) == (self.blobs is None):
             raise InvalidParameterError("path: give a path or blobs, and not both", param="path")
         if self.path is None and (self.glob is not None or self.suffixes is not None):
             raise InvalidParameterError("glob, suffixes: choose among a directory's files", param="glob")
         if isinstance(self.path, list) and not self.path:
             raise InvalidParameterError("path: the list is empty", param="path")
-        return self
 
     @property
     def errors(self) -> list[tuple[str, Exception]]:

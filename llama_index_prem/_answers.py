@@ -197,10 +197,15 @@ def _thinking_tokens(usage: Usage | None) -> int | None:
 
 def _logprobs(given: dict[str, Any]) -> list[list[LogProb]]:
     """For each token its alternatives, where these were asked for, else the token itself."""
-    return [
-        [
-            LogProb(token=each["token"], logprob=each["logprob"], bytes=each.get("bytes") or [])
-            for each in token.get("top_logprobs") or [token]
+    try:
+        return [
+            [
+                LogProb(token=each["token"], logprob=each["logprob"], bytes=each.get("bytes") or [])
+                for each in token.get("top_logprobs") or [token]
+            ]
+            for token in given.get("content") or []
         ]
-        for token in given.get("content") or []
-    ]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    # Outside the handler: Pydantic's error would bring the answer's words along.
+    raise APIResponseValidationError("the answer's log probabilities have a form that they should not")

@@ -54,7 +54,7 @@ class StructuredAnswer(Generic[Model]):
         if not text or not response.delta:
             return None
         try:
-            value = from_json(_unfenced(text), allow_partial="trailing-strings")
+            value = from_json(_unfenced(text), allow_partial="trailing-strings", cache_strings="keys")
         except ValueError:
             return None
         if not isinstance(value, dict):

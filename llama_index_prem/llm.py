@@ -201,6 +201,9 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
 
     _http_fields: ClassVar[tuple[str, str]] = ("http_client", "async_http_client")
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key", "callback_manager"})
+    _unshown: ClassVar[frozenset[str]] = ModelSettings._unshown | {
+        "additional_kwargs", "query_wrapper_prompt", "system_prompt",
+    }  # fmt: skip
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter", "callback_manager"})
 
     #: Context windows found in the models list, by model; None where it does not say.
@@ -618,7 +621,7 @@ def _arguments(given: dict[str, Any] | str, *, whole: bool) -> dict[str, Any]:
         # Not completed or replaced by nothing: a tool would run on what the model never said.
         raise APIResponseValidationError("the arguments of the model's tool call are not a JSON object")
     try:
-        so_far = from_json(given, allow_partial="trailing-strings")
+        so_far = from_json(given, allow_partial="trailing-strings", cache_strings="keys")
     except ValueError:
         return {}
     return so_far if isinstance(so_far, dict) else {}

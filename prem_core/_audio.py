@@ -137,11 +137,15 @@ def read_transcription(plaintext: bytes, response_format: str | None) -> Transcr
         try:
             return plaintext.decode()
         except UnicodeDecodeError:
-            raise APIResponseValidationError("the answer is not text") from None
+            failure = APIResponseValidationError("the answer is not text")
+        # Outside the handlers: as its context, Python's error would bring what was said along.
+        raise failure
     try:
         value = json.loads(plaintext)
     except (ValueError, RecursionError):
-        raise APIResponseValidationError("the answer is not a Transcription: not JSON") from None
+        value = None
+    if value is None:
+        raise APIResponseValidationError("the answer is not a Transcription: not JSON")
     if isinstance(value, dict) and isinstance(value.get("results"), dict):
         return _from_deepgram(value)
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
@@ -158,10 +162,11 @@ def _from_deepgram(value: dict[str, Any]) -> Transcription:
         text = best["transcript"]
     except (KeyError, IndexError, TypeError):
         raise APIResponseValidationError("the answer is not a Transcription: it has no transcript") from None
+    metadata = value.get("metadata")
     made = {
         "text": text,
         "language": channel.get("detected_language"),
-        "duration": (value.get("metadata") or {}).get("duration"),
+        "duration": metadata.get("duration") if isinstance(metadata, dict) else None,
         "words": best.get("words"),
     }
     return read_json(Transcription, json.dumps(made).encode())

@@ -23,8 +23,18 @@ from prem_core import _config, _exchange
 from prem_core._completions import AsyncChat, Chat
 from prem_core._envelope import parse_public_key
 from prem_core._errors import APITimeoutError, ConfigurationError, InvalidParameterError, PremError
+from prem_core._frames import forgetful
 from prem_core._hearing import AsyncAudio, Audio
-from prem_core._http import LIMITS, AsyncDriver, Endpoints, LoopState, LoopStates, SyncDriver, ssl_context
+from prem_core._http import (
+    LIMITS,
+    AsyncDriver,
+    Endpoints,
+    LoopState,
+    LoopStates,
+    SyncDriver,
+    no_cookies,
+    ssl_context,
+)
 from prem_core._kem import PublicKey
 from prem_core._limits import Limits, limits_of
 from prem_core._pace import Stats
@@ -190,6 +200,7 @@ class PremClient(_ClientBase):
         ...     print(answer.choices[0].message.content)
     """
 
+    @forgetful
     def __init__(
         self,
         *,
@@ -235,7 +246,7 @@ class PremClient(_ClientBase):
         self._key_lock = threading.Lock()
 
     def _connect(self) -> None:
-        self._http = httpx.Client(verify=ssl_context(), limits=LIMITS)
+        self._http = httpx.Client(verify=ssl_context(), limits=LIMITS, cookies=no_cookies())
         # A client that nobody closed gives its sockets back when it is collected.
         self._closer = weakref.finalize(self, self._http.close)
         self._process = os.getpid()
@@ -315,6 +326,7 @@ class AsyncPremClient(_ClientBase):
     the loop it is used on first.
     """
 
+    @forgetful
     def __init__(
         self,
         *,

@@ -59,8 +59,13 @@ class InvalidParameterError(PremError, ValueError):
     """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+        # Names may be the caller's, and of half a character: an error that cannot be written to a log is none.
+        super().__init__(_writable(message))
+        self.param = param if param is None else _writable(param)
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class EnclaveKeyError(PremError):

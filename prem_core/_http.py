@@ -26,6 +26,7 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, TypeVar
 
 import certifi
@@ -98,6 +99,12 @@ def ssl_context() -> ssl.SSLContext:
         return ssl.create_default_context(cafile=file)
     except OSError as error:
         raise errors.ConfigurationError(f"SSL_CERT_FILE: no certificates can be read: {error}") from None
+
+
+def no_cookies() -> CookieJar:
+    """A jar that stays empty: httpx would keep what the gateway sets, and a cookie tells one request's sender from
+    another's where keys do not."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +355,12 @@ class SyncDriver:
                 self._watchdog.watch(response)
             return _head(response)
         # Raised outside the handler, so that httpx's error is not kept as its context.
-        raise errors.APITimeoutError(OUT_OF_TIME) if self._watchdog and self._watchdog.barks else failure
+        if self._watchdog and self._watchdog.barks:
+            failure = errors.APITimeoutError(OUT_OF_TIME)
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame: a circle, which would keep the connections
 
     def read(self) -> bytes:
         """The open reply's next bytes; ``b""`` at its end.
@@ -364,7 +376,12 @@ class SyncDriver:
             failure: errors.APIConnectionError = errors.APITimeoutError(OUT_OF_TIME)
         except _FOREIGN as error:
             failure = translate(error, self._party, reading=True)
-        raise errors.APITimeoutError(OUT_OF_TIME) if self._watchdog and self._watchdog.barks else failure
+        if self._watchdog and self._watchdog.barks:
+            failure = errors.APITimeoutError(OUT_OF_TIME)
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame: a circle, which would keep the connections
 
     def drain(self) -> None:
         """Read a whole answer's reply to its end, so that its connection can serve the next request."""
@@ -519,7 +536,10 @@ class AsyncDriver:
             self._response = response
             self._pieces = response.aiter_bytes() if _is_coded(response) else response.aiter_raw()
             return _head(response)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame: a circle, which would keep the connections
 
     async def read(self) -> bytes:
         """The open reply's next bytes; ``b""`` at its end.
@@ -536,7 +556,10 @@ class AsyncDriver:
             return await anext(self._pieces, b"")
         except _FOREIGN as error:
             failure = translate(error, self._party, reading=True)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame: a circle, which would keep the connections
 
     async def drain(self) -> None:
         """Read a whole answer's reply to its end, so that its connection can serve the next request."""
@@ -609,7 +632,7 @@ class LoopStates:
             if self._given is not None:
                 state = LoopState(self._given, asyncio.Lock(), None, asyncio.Event())
             else:
-                http = httpx.AsyncClient(verify=ssl_context(), limits=LIMITS)
+                http = httpx.AsyncClient(verify=ssl_context(), limits=LIMITS, cookies=no_cookies())
                 closed = asyncio.Event()
                 state = LoopState(http, asyncio.Lock(), _lifetime(http, closed, self._states, loop), closed)
             # Kept before the await below: a second task must find it.

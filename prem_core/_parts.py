@@ -166,6 +166,6 @@ def is_whole_json(text: str) -> bool:
     """Whether `text` is JSON from end to end, as opposed to the beginning of some."""
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -22,7 +22,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any, Final, Literal, Self
 
 import httpx
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from typing_extensions import override
 
 from prem_core._audio import DEFAULT_MODEL, MAX_FILE_BYTES, AudioFile, read_recording
@@ -463,8 +463,9 @@ class HearingSettings(ClientSettings):
         audio_plaintext("transcribe", {"model": "m", str(info.field_name): value})
         return value
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    @override
+    def _check(self) -> None:
+        super()._check()
         if self.task == "translate" and self.language is not None:
             raise InvalidParameterError(
                 "language: a translation finds out by itself; the schema has it for transcriptions only",
@@ -472,7 +473,6 @@ class HearingSettings(ClientSettings):
             )
         if self.group_seconds is not None and self.mode != "segments":
             raise InvalidParameterError("group_seconds: needs mode='segments'", param="group_seconds")
-        return self
 
     def _hearing(self) -> Hearing:
         return Hearing(

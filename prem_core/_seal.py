@@ -27,6 +27,7 @@ from nacl.exceptions import CryptoError
 
 from prem_core._assumed import decode_binary
 from prem_core._errors import ConfigurationError, DecryptionError, EnclaveKeyError
+from prem_core._frames import forgetful
 from prem_core._kem import CIPHER_TEXT_BYTES, SHARED_SECRET_BYTES, PublicKey
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class EncryptionKeys:
 
     __slots__ = ("_cipher_text", "_enclave_fingerprint", "_shared_secret")
 
+    @forgetful
     def __init__(
         self, shared_secret: bytes | str, cipher_text: bytes | str, *, enclave_fingerprint: str | None = None
     ) -> None:
@@ -175,9 +177,9 @@ class EncryptionKeys:
         try:
             return _decrypt(sealed, None, nonce, self._shared_secret)
         except (CryptoError, ValueError):
-            failure = DecryptionError()
-        # Raised outside the handler: as its context, PyNaCl's error would bring a frame that holds the secret.
-        raise failure
+            pass
+        # Outside the handler, and not out of a local: either would keep the secret in a traceback's frames.
+        raise DecryptionError
 
 
 def _exactly(value: bytes | str, length: int, name: str) -> bytes:

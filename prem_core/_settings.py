@@ -7,7 +7,7 @@ repr, no pickle and no serialised form.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, Literal, Self, cast
 
 import httpx
@@ -15,12 +15,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PrivateAttr,
     SecretStr,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from prem_core._client import AsyncPremClient, PremClient
 from prem_core._config import (
@@ -30,6 +33,7 @@ from prem_core._config import (
     DEFAULT_TIMEOUT,
 )
 from prem_core._errors import InvalidParameterError
+from prem_core._frames import forgetful
 from prem_core._kem import PublicKey
 from prem_core._limits import Limits, check_one_source
 from prem_core._pace import Stats
@@ -70,6 +74,7 @@ class Clients:
         self._async: tuple[dict[str, Any], AsyncPremClient] | None = None
         self._limits: Limits | None = None
 
+    @forgetful
     def sync(self, options: dict[str, Any]) -> PremClient:
         """A client made with these arguments."""
         with self._lock:
@@ -77,6 +82,7 @@ class Clients:
                 self._sync = (options, PremClient(**self._limited(options)))
             return self._sync[1]
 
+    @forgetful
     def asynchronous(self, options: dict[str, Any]) -> AsyncPremClient:
         """An asynchronous client made with these arguments."""
         with self._lock:
@@ -158,6 +164,8 @@ class ClientSettings(BaseModel):
     _http_fields: ClassVar[tuple[str, str]]
     #: Fields that are left out of pickles and take their defaults again.
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key"})
+    #: Fields that may hold a caller's words, and are in no repr.
+    _unshown: ClassVar[frozenset[str]] = frozenset()
     #: Fields whose objects a deep copy shares: they belong to the process, or to the caller.
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter"})
 
@@ -169,10 +177,37 @@ class ClientSettings(BaseModel):
 
     _clients: Clients = PrivateAttr(default_factory=Clients)
 
-    @model_validator(mode="after")
-    def _limits_once(self) -> Self:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_values(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Let no error about a setting hold what was given: its text does not, but its `errors()` would."""
+        try:
+            made = handler(values)
+            made._check()
+            return made
+        except ValidationError as error:
+            found = [
+                # A text of its own: the error's would be made again of a context, which may hold what was given.
+                InitErrorDetails(type=_named(each["type"], each["msg"]), loc=each["loc"], input=None)
+                for each in error.errors(include_url=False, include_context=False, include_input=False)
+            ]
+        except ValueError as error:
+            found = [InitErrorDetails(type=_named("value_error", f"Value error, {error}"), input=None)]
+        finally:
+            del values
+        # Outside the handlers, so that the error it came from is not its context.
+        raise ValidationError.from_exception_data(cls.__name__, found, hide_input=True)
+
+    def _check(self) -> None:
+        """Hold the settings against each other.
+
+        Raises:
+            ValueError: Two of them contradict each other; the message names them.
+        """
         check_one_source(self.limits, self._limited_to(), self.requests_per_second)
-        return self
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, value) for name, value in super().__repr_args__() if name not in self._unshown]
 
     def _limited_to(self) -> int | None:
         """`max_concurrency`, where it means nothing but requests."""
@@ -243,6 +278,8 @@ class ClientSettings(BaseModel):
 
 class ModelSettings(ClientSettings):
     """The settings of a chat model: those of its client, and every parameter of the published schema."""
+
+    _unshown: ClassVar[frozenset[str]] = frozenset({"extra_body", "prediction"})
 
     model: str = Field(min_length=1)
     """Name of the model."""
@@ -350,6 +387,11 @@ class ModelSettings(ClientSettings):
         if self.stream_usage if usage is None else usage:
             request["stream_options"] = {"include_usage": True, **(request.get("stream_options") or {})}
         return request
+
+
+def _named(kind: str, text: str) -> PydanticCustomError:
+    # Not as the template: it would take braces for places.
+    return PydanticCustomError(kind, "{text}", {"text": text})
 
 
 def check_params(params: Mapping[str, Any]) -> None:

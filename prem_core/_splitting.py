@@ -11,6 +11,7 @@ held.
 from __future__ import annotations
 
 import io
+import math
 import sys
 import wave
 from array import array
@@ -178,7 +179,7 @@ def _open(file: IO[bytes], called: str) -> _Sound:
         file.seek(0)
         try:
             pcm = _Pcm(file)
-        except (wave.Error, EOFError):
+        except (wave.Error, EOFError, RuntimeError):  # the last for a chunk beyond the file's end
             pass  # not PCM, or none of the plain kind
         else:
             if pcm.nominal_bytes > 0 and size - pcm.nominal_bytes <= MAX_OTHER_BYTES:
@@ -330,6 +331,8 @@ class _Decoded:
                 ) from None
             if not len(block):
                 break
+            if not math.isfinite(float(block.max()) - float(block.min())):
+                raise _refused(f"{self._called}: it holds samples that are no numbers")
             heard += len(block)
             for at in range(0, len(block), frames):
                 yield block[at : at + frames]
@@ -341,26 +344,32 @@ class _Decoded:
             )
 
     def part(self) -> _Part:
-        try:
-            return _FlacPart(self._soundfile, self.rate, self._channels)
-        except self._soundfile.SoundFileError:
-            raise _refused(
-                f"{self._called}: a part of it cannot be written as FLAC ({self._channels} channels, {self.rate} Hz)"
-            ) from None
+        refusal = _refused(
+            f"{self._called}: a part of it cannot be written as FLAC ({self._channels} channels, {self.rate} Hz)"
+        )
+        return _FlacPart(self._soundfile, self.rate, self._channels, refusal)
 
     def close(self) -> None:
         self._file.close()
 
 
 class _FlacPart:
-    def __init__(self, soundfile: Any, rate: int, channels: int) -> None:
+    def __init__(self, soundfile: Any, rate: int, channels: int, refusal: InvalidParameterError) -> None:
         self._file = io.BytesIO()
-        self._flac = soundfile.SoundFile(
-            self._file, "w", samplerate=rate, channels=channels, format="FLAC", subtype="PCM_16"
-        )
+        self._error = soundfile.SoundFileError
+        self._refusal = refusal
+        try:
+            self._flac = soundfile.SoundFile(
+                self._file, "w", samplerate=rate, channels=channels, format="FLAC", subtype="PCM_16"
+            )
+        except self._error:
+            raise refusal from None
 
     def add(self, grain: Any) -> None:
-        self._flac.write(grain)
+        try:
+            self._flac.write(grain)
+        except self._error:  # some of what FLAC has no place for is noticed only here
+            raise self._refusal from None
 
     def size(self) -> int:
         return self._file.getbuffer().nbytes

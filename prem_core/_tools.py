@@ -106,7 +106,7 @@ def read_arguments(text: str) -> dict[str, Any] | None:
     try:
         # An empty string is how some models write "no arguments".
         arguments = json.loads(text, strict=False) if text.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return arguments if isinstance(arguments, dict) else None
 

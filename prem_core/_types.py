@@ -26,7 +26,13 @@ _SHOWN = frozenset(
 
 class _Reply(BaseModel):
     # Deferred: building the validators of types a program never uses would cost it import time.
-    model_config = ConfigDict(extra="allow", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(
+        extra="allow",
+        protected_namespaces=(),
+        defer_build=True,
+        # Pydantic keeps short strings for the whole process otherwise, and nearly every delta is short.
+        cache_strings="keys",
+    )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -225,8 +231,8 @@ def read_json(kind: type[T], plaintext: bytes) -> T:
     except ValidationError:
         pass
     try:
-        return read_value(kind, from_json(plaintext))
-    except ValueError:
+        return read_value(kind, from_json(plaintext, cache_strings="keys"))
+    except (ValueError, RecursionError):
         why = "not JSON"
     raise APIResponseValidationError(f"the answer is not a {kind.__name__}: {why}")
 
@@ -238,6 +244,8 @@ def read_value(kind: type[T], value: Any) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except RecursionError:
+        why = "nested too deep"
     # Raised outside the handlers: as its context, pydantic's error would bring the answer's words along.
     raise APIResponseValidationError(f"the answer is not a {kind.__name__}: {why}")
 

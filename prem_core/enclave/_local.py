@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from prem_core._errors import ConfigurationError
+from prem_core._frames import forgetful
 from prem_core._kem import SEED_BYTES, PrivateKey, PublicKey
 from prem_core.enclave._enclave import BuiltInEngine, Enclave, Engine, ReplyForm
 from prem_core.enclave._gateway import Exchange, Gateway, Observed
@@ -92,6 +93,7 @@ class LocalEnclave:
         ConfigurationError: A value cannot work.
     """
 
+    @forgetful
     def __init__(
         self,
         *,

@@ -264,8 +264,14 @@ def read_body(schema_name: SchemaName, body: bytes, *, called: str = "body") -> 
         raise Refused(
             400, f"Invalid request: {called} is not JSON", validator={called: "is not JSON"}
         ) from None
+    try:
+        found = problems(schema_name, value)
+    except RecursionError:
+        raise Refused(
+            400, f"Invalid request: {called} is nested too deep", validator={called: "is nested too deep"}
+        ) from None
     findings: dict[str, str] = {}
-    for path, rule in problems(schema_name, value):
+    for path, rule in found:
         place = path or called
         findings[place] = f"{findings[place]}; {rule}" if place in findings else rule
     if findings:

@@ -10,8 +10,8 @@ import json
 from typing import Any, Final
 
 from prem_core._spoken import Answered, Hearing, passages
-from prem_core._types import ChatCompletion, ChatCompletionChunk, Model, Transcription
 from prem_core._subtitles import srt, vtt
+from prem_core._types import ChatCompletion, ChatCompletionChunk, Model, Transcription
 from prem_core.proxy._errors import Refusal
 
 #: What ends a stream that is whole; after anything else it is cut.

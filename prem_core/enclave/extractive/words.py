@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -35,7 +34,6 @@ _VOWEL = re.compile(r"[aeiouy]")
 _SUFFIXES = (("ing", 3), ("ion", 5), ("ed", 3), ("er", 3), ("or", 3))
 
 
-@lru_cache(maxsize=65536)
 def stem(word: str) -> str:
     """The light stem of one word, case folded: plural, verb and agent endings removed."""
     word = word.casefold().replace("’", "'")

@@ -1,0 +1,170 @@
+"""However any stream comes in pieces, good or not, the same chunks come out and the same error.
+
+`tests/core/test_sse.py` holds it of events; here it is the whole reader, over streams of every kind, and then both
+clients over real sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from conversations import texts, values
+from core.pair import DONE, Call, Enclave, Gateway, Opened, chunk, event
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from prem_core import AsyncPremClient, PremClient, PremError
+from prem_core._envelope import chat_body
+from prem_core._reply import ChatStreamReader
+from prem_core._seal import EncryptionKeys, new_nonce
+
+ENCLAVE = Enclave()
+KEYS = EncryptionKeys.encapsulate(ENCLAVE.public)
+OPENED: Opened = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
+FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+_deltas = st.fixed_dictionaries(
+    {}, optional={"content": texts | st.none(), "reasoning_content": texts, "refusal": texts, "role": texts}
+)
+_tool_deltas = st.builds(
+    lambda index, call_id, text: {
+        "tool_calls": [{"index": index, "id": call_id, "function": {"arguments": text}}]
+    },
+    st.integers(0, 3) | st.none(),
+    texts | st.none(),
+    texts,
+)
+_choices = st.builds(
+    lambda index, delta, reason: {"index": index, "delta": delta, "finish_reason": reason},
+    st.integers(0, 2),
+    _deltas | _tool_deltas | st.just([]),
+    st.sampled_from([None, None, None, "stop", "length"]),
+)
+#: What a chunk may say: what the schema has, an error, or anything at all.
+_said = (
+    st.builds(lambda choices: {"choices": choices}, st.lists(_choices, max_size=2))
+    | st.builds(lambda text: {"error": {"message": text}}, texts)
+    | st.dictionaries(texts, values, max_size=2)
+)
+_sealed = st.builds(lambda said: OPENED.seal(chunk(said)).encode(), _said)
+_data = (
+    _sealed
+    | st.builds(lambda said: OPENED.seal(json.dumps(said).encode()).encode(), values)
+    | st.builds(lambda said: json.dumps({"error": said}).encode(), values)
+    | st.sampled_from([b"[DONE]", b"", b"zz", b"{", b"00" * 30])
+)
+_events = (
+    st.builds(
+        lambda name, data, end: b"event: " + name + end + b"data: " + data + end + end,
+        st.sampled_from([b"data", b"data", b"data", b"error", b"done", b"ping", b"message"]),
+        _data,
+        st.sampled_from([b"\n", b"\n", b"\r\n", b"\r"]),
+    )
+    | st.builds(lambda data: b"data:" + data + b"\n\n", _data)
+    | st.sampled_from(
+        [b": ping\n\n", b"\n", b"\r\n\r\n", b"id: 1\nretry: 5\n", b"\xef\xbb\xbf", b"data", b"event: data\n"]
+    )
+    | st.binary(max_size=5)
+)
+_good = st.builds(lambda said: event("data", OPENED.seal(chunk(said))), _said)
+
+#: Streams that mostly begin well, and end in every way.
+streams = st.builds(
+    lambda begun, more, end: b"".join([*begun, *more, end]),
+    st.lists(_good, max_size=4),
+    st.lists(_events, max_size=6),
+    st.sampled_from([b"", DONE, event("data", OPENED.seal(chunk(FINISH))) + DONE, b"data: [DONE]\n\n"]),
+)
+places = st.lists(st.integers(0, 1 << 16), max_size=12)
+
+
+def cut(stream: bytes, at: Iterable[int]) -> list[bytes]:
+    """`stream` in pieces, cut at these places."""
+    marks = [0, *sorted(each % (len(stream) + 1) for each in at), len(stream)]
+    return [stream[a:b] for a, b in itertools.pairwise(marks)]
+
+
+def read(pieces: Sequence[bytes]) -> tuple[list[Any], Any]:
+    """The chunks of a stream that ends after these pieces, and its error's class and text."""
+    reader = ChatStreamReader(KEYS, OPENED.nonce, 1 << 20)
+    chunks: list[Any] = []
+    try:
+        for piece in pieces:
+            # One by one, so that what came before an error is kept.
+            for each in reader.feed(piece):
+                chunks.append(each)
+        reader.finish()
+    except PremError as error:
+        return chunks, (type(error), str(error))
+    return chunks, None
+
+
+@given(streams, places)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(event("data", OPENED.seal(chunk(FINISH))) + DONE, [1, 7, 100])
+def test_any_stream_reads_the_same_however_it_is_cut(stream: bytes, at: list[int]) -> None:
+    assert read(cut(stream, at)) == read([stream])
+
+
+@given(streams)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_stream_reads_the_same_byte_by_byte(stream: bytes) -> None:
+    assert read([stream[i : i + 1] for i in range(len(stream))]) == read([stream])
+
+
+# --- over real sockets
+
+
+class Script:
+    """Answers every chat with chunks of its own, in pieces cut at places of its own."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+        self.at: list[int] = []
+
+    def __call__(self, call: Call) -> None:
+        stream = call.opened().events(*self.said, FINISH) + DONE
+        # An empty chunk would be HTTP's end.
+        call.stream(*filter(None, cut(stream, self.at)))
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[tuple[Script, str]]:
+    made = Script()
+    with Gateway(made, enclave=ENCLAVE) as gateway:
+        yield made, gateway.url
+
+
+_parts = st.lists(
+    st.builds(
+        lambda text: {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}, texts
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(_parts, places)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_both_clients_read_the_same_however_the_network_cuts_it(
+    script: tuple[Script, str], said: list[dict[str, Any]], at: list[int]
+) -> None:
+    answers, url = script
+    answers.said, answers.at = said, at
+    options: Any = {"api_key": "k", "proxy_url": url, "enclave_url": url, "max_retries": 0}
+    asked: Any = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+
+    async def asynchronously() -> list[Any]:
+        async with AsyncPremClient(**options) as client:
+            return [each async for each in await client.chat.completions.create(**asked)]
+
+    with PremClient(**options) as client:
+        chunks = list(client.chat.completions.create(**asked))
+    text = "".join(choice.delta.content or "" for each in chunks for choice in each.choices)
+    assert text == "".join(each["choices"][0]["delta"]["content"] for each in said)
+    assert asyncio.run(asynchronously()) == chunks

@@ -1,0 +1,239 @@
+"""Any single change of a sealed byte fails closed, wherever the byte stands: in a request, an answer or a file.
+
+Bytes travel as hex, so a change is one of its digits, one digit less, or one more. Of this, `tests/core` holds what a
+single sealed item does, and of a key file every bit (`test_keyfile.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from core.pair import COMPLETION, DONE, HELLO, Enclave, Opened, chunk, event
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from raw_wire import CHAT, TRANSCRIPTIONS, WHISPER, Wire, params
+
+from prem_core import DecryptionError, PremError, _keyfile
+from prem_core._envelope import Body, audio_body, chat_body, open_response
+from prem_core._kem import PrivateKey
+from prem_core._reply import ChatStreamReader, open_completion
+from prem_core._seal import EncryptionKeys, new_nonce
+from prem_core.enclave import LocalEnclave
+from prem_core.enclave._audio import open_audio
+from prem_core.enclave._enclave import _open
+from prem_core.enclave._schemas import Refused
+from prem_core.enclave._sealed import DECRYPT_MESSAGE
+
+thorough = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+HEX = "0123456789abcdef"
+
+
+class Change(NamedTuple):
+    """What is done to some hex: a digit replaced by another one, left out, or put in before it."""
+
+    kind: str
+    place: int
+    digit: str
+
+    def of(self, text: str) -> str:
+        at = self.place % len(text)
+        if self.kind == "left out":
+            return text[:at] + text[at + 1 :]
+        if self.kind == "put in":
+            return text[:at] + self.digit + text[at:]
+        if self.kind == "a byte less":
+            return text[: at & ~1] + text[(at & ~1) + 2 :]
+        if self.kind == "no hex":
+            return text[:at] + "gz \x00\xe9-"[HEX.index(self.digit) % 6] + text[at + 1 :]
+        new = HEX[(int(text[at], 16) + 1 + HEX.index(self.digit) % 15) % 16]
+        return text[:at] + new + text[at + 1 :]
+
+
+changes = st.builds(
+    Change,
+    st.sampled_from(["replaced", "replaced", "replaced", "left out", "put in", "a byte less", "no hex"]),
+    st.integers(0, 1 << 20),
+    st.sampled_from(HEX),
+)
+
+# --- requests, at the enclave
+
+PRIVATE = PrivateKey(bytes(range(32)))
+CHAT_FIELDS = ("encryptedInference", "cipherText", "nonce")
+AUDIO_FIELDS = (*CHAT_FIELDS, "encryptedFile", "fileNonce", "encryptedFileName", "fileNameNonce")
+
+
+def _sent(body: Body) -> dict[str, str]:
+    assert isinstance(body, bytes)  # as small ones are
+    fields: dict[str, str] = json.loads(body)
+    return fields
+
+
+_MADE = EncryptionKeys.encapsulate(PRIVATE.public_key())
+CHAT_BODY = _sent(chat_body(_MADE, json.dumps(params()).encode(), new_nonce()))
+AUDIO_BODY = _sent(audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"note.wav", b"RIFF and so on"))
+
+
+def test_the_requests_open_as_they_are() -> None:
+    assert _open(PRIVATE, json.dumps(CHAT_BODY).encode()).params == params()
+    assert open_audio(PRIVATE, "transcribe", json.dumps(AUDIO_BODY).encode()).audio == b"RIFF and so on"
+
+
+@given(st.sampled_from(CHAT_FIELDS), changes)
+@thorough
+def test_a_chat_request_with_any_change_is_refused(name: str, change: Change) -> None:
+    body = {**CHAT_BODY, name: change.of(CHAT_BODY[name])}
+    with pytest.raises(Refused) as caught:
+        _open(PRIVATE, json.dumps(body).encode())
+    assert caught.value.status == 400
+    if change.kind == "replaced":
+        assert caught.value.error == DECRYPT_MESSAGE
+
+
+@given(st.sampled_from(AUDIO_FIELDS), changes)
+@thorough
+def test_a_recording_with_any_change_is_refused(name: str, change: Change) -> None:
+    body = {**AUDIO_BODY, name: change.of(AUDIO_BODY[name])}
+    with pytest.raises(Refused) as caught:
+        open_audio(PRIVATE, "transcribe", json.dumps(body).encode())
+    assert caught.value.status == 400
+    if change.kind == "replaced":
+        assert caught.value.error == DECRYPT_MESSAGE
+
+
+@given(st.sampled_from(AUDIO_FIELDS), st.sampled_from(AUDIO_FIELDS))
+@thorough
+def test_items_that_change_places_are_refused(one: str, other: str) -> None:
+    body = {**AUDIO_BODY, one: AUDIO_BODY[other], other: AUDIO_BODY[one]}
+    if body == AUDIO_BODY:
+        return
+    with pytest.raises(Refused):
+        open_audio(PRIVATE, "transcribe", json.dumps(body).encode())
+
+
+@given(st.sets(st.integers(0, 3000)))
+@thorough
+def test_digits_of_the_other_case_are_the_same_bytes(places: set[int]) -> None:
+    body = {
+        name: "".join(d.upper() if i % 3000 in places else d for i, d in enumerate(text))
+        for name, text in CHAT_BODY.items()
+    }
+    assert _open(PRIVATE, json.dumps(body).encode()).params == params()
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    with LocalEnclave(private_key=PRIVATE) as prem, httpx.Client(trust_env=False, timeout=10) as http:
+        yield Wire(prem, http)
+
+
+@given(
+    st.sampled_from(
+        [(CHAT, name) for name in CHAT_FIELDS] + [(TRANSCRIPTIONS, name) for name in AUDIO_FIELDS]
+    ),
+    changes,
+)
+@settings(thorough, max_examples=40)
+def test_over_the_wire_a_request_with_any_change_is_a_400(
+    wire: Wire, where: tuple[str, str], change: Change
+) -> None:
+    path, name = where
+    body = CHAT_BODY if path == CHAT else AUDIO_BODY
+    response = wire.post({**body, name: change.of(body[name])}, path)
+    assert response.status_code == 400
+    assert response.json()["data"] is None
+
+
+# --- answers, at the client
+
+ENCLAVE = Enclave()
+KEYS = EncryptionKeys.encapsulate(ENCLAVE.public)
+OPENED: Opened = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
+SEALED = [OPENED.seal(chunk(value)) for value in HELLO]
+STREAM = b"".join(event("data", each) for each in SEALED) + DONE
+
+
+def read(stream: bytes) -> tuple[list[Any], PremError | None]:
+    """The chunks of a stream, and the error it ends with."""
+    reader = ChatStreamReader(KEYS, OPENED.nonce, 1 << 20)
+    chunks = []
+    try:
+        for each in reader.feed(stream):
+            chunks.append(each)
+        reader.finish()
+    except PremError as error:
+        return chunks, error
+    return chunks, None
+
+
+WHOLE, _ = read(STREAM)
+
+
+@given(st.integers(0, len(SEALED) - 1), changes)
+@thorough
+def test_a_stream_with_any_change_of_a_chunk_ends_there(number: int, change: Change) -> None:
+    changed = [*SEALED[:number], change.of(SEALED[number]), *SEALED[number + 1 :]]
+    chunks, error = read(b"".join(event("data", each) for each in changed) + DONE)
+    assert chunks == WHOLE[:number]
+    assert type(error) is DecryptionError
+
+
+@given(st.integers(0, len(STREAM) - 1), st.integers(0, 255))
+@settings(thorough, max_examples=500)
+def test_a_stream_with_any_byte_changed_says_nothing_that_was_not_sealed(place: int, byte: int) -> None:
+    # Between the chunks, the names of events and the ends of lines are not sealed: a chunk can be dropped there.
+    chunks, error = read(STREAM[:place] + bytes([byte]) + STREAM[place + 1 :])
+    left = iter(WHOLE)
+    assert all(each in left for each in chunks), "chunks that were sealed, in their order"
+    if error is None and chunks != WHOLE:
+        assert len(chunks) == len(WHOLE) - 1
+
+
+@given(st.sampled_from(["encryptedResponse", "nonce"]), changes)
+@thorough
+def test_an_answer_in_one_piece_with_any_change_does_not_open(name: str, change: Change) -> None:
+    for plaintext, read_it in (
+        (COMPLETION, open_completion),
+        (b'{"text": "Hello"}', open_response),
+    ):
+        body = json.loads(OPENED.envelope(plaintext))
+        body["data"][name] = change.of(body["data"][name])
+        with pytest.raises(DecryptionError) as caught:
+            read_it(KEYS, json.dumps(body).encode())
+        assert str(caught.value) == DecryptionError.MESSAGE
+
+
+@given(st.data())
+@settings(thorough, max_examples=500)
+def test_an_answer_in_one_piece_with_any_byte_changed_is_an_error_or_the_same(data: st.DataObject) -> None:
+    body = bytearray(OPENED.envelope(COMPLETION))
+    body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        completion = open_completion(KEYS, bytes(body))
+    except PremError:
+        return
+    assert completion == open_completion(KEYS, OPENED.envelope(COMPLETION))
+
+
+# --- files
+
+
+@given(changes)
+@settings(thorough, max_examples=100)
+def test_a_kek_file_with_any_change_opens_nothing(
+    tmp_path_factory: pytest.TempPathFactory, change: Change
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    kek = bytes(range(32))
+    keys, file = folder / "keys.prem", folder / "kek"
+    if not keys.exists():
+        KEYS.save(keys, kek)
+    file.unlink(missing_ok=True)
+    file.write_bytes(change.of(kek.hex()).encode())
+    file.chmod(0o600)
+    with pytest.raises(PremError):
+        EncryptionKeys.load(keys, _keyfile.read_kek(file))

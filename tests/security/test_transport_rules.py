@@ -1,0 +1,352 @@
+"""The rules of the way: TLS verified always, redirects not followed, and what the environment may change.
+
+Of these, `tests/core/test_config.py` holds which URLs are taken, `tests/core/test_client.py` that https is spoken and
+that an enclave nobody vouches for gives no key, and `tests/core/test_http.py` what goes out in a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import certifi
+import marked
+import pytest
+from certificates import Authority
+from core.pair import Call, Gateway
+from forward_proxy import ForwardProxy
+from marked import API_KEY, MESSAGES
+from spellings import Search
+
+import prem_core
+from langchain_prem import ChatPremEncrypted, PremWhisperParser
+from llama_index_prem import PremEncrypted, PremWhisperReader
+from prem_core import AsyncPremClient, PremClient
+from prem_core._http import ssl_context
+from prem_core.enclave import LocalEnclave
+
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+# --- ways of asking; each gives what came of it
+
+
+def _asynchronously(ask: Callable[[Any], Any]) -> Callable[..., Any]:
+    def asked(**options: Any) -> Any:
+        async def run() -> Any:
+            async with AsyncPremClient(**options) as client:
+                return await ask(client)
+
+        return asyncio.run(run())
+
+    return asked
+
+
+def _synchronously(ask: Callable[[Any], Any]) -> Callable[..., Any]:
+    def asked(**options: Any) -> Any:
+        with PremClient(**options) as client:
+            return ask(client)
+
+    return asked
+
+
+def _chat(client: Any) -> Any:
+    return client.chat.completions.create(model="m", messages=MESSAGES)
+
+
+def _stream(client: Any) -> Any:
+    return client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+
+
+def _hear(client: Any) -> Any:
+    return client.audio.transcriptions.create(file=marked.FILE)
+
+
+def _list(client: Any) -> Any:
+    return client.models.list()
+
+
+ASKED = {
+    f"{how.__name__[1:]} {ask.__name__[1:]}": how(ask)
+    for how in (_synchronously, _asynchronously)
+    for ask in (_chat, _stream, _hear, _list)
+}
+SEALED = [name for name in ASKED if not name.endswith("list")]
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"), "trusted")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
+
+
+@pytest.fixture
+def trusting(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The clients' own certificate store is the authority's certificate."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(certifi, "where", lambda: str(authority.path))
+    ssl_context.cache_clear()
+    yield
+    ssl_context.cache_clear()
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("name", SEALED)
+def test_a_service_whose_certificates_are_good_is_asked(name: str, authority: Authority) -> None:
+    with Gateway(tls=authority.server(), other=lambda call: call.reply(b"{}", 404)) as gateway:
+        try:
+            ASKED[name](**gateway.settings())
+        except prem_core.NotFoundError:
+            assert name.endswith("hear")
+        assert {call.path for call in gateway.calls} >= {"/publicKey"}
+        assert len(gateway.calls) == 2
+
+
+BAD = {
+    "of an authority nobody trusts": lambda good, bad: bad.server(),
+    "for another host": lambda good, bad: good.server("127.0.0.2"),
+    "that has expired": lambda good, bad: good.server(expired=True),
+}
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", ASKED)
+def test_a_gateway_with_a_certificate_is_sent_nothing(
+    name: str, bad: str, authority: Authority, stranger: Authority
+) -> None:
+    with Gateway(tls=BAD[bad](authority, stranger)) as gateway, Gateway() as enclave:
+        options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
+        with pytest.raises(prem_core.APIConnectionError, match="gateway"):
+            ASKED[name](**options)
+        assert gateway.calls == []
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", SEALED)
+def test_an_enclave_with_a_certificate_gives_no_key(
+    name: str, bad: str, authority: Authority, stranger: Authority
+) -> None:
+    with Gateway() as gateway, Gateway(tls=BAD[bad](authority, stranger)) as enclave:
+        options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
+        with pytest.raises(prem_core.APIConnectionError, match="enclave"):
+            ASKED[name](**options)
+        assert enclave.calls == gateway.calls == []
+
+
+def test_keys_are_generated_for_no_enclave_that_nobody_vouches_for(stranger: Authority) -> None:
+    with Gateway(tls=stranger.server()) as enclave:
+        with pytest.raises(prem_core.APIConnectionError):
+            prem_core.generate_encryption_keys(enclave_url=enclave.url, max_retries=0)
+        with pytest.raises(prem_core.APIConnectionError):
+            asyncio.run(prem_core.agenerate_encryption_keys(enclave_url=enclave.url, max_retries=0))
+        assert enclave.calls == []
+
+
+ADAPTERS: dict[str, Callable[..., Any]] = {
+    "LangChain": lambda **options: ChatPremEncrypted(model="m", **options).invoke("Hello"),
+    "LangChain async": lambda **options: asyncio.run(
+        ChatPremEncrypted(model="m", **options).ainvoke("Hello")
+    ),
+    "LlamaIndex": lambda **options: PremEncrypted(model="m", **options).complete("Hello"),
+    "LlamaIndex async": lambda **options: asyncio.run(PremEncrypted(model="m", **options).acomplete("Hello")),
+    "LangChain parser": lambda **options: list(PremWhisperParser(**options).lazy_parse(_blob())),
+    "LlamaIndex reader": lambda **options: PremWhisperReader(**options).load_data(marked.FILE),
+}
+
+
+def _blob() -> Any:
+    from langchain_core.documents.base import Blob
+
+    return Blob.from_data(marked.FILE, mime_type="audio/wav")
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_adapters_hold_to_it(name: str, stranger: Authority) -> None:
+    with Gateway() as enclave, Gateway(tls=stranger.server()) as gateway:
+        options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
+        with pytest.raises(prem_core.APIConnectionError, match="gateway"):
+            ADAPTERS[name](**options)
+        assert gateway.calls == []
+
+
+@pytest.mark.parametrize("name", SEALED[:1])
+def test_ssl_cert_file_names_the_authorities_as_it_does_for_httpx(
+    name: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
+    ssl_context.cache_clear()
+    try:
+        with Gateway(tls=authority.server()) as gateway:
+            ASKED[name](**gateway.settings(max_retries=0))
+    finally:
+        ssl_context.cache_clear()
+
+
+# --- redirects
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("name", ASKED)
+def test_a_redirect_is_an_error_and_nothing_goes_where_it_leads(name: str, status: int) -> None:
+    with Gateway() as other:
+
+        def lead_away(call: Call) -> None:
+            call.reply(b"", status, {"location": f"{other.url}{call.path}"})
+
+        def lead_on(call: Call) -> None:
+            call.reply(b"", status, {"location": f"{call.path}/again"})
+
+        for lead in (lead_away, lead_on):
+            with Gateway(lead, other=lead) as gateway:
+                with pytest.raises(prem_core.APIStatusError) as caught:
+                    ASKED[name](**gateway.settings())
+                assert caught.value.status_code == status
+                assert len([path for path in gateway.paths() if path != "/publicKey"]) == 1
+        assert other.calls == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("name", SEALED)
+def test_a_redirect_of_the_key_leads_to_no_key(name: str, status: int) -> None:
+    with Gateway() as other:
+        away = {"location": f"{other.url}/publicKey"}
+        with Gateway(key=lambda call: call.reply(b"", status, away)) as gateway:
+            with pytest.raises(prem_core.EnclaveKeyError):
+                ASKED[name](**gateway.settings())
+            assert gateway.paths() == ["/publicKey"]
+        assert other.calls == []
+
+
+# --- proxies
+
+
+WORDS = Search(**marked.WORDS)
+KEYS = Search(**marked.KEYS)
+
+
+@pytest.mark.parametrize("name", ["synchronously chat", "asynchronously chat", "synchronously hear"])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_an_http_proxy_of_the_environment_is_used_and_sees_ciphertext(
+    name: str, variable: str, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ForwardProxy() as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        options = {**enclave.client_options, "max_retries": 0}
+        try:
+            ASKED[name](**options, timeout=10)
+        except prem_core.PremError as error:
+            # There is no model called m there, and what is no recording is not heard.
+            assert isinstance(error, prem_core.NotFoundError | prem_core.BadRequestError)
+    route = "audio/transcriptions" if name.endswith("hear") else "chat/completions"
+    assert proxy.asked == [
+        f"GET {enclave.enclave_url}/publicKey HTTP/1.1",
+        f"POST {enclave.proxy_url}/rvenc/{route} HTTP/1.1",
+    ]
+    assert b'"encryptedInference"' in proxy.seen
+    assert WORDS(bytes(proxy.seen)) == set()
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("name", ["synchronously chat", "asynchronously stream"])
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_through_an_https_proxy_goes_a_tunnel_and_not_even_the_api_key_is_seen(
+    name: str, variable: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Gateway(tls=authority.server()) as gateway, ForwardProxy() as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        ASKED[name](**gateway.settings(api_key=API_KEY))
+        host = gateway.url.removeprefix("https://")
+        assert {call.headers.get("authorization") for call in gateway.chats()} == {f"Bearer {API_KEY}"}
+    assert set(proxy.asked) == {f"CONNECT {host} HTTP/1.1"}
+    assert WORDS(bytes(proxy.seen)) | KEYS(bytes(proxy.seen)) == set()
+    assert b"rvenc" not in proxy.seen
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("name", SEALED[:1])
+def test_a_proxy_that_answers_in_the_services_place_is_told_nothing(
+    name: str, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Gateway(tls=authority.server()) as gateway, ForwardProxy(stranger.server()) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(prem_core.APIConnectionError):
+            ASKED[name](**gateway.settings(max_retries=0))
+        assert gateway.calls == []
+    assert b"HTTP/1.1\r\n" in proxy.seen  # the CONNECT line, and nothing after it
+    assert b"publicKey" not in proxy.seen
+
+
+def test_no_proxy_names_hosts_that_are_asked_directly(
+    enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ForwardProxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert ASKED["synchronously list"](**enclave.client_options)
+        assert ASKED["asynchronously list"](**enclave.client_options)
+    assert proxy.asked == []
+
+
+# --- who we say we are
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_netrc_file_takes_the_place_of_no_key(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine 127.0.0.1\nlogin somebody\npassword else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(netrc))
+    with Gateway(other=lambda call: call.reply(b"{}", 404)) as gateway:
+        try:
+            ASKED[name](**gateway.settings())
+        except prem_core.NotFoundError:
+            assert name.endswith(("hear", "list"))
+        sent = {call.path: call.headers.get("authorization") for call in gateway.calls}
+    assert sent.pop("/publicKey", None) is None
+    assert set(sent.values()) == {"Bearer sk_test_key"}
+
+
+@pytest.mark.parametrize("client_class", [PremClient, AsyncPremClient])
+def test_a_cookie_that_the_service_sets_is_not_sent_back(client_class: type) -> None:
+    cookie = {"content-type": "application/json", "set-cookie": "visitor=4711; Path=/"}
+
+    def chat(call: Call) -> None:
+        call.reply(call.opened().envelope(), headers=cookie)
+
+    with Gateway(chat, other=lambda call: call.reply(b'{"data": []}', headers=cookie)) as gateway:
+        if client_class is PremClient:
+            with PremClient(**gateway.settings()) as client:
+                for ask in (_list, _chat, _chat, _list):
+                    ask(client)
+        else:
+
+            async def asked() -> None:
+                async with AsyncPremClient(**gateway.settings()) as client:
+                    for ask in (_list, _chat, _chat, _list):
+                        await ask(client)
+
+            asyncio.run(asked())
+        assert len(gateway.calls) == 5
+        assert [call.path for call in gateway.calls if "cookie" in call.headers] == []
