@@ -25,6 +25,7 @@ from prem_core._errors import ConfigurationError, PremError
 from prem_core._params import PARAM_NAMES, TranscriptionParams, TranslationParams
 from prem_core._types import ChatCompletion, Model
 from prem_core._version import __version__
+from prem_core.proxy import _page
 from prem_core.proxy import _replies as replies
 from prem_core.proxy._clients import Clients
 from prem_core.proxy._errors import Refusal, refusal
@@ -167,6 +168,11 @@ class Proxy:
                 Route(TRANSLATIONS, _Endpoint(self._translate), methods=["POST"]),
                 Route(MODELS, _Endpoint(self._list_models), methods=["GET"]),
                 Route(MODELS + "/{name:path}", _Endpoint(self._show_model), methods=["GET"]),
+                *(
+                    Route(path, _Endpoint(_page.sent(name, kind)), methods=["GET"])
+                    for path, name, kind in _page.FILES
+                ),
+                Route(_page.FOLLOW, _Endpoint(self._follow), methods=["GET"]),
             ],
             redirect_slashes=False,
         )
@@ -240,6 +246,9 @@ class Proxy:
 
     async def _health(self, call: Call) -> None:
         await call.answer(replies.JSON, replies.health(__version__))
+
+    async def _follow(self, call: Call) -> None:
+        await _page.follow(call, self._exchanges)
 
     async def _chat(self, call: Call) -> None:
         exchange, key = call.exchange, self._key(call)

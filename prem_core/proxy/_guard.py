@@ -58,7 +58,7 @@ class Guard:
         # Programs send none. A page may be ours only: its origin is the host it was fetched from.
         if headers.get("origin", f"http://{host}").lower() != f"http://{host}":
             raise Refusal(403, "the proxy does not answer web pages")
-        if path.startswith("/v1/") and headers.get("sec-fetch-site") in _FOREIGN_SITES:
+        if path.startswith(("/v1/", "/exchanges")) and headers.get("sec-fetch-site") in _FOREIGN_SITES:
             raise Refusal(403, "the proxy does not answer web pages")
 
     def _is_address(self, host: str) -> bool:
