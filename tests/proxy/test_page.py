@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,8 @@ MODEL = "openai/gpt-oss-120b"
 PROMPT = "Context: The violet heron nests at Marrow Quay. Question: Where does the violet heron nest?"
 #: Words of the prompt, and so of the reply, that are nowhere else.
 WORDS = ("violet", "heron", "Marrow")
+
+RECORDING = Path(__file__).parents[2] / "examples" / "clinic_note.wav"
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 #: Nothing of the browser's own goes out to a network.
@@ -205,6 +208,9 @@ def test_it_fits_and_follows_light_and_dark(
     browse: Callable[..., Any], proxy: LocalProxy, client: openai.OpenAI, width: int
 ) -> None:
     ask(client)
+    with pytest.raises(openai.NotFoundError):
+        ask(client, model="none/of-a-long-name-that-has-to-break-somewhere")  # a row with a support id
+    client.audio.transcriptions.create(file=RECORDING, model="openai/whisper-large-v3")
     pictures = []
     for scheme in ("light", "dark"):
         page = browse(viewport={"width": width, "height": 700}, color_scheme=scheme)
