@@ -198,8 +198,7 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
 
     options = world.options()
     llm = ChatPremEncrypted(model="text", **options)
-    # One without keys of its own, which can be pickled.
-    plain = ChatPremEncrypted(model="text", **{**options, "encryption_keys": None})
+    plain = ChatPremEncrypted(model="text", **_without_keys(options))
     for each in (llm, plain):
         each.invoke(LC_MESSAGES, tools=[TOOL])
         runner.run(each.ainvoke(LC_MESSAGES))
@@ -220,14 +219,16 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
     (world.folder / "calls").mkdir()
     recording = world.folder / "calls" / "call.wav"
     recording.write_bytes(marked.FILE)
-    parser = PremWhisperParser(mode="segments", **options)
-    assert parser.parse(langchain_blob(marked.FILE))[0].page_content == marked.SAID
-    loader = PremWhisperLoader([recording, world.folder / "none.wav"], on_error="collect", **options)
+    parsers = [PremWhisperParser(mode="segments", **each) for each in (options, _without_keys(options))]
+    for parser in parsers:
+        assert parser.parse(langchain_blob(marked.FILE))[0].page_content == marked.SAID
+    paths = [recording, world.folder / "none.wav"]
+    loader = PremWhisperLoader(paths, on_error="collect", **_without_keys(options))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         loader.load()
         runner.run(loader.aload())
-    things["langchain_prem.PremWhisperParser"] += [parser]
+    things["langchain_prem.PremWhisperParser"] += parsers
     things["langchain_prem.PremWhisperLoader"] += [loader, *(error for _, error in loader.errors)]
     things["langchain_prem.UnheardRecordingsWarning"] += [each.message for each in told]
     things["llama_index_prem.UnheardRecordingsWarning"] += [each.message for each in told]
@@ -236,7 +237,7 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
 
 def _use_llama_index(world: World, things: dict[str, list[Any]], runner: asyncio.Runner) -> None:
     options = world.options()
-    plain = PremEncrypted(model="text", **{**options, "encryption_keys": None})
+    plain = PremEncrypted(model="text", **_without_keys(options))
     llm = PremEncrypted(model="text", **options)
     for each in (llm, plain):
         each.chat(LI_MESSAGES, tools=[TOOL])
@@ -247,7 +248,7 @@ def _use_llama_index(world: World, things: dict[str, list[Any]], runner: asyncio
     structured.complete(PROMPT)
     things["llama_index_prem.PremEncrypted"] += [llm, plain, structured]
 
-    reader = PremWhisperReader(on_error="collect", **options)
+    reader = PremWhisperReader(on_error="collect", **_without_keys(options))
     assert reader.load_data((marked.FILE_NAME, marked.FILE))[0].text == marked.SAID
     with pytest.warns(llama_index_prem.UnheardRecordingsWarning):
         reader.load_data([world.folder / "none.wav", marked.FILE])
@@ -255,6 +256,11 @@ def _use_llama_index(world: World, things: dict[str, list[Any]], runner: asyncio
     things["llama_index_prem.whisper_file_extractor"] += [whisper_file_extractor(**options)]
     things["llama_index_prem.WHISPER_SUFFIXES"] += [llama_index_prem.WHISPER_SUFFIXES]
     things["llama_index_prem.__version__"] += [llama_index_prem.__version__]
+
+
+def _without_keys(options: dict[str, Any]) -> dict[str, Any]:
+    """For what is pickled, which encryption keys are not."""
+    return {**options, "encryption_keys": None}
 
 
 def _use_enclave(world: World, things: dict[str, list[Any]]) -> None:
@@ -298,6 +304,21 @@ def test_nothing_public_is_kept_with_a_secret_in_it(name: str, public: dict[str,
     for thing in public[name]:
         if not is_answer(thing):
             assert found(kept(thing)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "langchain_prem.ChatPremEncrypted",
+        "langchain_prem.PremWhisperParser",
+        "langchain_prem.PremWhisperLoader",
+        "llama_index_prem.PremEncrypted",
+        "llama_index_prem.PremWhisperReader",
+        *(f"prem_core.{name}" for name in (*ERRORS, "Limits", "PublicKey")),
+    ],
+)
+def test_what_users_pickle_was_looked_at_pickled(name: str, public: dict[str, list[Any]]) -> None:
+    assert any(form.startswith("pickle") for thing in public[name] for form, _ in kept(thing))
 
 
 # --- what is set on a model for every call
