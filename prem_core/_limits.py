@@ -118,6 +118,9 @@ class Limits:
     def _serve(self) -> None:
         gate = self._gate
         if not gate.waiting:
+            if self._alarm is not None:  # for those who have left since
+                self._alarm.cancel()
+                self._alarm, self._alarm_at = None, float("inf")
             return
         now = time.monotonic()
         while due := gate.due(now):

@@ -340,6 +340,17 @@ async def test_a_task_that_waits_for_its_own_streams_is_told_so(caplog):
     assert caplog.text.count("a thread or task holds as many streams as max_concurrency allows") == 1
 
 
+def test_nobody_waits_and_no_alarm_is_left():
+    options = {"max_concurrency": 1, "total_timeout": 0.2}
+    others = set(threading.enumerate())
+    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
+        with ask(client, stream=True), ThreadPoolExecutor(1) as pool:
+            with pytest.raises(errors.APITimeoutError):
+                pool.submit(ask, client).result(10)
+            timers = {each for each in threading.enumerate() if type(each) is threading.Timer} - others
+            assert until(lambda: not any(each.is_alive() and each.interval > 0.2 for each in timers))
+
+
 def test_who_waits_for_others_is_told_nothing(caplog):
     options = {"max_concurrency": 1, "total_timeout": 1.5}
     with Gateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
@@ -675,13 +686,15 @@ def test_a_call_that_gave_up_on_the_key_does_not_give_up_for_others():
 @both
 @ways
 def test_a_call_in_time_is_answered_and_leaves_nothing_behind(kind, way):
+    others = set(threading.enumerate())
     with Gateway() as gateway:
         side = kind(gateway, total_timeout=5.0)
         for _ in range(5):
             assert getattr(side, way)()
         side.close()
         assert len({call.connection for call in gateway.calls}) == 1
-        assert until(lambda: not any(type(each) is threading.Timer for each in threading.enumerate()))
+        timers = {each for each in threading.enumerate() if type(each) is threading.Timer} - others
+        assert until(lambda: not any(each.is_alive() for each in timers))
 
 
 def test_a_stream_that_is_taken_too_slowly_ends_in_total():
