@@ -437,6 +437,28 @@ class SyncDriver:
             threading.Thread(target=_end, args=(response, pieces, turn), daemon=True).start()
 
 
+class _Connected:
+    """The connection that a request opened, if it opened one.
+
+    httpcore keeps one whose opener is cancelled before he has sent anything: open, and never used again.
+    """
+
+    __slots__ = ("_stream",)
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._stream = info["return_value"]
+
+    async def close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with contextlib.suppress(Exception):
+                await stream.aclose()
+
+
 class AsyncDriver:
     """`SyncDriver`'s twin on an event loop."""
 
@@ -526,8 +548,12 @@ class AsyncDriver:
             raise errors.ConfigurationError("the client is closed")
         try:
             request = self._endpoints.request(self._client, step, self._timeout)
+            connected = request.extensions["trace"] = _Connected()
             try:
                 response = await self._client.send(request, stream=True, follow_redirects=False)
+            except asyncio.CancelledError:
+                await connected.close()
+                raise
             finally:
                 _let_go(request)
         except _FOREIGN as error:
