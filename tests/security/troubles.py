@@ -28,6 +28,7 @@ from prem_core import AsyncPremClient, EncryptionKeys, Limits, PremClient, PremE
 from prem_core._kem import CIPHER_TEXT_BYTES, PrivateKey
 from prem_core._seal import new_nonce
 from prem_core.enclave import LocalEnclave
+from prem_core.proxy import LocalProxy
 
 #: The error classes, whose own names say where they come from.
 ERRORS = {
@@ -345,6 +346,10 @@ OTHERS: dict[str, Other] = {
         prem_core.ConfigurationError,
         lambda world: PremClient(api_key=API_KEY, encryption_keys=PAIR.shared_secret),  # type: ignore[arg-type]
     ),
+    "client: a name it does not have": (
+        TypeError,
+        lambda world: PremClient(api_key=API_KEY, apikey="k"),  # type: ignore[call-arg]
+    ),
     "client: a malformed API key": (
         prem_core.ConfigurationError, lambda world: PremClient(api_key=API_KEY + "\n")
     ),
@@ -388,6 +393,13 @@ OTHERS: dict[str, Other] = {
     "embedded enclave: an upstream that is none": (
         prem_core.ConfigurationError,
         lambda world: LocalEnclave(api_key="sk_test_other", upstream="x", upstream_api_key=API_KEY),
+    ),
+    "proxy: another machine's address": (
+        prem_core.ConfigurationError, lambda world: LocalProxy(api_key=API_KEY, host="192.0.2.1")
+    ),
+    "proxy: plain http": (prem_core.ConfigurationError, lambda world: LocalProxy(**_PLAIN_HTTP)),
+    "proxy: a malformed API key": (
+        prem_core.ConfigurationError, lambda world: LocalProxy(api_key=API_KEY + " ")
     ),
     # Keys and their files.
     "keys: a secret of another length": (
