@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := $(VENV)/.installed
 # What `make lowest` and `make newest` run.
-VERSIONS_TESTS ?= tests/core tests/langchain tests/llama_index tests/enclave tests/cli tests/proxy
+VERSIONS_TESTS ?= tests/protocol tests/client tests/transport tests/langchain tests/llama_index tests/enclave tests/cli tests/proxy
 
 .DEFAULT_GOAL := help
 # A folder has this name too.
@@ -38,10 +38,10 @@ docs: $(INSTALLED)  ## Build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 fuzz: $(INSTALLED)  ## Feed changed and broken input to every parser, for a minute
-	$(BIN)/python tests/fuzz/fuzz.py
+	PYTHONPATH=tests $(BIN)/python -m support.fuzzing.fuzz
 
 soak: $(INSTALLED)  ## 10,000 requests from 50 threads and 200 tasks, a fifth of them with faults; some minutes
-	$(BIN)/python tests/faults/soak.py
+	PYTHONPATH=tests $(BIN)/python -m support.faults.soak
 
 record: $(INSTALLED)  ## Record the cassettes anew, from the embedded enclave; with PREM_API_KEY, from the live service
 	PREM_RECORD=1 $(BIN)/pytest -q tests/langchain/test_cassette.py

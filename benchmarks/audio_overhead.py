@@ -25,8 +25,8 @@ import httpx
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
 
 from prem_core import EncryptionKeys, PremClient
-from prem_core._kem import PrivateKey
-from prem_core._seal import new_nonce
+from prem_core._crypto.aead import new_nonce
+from prem_core._crypto.xwing import PrivateKey
 
 MEGABYTE = 1024 * 1024
 PIECE = 64 * 1024

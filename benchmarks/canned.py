@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from prem_core import EncryptionKeys
-from prem_core._kem import PrivateKey
+from prem_core._crypto.xwing import PrivateKey
 
 MODEL = "openai/gpt-oss-120b"
 PROMPT = "Summarise the attached discharge letter in plain words. " * 8

@@ -21,7 +21,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_prem import ChatPremEncrypted
 from prem_core import Limits
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._tier import LimitReached, Metered, Tier
+from prem_core.enclave.quota import LimitReached, Metered, Tier
 
 
 class WatchedTier(Tier):

@@ -15,13 +15,13 @@ except ImportError as error:  # pragma: no cover - the packaging test runs it, w
     missing = 'langchain_prem needs langchain-core: pip install "prem-encrypted[langchain]"'
     raise ImportError(missing) from error
 
-from langchain_prem._egress import PlaintextEgressWarning
+from langchain_prem._plaintext_egress import PlaintextEgressWarning
 from langchain_prem.chat_models import ChatPremEncrypted
 from prem_core import RefusalError
 from prem_core._version import __version__
 
 if TYPE_CHECKING:
-    from langchain_prem.whisper import PremWhisperLoader, PremWhisperParser, UnheardRecordingsWarning
+    from langchain_prem.whisper import PremWhisperLoader, PremWhisperParser, TranscriptionFailedWarning
 
 __all__ = [
     "ChatPremEncrypted",
@@ -29,7 +29,7 @@ __all__ = [
     "PremWhisperLoader",
     "PremWhisperParser",
     "RefusalError",
-    "UnheardRecordingsWarning",
+    "TranscriptionFailedWarning",
     "__version__",
 ]
 

@@ -20,7 +20,7 @@ from langchain_core.messages import (
 )
 
 from prem_core import InvalidParameterError
-from prem_core._parts import (
+from prem_core._adapters.content import (
     Part,
     assistant_message,
     audio_part,
@@ -30,7 +30,7 @@ from prem_core._parts import (
     text_part,
     tool_call_part,
 )
-from prem_core._parts import refused as refused_at
+from prem_core._adapters.content import refused as refused_at
 
 _ROLES = {"user": HumanMessage, "human": HumanMessage, "assistant": AIMessage, "ai": AIMessage}
 

@@ -20,15 +20,16 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, Field, SecretStr
 from typing_extensions import override
 
-from langchain_prem._answers import Chunks, chat_result
-from langchain_prem._blocks import PROVIDER
-from langchain_prem._egress import PlaintextEgress, check_egress, handlers_of
+from langchain_prem._content_blocks import PROVIDER
 from langchain_prem._errors import core_errors
 from langchain_prem._messages import wire_messages
-from langchain_prem._profiles import profile_of
-from langchain_prem._structured import StructuredOutputParser
-from prem_core import InvalidParameterError, _tools
-from prem_core._settings import ModelSettings
+from langchain_prem._model_profile import profile_of
+from langchain_prem._plaintext_egress import PlaintextEgress, check_egress, handlers_of
+from langchain_prem._responses import Chunks, chat_result
+from langchain_prem._structured_output import StructuredOutputParser
+from prem_core import InvalidParameterError
+from prem_core._adapters import tools as tool_forms
+from prem_core._adapters.settings import ModelSettings
 
 
 class ChatPremEncrypted(ModelSettings, BaseChatModel):
@@ -374,7 +375,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=False)
             completion = self._sync().chat.completions.create(**request)
-            return chat_result(completion, json_wanted=_tools.wants_json(request))
+            return chat_result(completion, json_wanted=tool_forms.wants_json(request))
 
     @override
     async def _agenerate(
@@ -387,7 +388,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=False)
             completion = await self._async().chat.completions.create(**request)
-            return chat_result(completion, json_wanted=_tools.wants_json(request))
+            return chat_result(completion, json_wanted=tool_forms.wants_json(request))
 
     @override
     def _stream(
@@ -399,7 +400,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=True)
-            chunks = Chunks(json_wanted=_tools.wants_json(request))
+            chunks = Chunks(json_wanted=tool_forms.wants_json(request))
             with self._sync().chat.completions.create(**request) as stream:
                 for chunk in stream:
                     made = chunks.of(chunk)
@@ -419,7 +420,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         with core_errors():
             request = self._request(messages, stop, kwargs, stream=True)
-            chunks = Chunks(json_wanted=_tools.wants_json(request))
+            chunks = Chunks(json_wanted=tool_forms.wants_json(request))
             async with await self._async().chat.completions.create(**request) as stream:
                 async for chunk in stream:
                     made = chunks.of(chunk)
@@ -464,7 +465,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
             )
         formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
         if tool_choice:
-            kwargs["tool_choice"] = _tools.tool_choice(tool_choice, formatted)
+            kwargs["tool_choice"] = tool_forms.tool_choice(tool_choice, formatted)
         if response_format is not None:
             kwargs["response_format"] = _response_format(response_format, strict=strict)
         return self.bind(tools=formatted, **kwargs)
@@ -549,9 +550,9 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
 def _response_format(schema: Any, *, strict: bool | None) -> dict[str, Any]:
     """OpenAI's ``response_format`` for a schema of any of LangChain's kinds."""
-    if (form := _tools.ready_format(schema)) is not None:
+    if (form := tool_forms.as_response_format(schema)) is not None:
         return form
     function = convert_to_openai_function(schema, strict=strict)
-    return _tools.json_schema_format(
+    return tool_forms.json_schema_format(
         function["name"], function["parameters"], description=function.get("description"), strict=strict
     )

@@ -17,29 +17,18 @@ from typing_extensions import override
 
 from langchain_prem._errors import core_errors, translate
 from prem_core import InvalidParameterError
-from prem_core._frames import forgetful
-from prem_core._recordings import (
-    HearingSettings,
-    LoadingSettings,
-    Source,
-    UnheardRecordingsWarning,
-    Watch,
-    ahear,
-    ahear_all,
-    hear,
-    hear_all,
-    source_of,
-    sources_at,
-    suffix_of_type,
-)
-from prem_core._spoken import Passage
+from prem_core._adapters.audio_settings import LoaderSettings, TranscriptionSettings
+from prem_core._audio.batch import TranscriptionFailedWarning, Watch, ahear, ahear_all, hear, hear_all
+from prem_core._audio.sources import Source, source_of, sources_at, suffix_of_type
+from prem_core._audio.transcripts import Passage
+from prem_core._crypto.redaction import without_traceback
 
-__all__ = ["PremWhisperLoader", "PremWhisperParser", "UnheardRecordingsWarning"]
+__all__ = ["PremWhisperLoader", "PremWhisperParser", "TranscriptionFailedWarning"]
 
 Path_ = str | PathLike[str]
 
 
-class _Whisper(HearingSettings):
+class _Whisper(TranscriptionSettings):
     """What the parser and the loader share."""
 
     http_client: httpx.Client | None = Field(default=None, exclude=True, repr=False)
@@ -121,7 +110,7 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
             yield document
 
 
-class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
+class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
     """Loads recordings from paths, directories or blobs as documents.
 
     Takes every setting of `PremWhisperParser`, and these:
@@ -177,7 +166,7 @@ class PremWhisperLoader(_Whisper, LoadingSettings, BaseLoader):
 
     _errors: list[tuple[str, Exception]] = PrivateAttr(default_factory=list)
 
-    @forgetful
+    @without_traceback
     def __init__(self, path: Path_ | Iterable[Path_] | None = None, **settings: Any) -> None:
         settings["path"] = path
         super().__init__(**settings)

@@ -18,7 +18,7 @@ from llama_index_prem.llm import PremEncrypted
 from llama_index_prem.whisper import (
     WHISPER_SUFFIXES,
     PremWhisperReader,
-    UnheardRecordingsWarning,
+    TranscriptionFailedWarning,
     whisper_file_extractor,
 )
 from prem_core import RefusalError
@@ -29,7 +29,7 @@ __all__ = [
     "PremEncrypted",
     "PremWhisperReader",
     "RefusalError",
-    "UnheardRecordingsWarning",
+    "TranscriptionFailedWarning",
     "__version__",
     "whisper_file_extractor",
 ]

@@ -27,7 +27,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from prem_core import InvalidParameterError
-from prem_core._parts import (
+from prem_core._adapters.content import (
     Part,
     assistant_message,
     audio_part,

@@ -35,20 +35,20 @@ from llama_index.core.types import Model, PydanticProgramMode
 from pydantic_core import from_json
 from typing_extensions import override
 
-from llama_index_prem._answers import ChatStream, chat_response, completion_response, keep_first_call
 from llama_index_prem._messages import calls_in_kwargs, wire_messages
 from llama_index_prem._metadata import LazyMetadata
-from llama_index_prem._structured import StructuredAnswer
+from llama_index_prem._responses import ChatStream, chat_response, completion_response, keep_first_call
+from llama_index_prem._structured_output import StructuredAnswer
 from prem_core import (
     APIError,
     APIResponseValidationError,
     ConfigurationError,
     InvalidParameterError,
     RefusalError,
-    _tools,
 )
-from prem_core._models import facts_of, listed_context_window
-from prem_core._settings import ModelSettings, check_params
+from prem_core._adapters import tools as tool_forms
+from prem_core._adapters.model_profiles import listed_context_window, model_profile
+from prem_core._adapters.settings import ModelSettings, check_params
 
 dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]  # core re-exports it
 
@@ -233,7 +233,7 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
         Raises:
             ConfigurationError: When its `context_window` is read: nobody knows it.
         """
-        facts = facts_of(self.model)
+        facts = model_profile(self.model)
         window = self.context_window or (facts.context_window if facts else None)
         others: dict[str, Any] = {
             "num_output": self.max_completion_tokens or self.max_tokens or -1,
@@ -276,7 +276,7 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
         given = dict(kwargs)
         first_only = given.pop("allow_parallel_tool_calls", True) is False
         request = self._chat_request(wire_messages(messages), given, stream=stream)
-        return request, {"json_wanted": _tools.wants_json(request), "first_call_only": first_only}
+        return request, {"json_wanted": tool_forms.wants_json(request), "first_call_only": first_only}
 
     def _prompt(self, prompt: str, formatted: bool) -> list[ChatMessage]:
         if not formatted and self.completion_to_prompt is not None:
@@ -443,7 +443,7 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
             choice = tool_choice if tool_choice is not None else tool_required or None
             prepared |= {"tools": offered, "allow_parallel_tool_calls": allow_parallel_tool_calls}
             if choice is not None:
-                prepared["tool_choice"] = _tools.tool_choice(choice, offered)
+                prepared["tool_choice"] = tool_forms.tool_choice(choice, offered)
         return prepared
 
     @override
@@ -614,7 +614,7 @@ def _is_whole(response: ChatResponse) -> bool:
 def _arguments(given: dict[str, Any] | str, *, whole: bool) -> dict[str, Any]:
     if isinstance(given, dict):
         return given
-    arguments = _tools.read_arguments(given)
+    arguments = tool_forms.read_arguments(given)
     if arguments is not None:
         return arguments
     if whole:

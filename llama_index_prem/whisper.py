@@ -12,20 +12,13 @@ from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document
 from typing_extensions import override
 
-from prem_core._audio import AudioFile
-from prem_core._recordings import (
-    WHISPER_SUFFIXES,
-    LoadingSettings,
-    Source,
-    UnheardRecordingsWarning,
-    Watch,
-    ahear_all,
-    hear_all,
-    source_of,
-)
-from prem_core._spoken import NUMBERS, Passage
+from prem_core._adapters.audio_settings import LoaderSettings
+from prem_core._audio.batch import TranscriptionFailedWarning, Watch, ahear_all, hear_all
+from prem_core._audio.sources import WHISPER_SUFFIXES, Source, source_of
+from prem_core._audio.transcripts import NUMBERS, Passage
+from prem_core._audio.upload import AudioFile
 
-__all__ = ["WHISPER_SUFFIXES", "PremWhisperReader", "UnheardRecordingsWarning", "whisper_file_extractor"]
+__all__ = ["WHISPER_SUFFIXES", "PremWhisperReader", "TranscriptionFailedWarning", "whisper_file_extractor"]
 
 #: A recording, or a list of them.
 Recordings: TypeAlias = "AudioFile | list[AudioFile]"
@@ -34,7 +27,7 @@ Recordings: TypeAlias = "AudioFile | list[AudioFile]"
 UNREAD_KEYS = (*NUMBERS, "model", "task")
 
 
-class PremWhisperReader(LoadingSettings, BasePydanticReader):
+class PremWhisperReader(LoaderSettings, BasePydanticReader):
     """Makes documents of recordings.
 
     The recording is sealed in this process to a hardware enclave's key, and what was said is opened in it. One
@@ -116,7 +109,7 @@ class PremWhisperReader(LoadingSettings, BasePydanticReader):
     """An httpx client of your own for asynchronous calls. Not serialised, not closed."""
 
     # Said again: the framework's base class has a looser one, and stands last.
-    model_config = LoadingSettings.model_config
+    model_config = LoaderSettings.model_config
 
     _http_fields: ClassVar[tuple[str, str]] = ("http_client", "async_http_client")
 

@@ -9,14 +9,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from prem_core._client import (
-    AsyncPremClient,
-    PremClient,
+from prem_core._client.chat import AsyncChatCompletionStream, ChatCompletionStream
+from prem_core._client.client import AsyncPremClient, PremClient
+from prem_core._client.endpoints import (
     agenerate_encryption_keys,
     discover_endpoints,
     generate_encryption_keys,
 )
-from prem_core._completions import AsyncChatCompletionStream, ChatCompletionStream
+from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import (
     APIConnectionError,
     APIError,
@@ -41,14 +42,12 @@ from prem_core._errors import (
     ResponseTooLargeError,
     StreamInterruptedError,
 )
-from prem_core._kem import PublicKey
-from prem_core._limits import Limits
-from prem_core._pace import Stats
-from prem_core._seal import EncryptionKeys
+from prem_core._rate_limit.limiter import Stats
+from prem_core._rate_limit.limits import Limits
 from prem_core._version import __version__
 
 if TYPE_CHECKING:
-    from prem_core._types import (
+    from prem_core._protocol.response_types import (
         ChatCompletion,
         ChatCompletionChunk,
         ChatCompletionMessage,
@@ -110,9 +109,9 @@ def __getattr__(name: str) -> Any:
     # The types of answers need pydantic, which doubles what importing the package costs: they come when
     # they are asked for, or with the first request.
     if name in __all__:
-        from prem_core import _types
+        from prem_core._protocol import response_types
 
-        return getattr(_types, name)
+        return getattr(response_types, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

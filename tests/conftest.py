@@ -10,11 +10,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from upstream import Upstream, delta, finish, usage
-from wire import TEST_KEY, problems
+from support.scripted_upstream import Upstream, delta, finish, usage
+from support.wire_schemas import TEST_KEY, problems
 
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._local import _listening_socket, _Servers
+from prem_core.enclave.local import _listening_socket, _Servers
 
 #: Variables that would lead a test to another service, or its prompts out of the process.
 _FOREIGN = ("PREM_API_KEY", "PREM_PROXY_URL", "PROXY_URL", "PREM_ENCLAVE_URL", "ENCLAVE_URL", "CLIENT_KEK")

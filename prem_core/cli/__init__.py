@@ -36,7 +36,7 @@ READER_LEFT: Final = 141
 def main() -> None:
     """Run the command line in `sys.argv`; the entry point ``prem``."""
     try:
-        from prem_core.cli._application import application
+        from prem_core.cli.app import application
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] == "prem_core":
             raise

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 try:
-    from prem_core.enclave._gateway import Exchange
-    from prem_core.enclave._local import LocalEnclave
+    from prem_core.enclave.gateway import Exchange
+    from prem_core.enclave.local import LocalEnclave
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] == "prem_core":
         raise

@@ -20,12 +20,12 @@ from typing import Any, Final
 
 import httpx
 
-from prem_core._assumed import EVENT_STREAM, STREAM_ERROR_STATUS
 from prem_core._errors import ConfigurationError, ResponseTooLargeError
-from prem_core._sse import EventDecoder
-from prem_core.enclave._audio import PARAMS_SCHEMAS
+from prem_core._protocol.assumptions import EVENT_STREAM, STREAM_ERROR_STATUS
+from prem_core._protocol.sse import EventDecoder
 from prem_core.enclave._engine import AudioAnswer, AudioTask, EngineError
-from prem_core.enclave._schemas import SchemaName, property_names
+from prem_core.enclave.audio_request import PARAMS_SCHEMAS
+from prem_core.enclave.schema_check import SchemaName, property_names
 
 #: One event of the server, or one whole answer about a recording, may be this long, as the published
 #: SDK's buffer.

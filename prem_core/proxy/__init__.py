@@ -11,8 +11,8 @@ On the command line it is ``prem proxy``.
 from __future__ import annotations
 
 try:
-    from prem_core.proxy._exchanges import Changes, Exchange, Exchanges, Wire
-    from prem_core.proxy._local import LocalProxy
+    from prem_core.proxy.local import LocalProxy
+    from prem_core.proxy.request_log import Changes, Exchange, Exchanges, Wire
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] == "prem_core":
         raise

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from prem_program import Ended, Prem, settings
+from support.prem_program import Ended, Prem, settings
 from typer.testing import CliRunner
 
-from prem_core.cli._application import application
+from prem_core.cli.app import application
 from prem_core.enclave import LocalEnclave
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prem_program import PREM, Ended, OnTerminal, Prem, environment, on_terminal, run, settings
-from upstream import Upstream, chunk, delta, finish, usage
+from support.paths import MEDIA
+from support.prem_program import PREM, Ended, OnTerminal, Prem, environment, on_terminal, run, settings
+from support.scripted_upstream import Upstream, chunk, delta, finish, usage
 
 from prem_core import EncryptionKeys, PublicKey
-from prem_core._kem import PrivateKey
+from prem_core._crypto.xwing import PrivateKey
 from prem_core.enclave import LocalEnclave
 
-MEDIA = Path(__file__).parents[1] / "data" / "media"
 OPENS = "Context: The clinic opens at eight. Question: When does the clinic open?"
 
 #: What a model could say to take a terminal over: colours, a title, a line written over, and CSI as one character.

@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from prem_program import PREM
-from raw_wire import Wire, params
-from upstream import Upstream, chunk
+from support.prem_program import PREM
+from support.raw_client import Wire, params
+from support.scripted_upstream import Upstream, chunk
 
-from prem_core._kem import PublicKey
+from prem_core._crypto.xwing import PublicKey
 
 
 class Prem:

@@ -10,10 +10,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from prem_program import Ended, Prem, run
+from support.prem_program import Ended, Prem, run
 
 from prem_core import EncryptionKeys, PremClient
-from prem_core._kem import PrivateKey
+from prem_core._crypto.xwing import PrivateKey
 from prem_core.enclave import LocalEnclave
 
 KEK = hashlib.sha256(b"a KEK of the CLI's tests").hexdigest()

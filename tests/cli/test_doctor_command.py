@@ -17,19 +17,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from prem_program import Prem, on_terminal, settings
-from upstream import Upstream
+from support.paths import ROOT
+from support.prem_program import Prem, on_terminal, settings
+from support.scripted_upstream import Upstream
 
-import prem_core._assumed as assumed
 from prem_core import EncryptionKeys
-from prem_core._kem import PrivateKey
+from prem_core._crypto.xwing import PrivateKey
+from prem_core._protocol import assumptions as assumed
 from prem_core._version import __version__
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._tier import BASE, Tier
+from prem_core.enclave.quota import BASE, Tier
 
 NOBODY = "http://127.0.0.1:9"
 OTHER = PrivateKey(bytes(32)).public_key()
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 Checks = dict[str, tuple[str, str]]
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from prem_program import PREM, Ended, Prem, environment, on_terminal, settings
+from support.prem_program import PREM, Ended, Prem, environment, on_terminal, settings
 
 from prem_core.enclave import LocalEnclave
 

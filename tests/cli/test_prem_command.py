@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from prem_program import PREM, Prem, environment, on_terminal, run
+from support.prem_program import PREM, Prem, environment, on_terminal, run
 
 from prem_core import (
     APIConnectionError,
@@ -22,10 +22,10 @@ from prem_core import (
 )
 from prem_core._version import __version__
 from prem_core.cli import COMMANDS
-from prem_core.cli._application import application
-from prem_core.cli._ending import Ending, ended, ending_in
-from prem_core.cli._files import write_file
-from prem_core.cli._terminal import as_json, clean, one_line
+from prem_core.cli.app import application
+from prem_core.cli.errors import Ending, ended, ending_in
+from prem_core.cli.files import write_file
+from prem_core.cli.output import as_json, clean, one_line
 
 
 def commands(command: Any, *path: str) -> Iterator[tuple[list[str], Any]]:

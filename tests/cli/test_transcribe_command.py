@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beeps import hears_beeps, write
-from prem_program import Ended, OnTerminal, Prem, on_terminal, run
 from starlette.responses import JSONResponse
-from upstream import Heard, Upstream
+from support.beep_audio import hears_beeps, write
+from support.paths import ROOT
+from support.prem_program import Ended, OnTerminal, Prem, on_terminal, run
+from support.scripted_upstream import Heard, Upstream
 
-from prem_core._audio import MAX_FILE_BYTES
-from prem_core._recordings import RECORDING_TIMEOUT
-from prem_core.cli import transcribe
+from prem_core._audio.batch import AUDIO_TIMEOUT
+from prem_core._audio.upload import MAX_FILE_BYTES
+from prem_core.cli.commands import transcribe
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "clinic_note.wav"
 
 SAID = {
@@ -292,7 +292,7 @@ def test_no_more_than_the_jobs_are_heard_at_once(
 
 
 def test_the_default_timeout_is_the_loaders() -> None:
-    assert transcribe.TIMEOUT == RECORDING_TIMEOUT
+    assert transcribe.TIMEOUT == AUDIO_TIMEOUT
 
 
 # --- as a process -----------------------------------------------------------------------------------------

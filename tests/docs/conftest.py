@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from written import ROOT
+from support.documentation import ROOT
 
 from prem_core.enclave import LocalEnclave
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import typer
-from written import DOCS, PAGES, ROOT, blocks, name_of, prose_of, section, text_of
+from support.documentation import DOCS, PAGES, ROOT, blocks, name_of, prose_of, section, text_of
 
 import prem_core.cli
 from prem_core import _config
-from prem_core.cli._application import application
-from prem_core.proxy._app import Proxy
+from prem_core.cli.app import application
+from prem_core.proxy.app import Proxy
 
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -13,12 +13,25 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from mkdocs.exceptions import PluginError
-from written import DOCS, PAGES, README, ROOT, TEXTS, blocks, first_cells, name_of, prose_of, section, text_of
+from support.documentation import (
+    DOCS,
+    PAGES,
+    README,
+    ROOT,
+    TEXTS,
+    blocks,
+    first_cells,
+    name_of,
+    prose_of,
+    section,
+    text_of,
+)
 
 import prem_core
-from prem_core import _assumed, _config, _errors
+from prem_core import _config, _errors
+from prem_core._audio.batch import AUDIO_TIMEOUT
 from prem_core._errors import PremError
-from prem_core._recordings import RECORDING_TIMEOUT
+from prem_core._protocol import assumptions
 
 #: Whole files, and sections of them, that a page takes.
 TAKEN = re.compile(r'^--8<-- "([\w.]+)"(?:, (.+))?$', re.MULTILINE)
@@ -32,7 +45,7 @@ def test_what_is_assumed_is_listed_and_nothing_else() -> None:
     listed = [name for cell in first_cells(table) for name in re.findall(r"`(\w+)`", cell)]
     defined = {
         name
-        for node in ast.parse(Path(_assumed.__file__).read_text(encoding="utf-8")).body
+        for node in ast.parse(Path(assumptions.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.Assign | ast.FunctionDef)
         for name in (
             [node.name] if isinstance(node, ast.FunctionDef) else [ast.unparse(t) for t in node.targets]
@@ -71,7 +84,7 @@ def test_the_settings_table_has_the_defaults_of_a_client() -> None:
     assert {name for name, default in shown.items() if default == "none"} <= {
         name for name, default in defaults.items() if default is None
     }
-    assert RECORDING_TIMEOUT == 300
+    assert AUDIO_TIMEOUT == 300
     assert "loaders 300" in dict(rows)["timeout"]
 
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.documentation import DOCS, KINDS, NOT_RUN, PAGES, README, ROOT, blocks, kind_of, name_of, text_of
 from sybil import Example
-from written import DOCS, KINDS, NOT_RUN, PAGES, README, ROOT, blocks, kind_of, name_of, text_of
 
 from prem_core import PremClient
 from prem_core.enclave import LocalEnclave

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import Wire
+from support.raw_client import Wire
 
 from prem_core.enclave import LocalEnclave
 

@@ -10,23 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
-from raw_wire import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire, eventually, params, validator
+from support.paths import CLINIC_NOTE
+from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire, eventually, params, validator
 
-from prem_core._assumed import KEY_TURNED
+from prem_core._protocol.assumptions import KEY_ROTATED_PATTERN
 from prem_core.enclave import Exchange, LocalEnclave, speech
-from prem_core.enclave._gateway import HOP_HEADER, MAX_AUDIO_BYTES
-from prem_core.enclave._sealed import DECRYPT_MESSAGE
-from prem_core.enclave._tier import RATE_MESSAGE
+from prem_core.enclave.gateway import HOP_HEADER, MAX_AUDIO_BYTES
+from prem_core.enclave.quota import RATE_MESSAGE
+from prem_core.enclave.sealed_fields import DECRYPT_MESSAGE
 
 Run = Callable[..., Wire]
-NOTE = (Path(__file__).parents[2] / "examples" / "clinic_note.wav").read_bytes()
+NOTE = (CLINIC_NOTE).read_bytes()
 TEXT = "the doctor will see the patient again on friday the hospital will be open on saturday and sunday"
 FIELDS = ("encryptedInference", "nonce", "encryptedFile", "fileNonce", "encryptedFileName", "fileNameNonce")
 
@@ -245,7 +245,7 @@ def test_a_flipped_bit_anywhere_is_the_documented_decrypt_error(shared: Wire, fi
         raw[position] ^= 1
         envelope = refused(shared.post({**sealed.body, field: raw.hex()}, TRANSCRIPTIONS), 400)
         assert envelope["error"] == DECRYPT_MESSAGE
-        assert KEY_TURNED.search(envelope["error"])
+        assert KEY_ROTATED_PATTERN.search(envelope["error"])
         assert envelope["validator"] is None
 
 
@@ -267,7 +267,7 @@ def test_a_field_that_is_not_hex_of_the_right_length_is_400_and_named(
     body = {**shared.seal_audio({"model": WHISPER}, SILENCE).body, field: value}
     envelope = refused(shared.post(body, TRANSCRIPTIONS), 400)
     assert list(envelope["validator"]) == [field]
-    assert not KEY_TURNED.search(envelope["error"])
+    assert not KEY_ROTATED_PATTERN.search(envelope["error"])
 
 
 def test_a_body_without_one_of_the_published_fields_or_with_another_is_400(shared: Wire) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
+from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire
 
 from prem_core.enclave import Exchange, LocalEnclave
-from prem_core.enclave._local import _listening_socket, _Servers
+from prem_core.enclave.local import _listening_socket, _Servers
 
 Run = Callable[..., Wire]
 

@@ -19,15 +19,15 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import CHAT, Wire, eventually, params, validator
-from upstream import Upstream, chunk, usage_chunk
+from support.raw_client import CHAT, Wire, eventually, params, validator
+from support.scripted_upstream import Upstream, chunk, usage_chunk
 
-from prem_core._assumed import KEY_TURNED
+from prem_core._crypto.xwing import PrivateKey, PublicKey
 from prem_core._errors import ConfigurationError
-from prem_core._kem import PrivateKey, PublicKey
+from prem_core._protocol.assumptions import KEY_ROTATED_PATTERN
 from prem_core.enclave import LocalEnclave, extractive
-from prem_core.enclave._enclave import _metered
 from prem_core.enclave._engine import EngineError
+from prem_core.enclave.enclave import _metered
 
 Run = Callable[..., Wire]
 PROMPT = "The zebra is striped. What is striped?"
@@ -74,7 +74,7 @@ def test_a_turned_key_opens_nothing_that_was_sealed_to_the_old_one(run: Run) -> 
     assert wire.prem.rotate_key() == wire.prem.public_key
     envelope = refused(wire.post(old.body), 400)
     assert envelope["error"] == "failed to decrypt: the enclave key has expired"
-    assert KEY_TURNED.search(envelope["error"])
+    assert KEY_ROTATED_PATTERN.search(envelope["error"])
     published = wire.http.get(f"{wire.prem.enclave_url}/publicKey").json()["publicKey"]
     assert published == bytes(wire.prem.public_key).hex()
     sealed, response = wire.chat(params())
@@ -100,7 +100,7 @@ def test_a_field_that_is_not_hex_of_the_right_length_is_400(shared: Wire, field:
     envelope = refused(shared.post(body), 400)
     if (field, value) != ("encryptedInference", "00" * 5000):
         assert list(envelope["validator"]) == [field]
-        assert not KEY_TURNED.search(envelope["error"])
+        assert not KEY_ROTATED_PATTERN.search(envelope["error"])
 
 
 @pytest.mark.parametrize("field", ["encryptedInference", "cipherText", "nonce"])
@@ -130,7 +130,7 @@ def test_a_plaintext_that_is_no_json_object_is_400(shared: Wire, plaintext: byte
     sealed = shared.seal(plaintext)
     envelope = refused(shared.post(sealed.body), 400)
     assert "encryptedInference" in envelope["error"]
-    assert not KEY_TURNED.search(envelope["error"])
+    assert not KEY_ROTATED_PATTERN.search(envelope["error"])
 
 
 REFUSED: list[tuple[Mapping[str, Any], str, str]] = [

@@ -16,7 +16,6 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -24,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field
+from support.paths import ROOT, SCHEMAS
 
 from prem_core.enclave._engine import EngineError
 from prem_core.enclave.extractive import complete
@@ -33,7 +33,6 @@ from prem_core.enclave.extractive.readings import date_times, dates, numbers
 from prem_core.enclave.extractive.schemas import Schemas
 from prem_core.enclave.extractive.values import extract
 
-SCHEMAS = Path(__file__).parents[1] / "data" / "schemas"
 CHUNK = Draft202012Validator(json.loads((SCHEMAS / "chat-chunk.schema.json").read_text()))
 PARAMS = Draft202012Validator(json.loads((SCHEMAS / "chat-inference-params.schema.json").read_text()))
 
@@ -1234,7 +1233,7 @@ def test_the_reply_does_not_depend_on_the_hash_seed() -> None:
         subprocess.run(
             [sys.executable, "-c", script],
             input=json.dumps(request),
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=True,
@@ -1342,10 +1341,10 @@ def large_prompts() -> Iterator[tuple[str, str]]:
         yield name, unit * (100_000 // len(unit))
 
 
-LARGE = dict(large_prompts())
+OFFLOAD_BYTES = dict(large_prompts())
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", OFFLOAD_BYTES)
 @pytest.mark.parametrize(
     "params",
     [
@@ -1357,7 +1356,11 @@ LARGE = dict(large_prompts())
     ids=["answer", "tools", "schema", "object"],
 )
 def test_a_prompt_of_100_kb_is_answered_in_about_a_second(name: str, params: dict[str, Any]) -> None:
-    request = {"model": "m", "messages": [user(LARGE[name] + "\nWhat is the total of thing 5?")], **params}
+    request = {
+        "model": "m",
+        "messages": [user(OFFLOAD_BYTES[name] + "\nWhat is the total of thing 5?")],
+        **params,
+    }
     began = time.perf_counter()
     list(complete(request, created=1))
     # Well below a second on a desktop; the bound leaves room for a busy test machine.

@@ -15,15 +15,15 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import CHAT, SCHEMAS, Wire, eventually, params, validator
-from upstream import Upstream, chunk, usage_chunk
+from support.raw_client import CHAT, SCHEMAS, Wire, eventually, params, validator
+from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 import prem_core
 from prem_core.enclave import Exchange
-from prem_core.enclave._gateway import HOP_HEADER, Gateway
-from prem_core.enclave._local import Listener, _listening_socket, _Servers
-from prem_core.enclave._schemas import _uuid7
-from prem_core.enclave._tier import CONCURRENCY_MESSAGE, RATE_MESSAGE, Tier
+from prem_core.enclave.gateway import HOP_HEADER, Gateway
+from prem_core.enclave.local import Listener, _listening_socket, _Servers
+from prem_core.enclave.quota import CONCURRENCY_MESSAGE, RATE_MESSAGE, Tier
+from prem_core.enclave.schema_check import _uuid7
 
 PACKAGE = Path(prem_core.__file__).parent
 AUDIO = "/rvenc/audio/transcriptions"
@@ -267,7 +267,7 @@ def imports(module: Path) -> set[str]:
 
 def test_the_gateway_can_import_nothing_that_opens_a_sealed_item() -> None:
     reached: set[str] = set()
-    waiting = ["prem_core.enclave._gateway"]
+    waiting = ["prem_core.enclave.gateway"]
     while waiting:
         name = waiting.pop()
         path = PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
@@ -277,8 +277,8 @@ def test_the_gateway_can_import_nothing_that_opens_a_sealed_item() -> None:
         for found in imports(path):
             assert found.partition(".")[0] not in ("nacl", "cryptography"), f"{name} imports {found}"
             waiting.append(found)
-    assert "prem_core.enclave._schemas" in reached
-    assert not reached & {"prem_core._kem", "prem_core._seal", "prem_core.enclave._enclave"}
+    assert "prem_core.enclave.schema_check" in reached
+    assert not reached & {"prem_core._crypto.xwing", "prem_core._crypto.keys", "prem_core.enclave.enclave"}
 
 
 def test_the_gateway_sees_sealed_bytes_and_nothing_else(run: Run) -> None:

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from raw_wire import validator
-from wire import DATA
+from support.paths import CLINIC_NOTE
+from support.raw_client import validator
+from support.wire_schemas import DATA
 
 from prem_core.enclave import speech
 from prem_core.enclave._engine import EngineError
 from prem_core.enclave.speech import recogniser, recording
 
-NOTE = Path(__file__).parents[2] / "examples" / "clinic_note.wav"
+NOTE = CLINIC_NOTE
 SENTENCES = [
     "the doctor will see the patient again on friday",
     "the hospital will be open on saturday and sunday",

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from raw_wire import Wire, params, validator
 from starlette.responses import StreamingResponse
-from upstream import Upstream, chunk, usage_chunk
+from support.raw_client import Wire, params, validator
+from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 from prem_core._errors import ConfigurationError
 from prem_core.enclave._upstream import completions_url

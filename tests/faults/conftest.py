@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fault_layer import FaultLayer
-from fault_report import Report
-from wire import TEST_KEY
+from support.faults.layer import FaultLayer
+from support.faults.report import Report
+from support.wire_schemas import TEST_KEY
 
-from prem_core import _retry
+from prem_core._protocol import retry
 from prem_core.enclave import LocalEnclave
 
 REPORT = pytest.StashKey[Report]()
@@ -65,7 +65,7 @@ def layer(standing_layer: FaultLayer, enclave: LocalEnclave) -> Iterator[FaultLa
 def short_pauses() -> Iterator[None]:
     # How long a client waits before it tries again is tested elsewhere; here it would be most of the run.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_retry, "FIRST_DELAY", 0.001)
+        patch.setattr(retry, "FIRST_DELAY", 0.001)
         yield
 
 

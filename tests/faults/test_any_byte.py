@@ -10,9 +10,9 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from fault_columns import COLUMNS, TEXT, WORDS, Column, Told
-from fault_kinds import HALF, Strike, drop_at, flip_at, stall_at
-from fault_layer import Exchange, Fault, FaultLayer, Pieces
+from support.faults.columns import COLUMNS, TEXT, WORDS, Column, Told
+from support.faults.kinds import HALF, Strike, drop_at, flip_at, stall_at
+from support.faults.layer import Exchange, Fault, FaultLayer, Pieces
 
 from prem_core import APIConnectionError, APITimeoutError, PremError, StreamInterruptedError
 from prem_core.enclave import LocalEnclave

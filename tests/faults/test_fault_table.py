@@ -11,11 +11,11 @@ from typing import Any
 
 import langchain_core.exceptions as core
 import pytest
-from fault_columns import COLUMNS, TEXT, WORDS, Column, Told
-from fault_layer import PARTIES, FaultLayer
-from fault_report import Report
-from fault_table import MAX_RETRIES, ROWS, Cell, Row
-from sockets import eventually, leaking
+from support.faults.columns import COLUMNS, TEXT, WORDS, Column, Told
+from support.faults.layer import PARTIES, FaultLayer
+from support.faults.report import Report
+from support.faults.table import MAX_RETRIES, ROWS, Cell, Row
+from support.sockets import eventually, leaking
 
 from prem_core import (
     APIConnectionError,

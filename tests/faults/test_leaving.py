@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from fault_columns import COLUMNS, PARAMS, QUESTION, TEXT, WORDS, Column
-from fault_kinds import EVERYWHERE, FIRST, HALF, MIDDLE, Strike, at, stall
-from fault_layer import Exchange, Fault, FaultLayer
-from sockets import eventually
+from support.faults.columns import COLUMNS, PARAMS, QUESTION, TEXT, WORDS, Column
+from support.faults.kinds import EVERYWHERE, FIRST, HALF, MIDDLE, Strike, at, stall
+from support.faults.layer import Exchange, Fault, FaultLayer
+from support.sockets import eventually
 
 from prem_core import APITimeoutError, PremClient, PremError
 

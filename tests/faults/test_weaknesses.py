@@ -11,13 +11,25 @@ import secrets
 from typing import Any
 
 import pytest
-from fault_columns import COLUMNS, PARAMS, QUESTION, TEXT, WORDS, Column
-from fault_kinds import FINISH, HALF, MIDDLE, Strike, at, done_too_early, duplicate, event, flip, lose, swap
-from fault_layer import Exchange, Fault, FaultLayer, Pieces
-from poly1305 import TAG_BYTES, one_time_key, tag
+from support.faults.columns import COLUMNS, PARAMS, QUESTION, TEXT, WORDS, Column
+from support.faults.kinds import (
+    FINISH,
+    HALF,
+    MIDDLE,
+    Strike,
+    at,
+    done_too_early,
+    duplicate,
+    event,
+    flip,
+    lose,
+    swap,
+)
+from support.faults.layer import Exchange, Fault, FaultLayer, Pieces
+from support.faults.poly1305 import TAG_BYTES, one_time_key, tag
 
 from prem_core import DecryptionError, EncryptionKeys, PremClient, StreamInterruptedError
-from prem_core._seal import new_nonce
+from prem_core._crypto.aead import new_nonce
 
 CHATS = [column for column in COLUMNS if column.kind == "chat"]
 every_chat = pytest.mark.parametrize("column", CHATS, ids=str)

@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzzing import CASES, Outcome, Signature, Target, attempt, fuzz, shrunk
-from known import KNOWN, known_signatures
-from mutations import mutated
-from seeds import TARGETS
+from support.fuzzing.fuzzer import CASES, Outcome, Signature, Target, attempt, fuzz, shrunk
+from support.fuzzing.known_findings import KNOWN, known_signatures
+from support.fuzzing.mutations import mutated
+from support.fuzzing.seeds import TARGETS
 
 ALL = [(target, path) for target in TARGETS.values() for path in target.cases()]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cassettes import resealing
+from support.cassettes import resealing
 
-from langchain_prem import ChatPremEncrypted, _egress
+from langchain_prem import ChatPremEncrypted, _plaintext_egress
 from prem_core.enclave import LocalEnclave
 
 MODEL = "openai/gpt-oss-120b"
@@ -27,7 +27,7 @@ def llm(enclave: LocalEnclave) -> Callable[..., ChatPremEncrypted]:
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     # Said once per process; each test is to see it as if it were the first.
-    monkeypatch.setattr(_egress, "_said", set())
+    monkeypatch.setattr(_plaintext_egress, "_said", set())
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def reseal_cassettes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 def pytest_recording_configure(config: pytest.Config, vcr: Any) -> None:
-    from cassettes import same_params
+    from support.cassettes import same_params
 
     del config
     vcr.register_matcher("prem_params", same_params)

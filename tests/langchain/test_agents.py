@@ -11,7 +11,7 @@ from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
-from wire import Opened
+from support.wire_schemas import Opened
 
 from langchain_prem import ChatPremEncrypted
 

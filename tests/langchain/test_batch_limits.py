@@ -15,10 +15,10 @@ import pytest
 from langchain_prem import ChatPremEncrypted, PremWhisperLoader, PremWhisperParser
 from llama_index_prem import PremEncrypted
 from prem_core import Limits, Stats
-from prem_core._settings import Clients
+from prem_core._adapters.client_cache import Clients
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._tier import BASE, LimitReached, Metered, Tier
-from prem_core.enclave._tier import Limits as TierLimits
+from prem_core.enclave.quota import BASE, LimitReached, Metered, Tier
+from prem_core.enclave.quota import Limits as TierLimits
 
 MODEL = "openai/gpt-oss-120b"
 PROMPTS = [f"Hello, {n}!" for n in range(40)]

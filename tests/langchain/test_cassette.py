@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cassettes import CASSETTES, cassette, resealing, under_the_test_key
+from support.cassettes import CASSETTES, cassette, resealing, under_the_test_key
 from vcr.errors import CannotOverwriteExistingCassetteException
 
 from langchain_prem import ChatPremEncrypted

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
-from upstream import Upstream, delta, finish, tool_call, usage
+from support.scripted_upstream import Upstream, delta, finish, tool_call, usage
 
 from langchain_prem import ChatPremEncrypted
-from langchain_prem._answers import Chunks
+from langchain_prem._responses import Chunks
 from prem_core import APIResponseValidationError, ChatCompletionChunk, LengthFinishReasonError
 from prem_core.enclave import LocalEnclave
 

@@ -15,7 +15,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from wire import PARAMS
+from support.wire_schemas import PARAMS
 
 from langchain_prem._messages import wire_messages
 from prem_core import InvalidParameterError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
-from wire import Opened
+from support.wire_schemas import Opened
 
 from langchain_prem import ChatPremEncrypted
 from prem_core import InvalidParameterError

@@ -62,7 +62,7 @@ async def test_neither_the_gateway_nor_the_logs_hold_plaintext_or_the_key(
 async def test_what_the_gateway_saw_can_be_opened_with_the_enclaves_key_alone(
     llm: Callable[..., ChatPremEncrypted], seen: Any
 ) -> None:
-    from wire import CHUNK, Opened
+    from support.wire_schemas import CHUNK, Opened
 
     list(llm().stream(f"Hello {PROMPT_WORD}"))
     exchange = seen.chats[-1]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from wire import DATA
+from support.wire_schemas import DATA
 
 from langchain_prem import ChatPremEncrypted
 from prem_core.enclave import LocalEnclave

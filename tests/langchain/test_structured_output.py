@@ -10,8 +10,8 @@ import pytest
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, Field
-from upstream import Upstream, delta, finish, tool_call
-from wire import Opened
+from support.scripted_upstream import Upstream, delta, finish, tool_call
+from support.wire_schemas import Opened
 
 from langchain_prem import ChatPremEncrypted, RefusalError
 from prem_core import InvalidParameterError, LengthFinishReasonError

@@ -10,7 +10,7 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import ChatMessage
 from pydantic import Field
-from upstream import Upstream
+from support.scripted_upstream import Upstream
 
 from llama_index_prem import PremEncrypted
 from prem_core.enclave import LocalEnclave

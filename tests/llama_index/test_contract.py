@@ -18,8 +18,8 @@ from llama_index.core.llms import ChatMessage, ImageBlock, MessageRole, TextBloc
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
-from upstream import Upstream, delta, finish, tool_call, usage
-from wire import Opened
+from support.scripted_upstream import Upstream, delta, finish, tool_call, usage
+from support.wire_schemas import Opened
 
 from llama_index_prem import PremEncrypted, RefusalError
 from prem_core import InternalServerError, InvalidParameterError, LengthFinishReasonError, PremError
@@ -161,7 +161,7 @@ async def test_the_chat_history_is_not_changed(llm: Make, way: str) -> None:
 async def test_three_retries_are_four_requests(
     upstream: Upstream, asked: Ask, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("prem_core._retry.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("prem_core._protocol.retry.FIRST_DELAY", 0.01)
     upstream.refuses(500, {"error": {"message": "no"}})
     seen: list[Any] = []
     with LocalEnclave(upstream=upstream.url, on_exchange=seen.append) as prem:

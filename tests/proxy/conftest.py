@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from proxies import Run, in_front_of
+from support.proxies import Run, in_front_of
 
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy

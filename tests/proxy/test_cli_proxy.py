@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import httpx
 import openai
 import pytest
-from proxies import chat
-from upstream import Upstream, chunk
+from support.proxies import chat
+from support.scripted_upstream import Upstream, chunk
 
-from prem_core.cli.proxy import _size
+from prem_core.cli.commands.proxy import _size
 from prem_core.enclave import LocalEnclave
 
 PREM = [sys.executable, "-W", "error::ResourceWarning", "-m", "prem_core.cli"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai_session import (
+from support.openai_session import (
     ERRANDS,
     INVOICE,
     MODEL,
@@ -24,8 +24,8 @@ from openai_session import (
     check,
     session,
 )
-from proxies import in_front_of
-from upstream import Upstream, chunk
+from support.proxies import in_front_of
+from support.scripted_upstream import Upstream, chunk
 
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy

@@ -11,14 +11,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from apart import Apart
-from proxies import WHISPER
-from upstream import Heard, Upstream
+from support.paths import CLINIC_NOTE
+from support.proxies import WHISPER
+from support.proxy_process import Apart
+from support.scripted_upstream import Heard, Upstream
 
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
-from prem_core.proxy._errors import Refusal
-from prem_core.proxy._forms import MAX_PARTS, FormReader, recording_of
+from prem_core.proxy.errors import Refusal
+from prem_core.proxy.forms import MAX_PARTS, FormReader, recording_of
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 TRANSLATIONS = "/v1/audio/translations"
@@ -102,7 +103,7 @@ def test_the_answer_has_the_form_that_was_asked_for(bare: httpx.Client, upstream
 
 
 def test_text_is_text(http: httpx.Client) -> None:
-    recording = Path(__file__).parents[2] / "examples" / "clinic_note.wav"
+    recording = CLINIC_NOTE
     with recording.open("rb") as file:
         reply = http.post(TRANSCRIPTIONS, files={"file": file}, data={"response_format": "text"})
     assert reply.headers["content-type"] == "text/plain; charset=utf-8"

@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from proxies import Run, chat
-from upstream import Upstream, chunk, finish
+from support.proxies import Run, chat
+from support.scripted_upstream import Upstream, chunk, finish
 
 from prem_core import _errors as errors
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
-from prem_core.proxy import _replies as replies
-from prem_core.proxy._errors import TABLE, refusal
+from prem_core.proxy import responses as replies
+from prem_core.proxy.errors import TABLE, refusal
 
 CHAT = "/v1/chat/completions"
 EVERY = [

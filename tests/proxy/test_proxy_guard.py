@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from proxies import Run, chat
+from support.proxies import Run, chat
 
 from prem_core import ConfigurationError
 from prem_core._version import __version__

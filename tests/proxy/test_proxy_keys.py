@@ -10,15 +10,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import openai
 import pytest
-from apart import Apart
-from proxies import MODEL, Run, chat
-from upstream import Upstream, chunk
+from support.proxies import MODEL, Run, chat
+from support.proxy_process import Apart
+from support.scripted_upstream import Upstream, chunk
 
 from prem_core import AsyncPremClient
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
-from prem_core.proxy._clients import Clients
-from prem_core.proxy._wire import NO_KEY, WireClient
+from prem_core.proxy.client_cache import Clients
+from prem_core.proxy.wire import NO_KEY, WireClient
 
 
 def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from proxies import MODEL, Run, chat
-from upstream import Upstream
+from support.proxies import MODEL, Run, chat
+from support.scripted_upstream import Upstream
 
-from prem_core._params import PARAM_NAMES
+from prem_core._protocol.request_schema import PARAM_NAMES
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
 

@@ -16,15 +16,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from proxies import Run, chat, descriptors, eventually, in_front_of, needs_proc
 from starlette.responses import StreamingResponse
-from upstream import Upstream, chunk, delta, finish, tool_call, usage
+from support.proxies import Run, chat, descriptors, eventually, in_front_of, needs_proc
+from support.scripted_upstream import Upstream, chunk, delta, finish, tool_call, usage
 
-from prem_core._types import ChatCompletion, ChatCompletionChunk, read_json
+from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, read_json
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
-from prem_core.proxy import _replies as replies
-from prem_core.proxy._together import MOST, together
+from prem_core.proxy import responses as replies
+from prem_core.proxy.coalesce import MOST, together
 
 CHAT = "/v1/chat/completions"
 

@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from conversations import texts, values
-from core.pair import DONE, Call, Enclave, Gateway, Opened, chunk, event
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.fake_gateway import DONE, Call, Enclave, Gateway, Opened, chunk, event
+from support.security.conversations import texts, values
 
 from prem_core import AsyncPremClient, PremClient, PremError
-from prem_core._envelope import chat_body
-from prem_core._reply import ChatStreamReader
-from prem_core._seal import EncryptionKeys, new_nonce
+from prem_core._crypto.aead import new_nonce
+from prem_core._crypto.keys import EncryptionKeys
+from prem_core._protocol.chat_stream import ChatStreamReader
+from prem_core._protocol.request_body import chat_body
 
 ENCLAVE = Enclave()
 KEYS = EncryptionKeys.encapsulate(ENCLAVE.public)

@@ -18,17 +18,16 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from raw_wire import Wire, eventually
-from wire import DATA
+from support.paths import CLINIC_NOTE, TESTS
+from support.raw_client import Wire, eventually
+from support.wire_schemas import DATA
 
 import prem_core
 from prem_core import PremClient
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._enclave import BuiltInEngine, Enclave
-from prem_core.enclave._gateway import Gateway
+from prem_core.enclave.enclave import BuiltInEngine, Enclave
+from prem_core.enclave.gateway import Gateway
 
-HERE = Path(__file__).parent
-CLINIC_NOTE = HERE.parents[1] / "examples" / "clinic_note.wav"
 PNG = DATA / "media" / "pixels.png"
 
 
@@ -49,7 +48,7 @@ class Watched:
         places = {name: str(folder) for name in ("HOME", "TMPDIR", "TMP", "TEMP", "XDG_CACHE_HOME")}
         package = str(Path(prem_core.__file__).parents[1])
         self._process = subprocess.Popen(
-            [sys.executable, "-B", str(HERE / "enclave_process.py")],
+            [sys.executable, "-B", str(TESTS / "support" / "security" / "enclave_process.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

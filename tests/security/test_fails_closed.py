@@ -12,21 +12,24 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from core.pair import COMPLETION, DONE, HELLO, Enclave, Opened, chunk, event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_wire import CHAT, TRANSCRIPTIONS, WHISPER, Wire, params
+from support.fake_gateway import COMPLETION, DONE, HELLO, Enclave, Opened, chunk, event
+from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, Wire, params
 
-from prem_core import DecryptionError, PremError, _keyfile
-from prem_core._envelope import Body, audio_body, chat_body, open_response
-from prem_core._kem import PrivateKey
-from prem_core._reply import ChatStreamReader, open_completion
-from prem_core._seal import EncryptionKeys, new_nonce
+from prem_core import DecryptionError, PremError
+from prem_core._crypto import keyfile
+from prem_core._crypto.aead import new_nonce
+from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.xwing import PrivateKey
+from prem_core._protocol.chat_stream import ChatStreamReader
+from prem_core._protocol.request_body import Body, audio_body, chat_body
+from prem_core._protocol.response_body import open_completion, open_response
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._audio import open_audio
-from prem_core.enclave._enclave import _open
-from prem_core.enclave._schemas import Refused
-from prem_core.enclave._sealed import DECRYPT_MESSAGE
+from prem_core.enclave.audio_request import open_audio
+from prem_core.enclave.enclave import _open
+from prem_core.enclave.schema_check import Refused
+from prem_core.enclave.sealed_fields import DECRYPT_MESSAGE
 
 thorough = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HEX = "0123456789abcdef"
@@ -236,4 +239,4 @@ def test_a_kek_file_with_any_change_opens_nothing(
     file.write_bytes(change.of(kek.hex()).encode())
     file.chmod(0o600)
     with pytest.raises(PremError):
-        EncryptionKeys.load(keys, _keyfile.read_kek(file))
+        EncryptionKeys.load(keys, keyfile.read_kek(file))

@@ -12,12 +12,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conversations import Call, Said, arrived, conversations, expected, langchain, llama_index, replies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessageChunk
-from upstream import Upstream, delta, finish, tool_call
-from wire import PARAMS
+from support.scripted_upstream import Upstream, delta, finish, tool_call
+from support.security.conversations import (
+    Call,
+    Said,
+    arrived,
+    conversations,
+    expected,
+    langchain,
+    llama_index,
+    replies,
+)
+from support.wire_schemas import PARAMS
 
 from langchain_prem import ChatPremEncrypted
 from llama_index_prem import PremEncrypted

@@ -25,29 +25,49 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
-import marked
 import pytest
 import yaml
-from cassettes import CASSETTES
 from llama_index.core import PromptTemplate
-from marked import API_KEY, KEK, LC_MESSAGES, LI_MESSAGES, MESSAGES, PAIR, PROMPT, TOOL, WAYS
-from showing import kept, our_locals, shown
-from spellings import Search
-from troubles import ERRORS, OTHERS, TROUBLES, Who, World, caught, langchain_blob, raised
-from upstream import Upstream
-from wire import Opened
+from support.cassettes import CASSETTES
+from support.scripted_upstream import Upstream
+from support.security import secret_values as marked
+from support.security.encodings import Search
+from support.security.error_catalogue import (
+    ERRORS,
+    OTHERS,
+    TROUBLES,
+    Who,
+    World,
+    caught,
+    langchain_blob,
+    raised,
+)
+from support.security.representations import kept, our_locals, shown
+from support.security.secret_values import (
+    API_KEY,
+    KEK,
+    LC_MESSAGES,
+    LI_MESSAGES,
+    MESSAGES,
+    PAIR,
+    PROMPT,
+    TOOL,
+    WAYS,
+)
+from support.wire_schemas import Opened
 
 import langchain_prem
 import llama_index_prem
 import prem_core
 from langchain_prem import ChatPremEncrypted, PlaintextEgressWarning, PremWhisperLoader, PremWhisperParser
 from llama_index_prem import PremEncrypted, PremWhisperReader, whisper_file_extractor
-from prem_core import AsyncPremClient, DecryptionError, EncryptionKeys, PremClient, _types
+from prem_core import AsyncPremClient, DecryptionError, EncryptionKeys, PremClient
 from prem_core import enclave as prem_enclave
 from prem_core import proxy as prem_proxy
-from prem_core._kem import PrivateKey
+from prem_core._crypto.xwing import PrivateKey
+from prem_core._protocol import response_types
 from prem_core.enclave import Exchange, LocalEnclave
-from prem_core.enclave._tier import BASE, Tier
+from prem_core.enclave.quota import BASE, Tier
 
 PACKAGES = (prem_core, langchain_prem, llama_index_prem, prem_enclave, prem_proxy)
 PUBLIC = sorted(f"{package.__name__}.{name}" for package in PACKAGES for name in package.__all__)
@@ -55,7 +75,7 @@ PUBLIC = sorted(f"{package.__name__}.{name}" for package in PACKAGES for name in
 
 def is_answer(thing: Any) -> bool:
     """Whether its fields are what the model said."""
-    return isinstance(thing[0] if isinstance(thing, list) and thing else thing, _types._Reply)
+    return isinstance(thing[0] if isinstance(thing, list) and thing else thing, response_types._Reply)
 
 
 SEARCH = Search(**marked.KEYS, **marked.WORDS)
@@ -214,7 +234,7 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
     things["langchain_prem.ChatPremEncrypted"] += [llm, plain, bound, structured, llm.with_retry()]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        langchain_prem._egress._said.clear()
+        langchain_prem._plaintext_egress._said.clear()
         ChatPremEncrypted(model="text", cache=Cache(), **options).invoke(LC_MESSAGES)
     assert [each.category for each in told] == [PlaintextEgressWarning]
     things["langchain_prem.PlaintextEgressWarning"] += [each.message for each in told]
@@ -233,8 +253,8 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
         runner.run(loader.aload())
     things["langchain_prem.PremWhisperParser"] += parsers
     things["langchain_prem.PremWhisperLoader"] += [loader, *(error for _, error in loader.errors)]
-    things["langchain_prem.UnheardRecordingsWarning"] += [each.message for each in told]
-    things["llama_index_prem.UnheardRecordingsWarning"] += [each.message for each in told]
+    things["langchain_prem.TranscriptionFailedWarning"] += [each.message for each in told]
+    things["llama_index_prem.TranscriptionFailedWarning"] += [each.message for each in told]
     things["langchain_prem.__version__"] += [langchain_prem.__version__]
 
 
@@ -253,7 +273,7 @@ def _use_llama_index(world: World, things: dict[str, list[Any]], runner: asyncio
 
     reader = PremWhisperReader(on_error="collect", **_without_keys(options))
     assert reader.load_data((marked.FILE_NAME, marked.FILE))[0].text == marked.SAID
-    with pytest.warns(llama_index_prem.UnheardRecordingsWarning):
+    with pytest.warns(llama_index_prem.TranscriptionFailedWarning):
         reader.load_data([world.folder / "none.wav", marked.FILE])
     things["llama_index_prem.PremWhisperReader"] += [reader, reader.errors]
     things["llama_index_prem.whisper_file_extractor"] += [whisper_file_extractor(**options)]
@@ -414,7 +434,7 @@ def test_another_error_shows_no_secret(name: str, world: World) -> None:
 
 
 #: What is known to fail until it is mended: `LocalProxy.__init__` keeps the key it was given in its locals.
-waiting = pytest.mark.xfail(strict=True, reason="LocalProxy.__init__ is not forgetful")
+waiting = pytest.mark.xfail(strict=True, reason="LocalProxy.__init__ is not without_traceback")
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import certifi
-import marked
 import pytest
-from certificates import Authority
-from core.pair import Call, Gateway
-from forward_proxy import ForwardProxy
-from marked import API_KEY, MESSAGES
-from spellings import Search
+from support.fake_gateway import Call, Gateway
+from support.security import secret_values as marked
+from support.security.certificates import Authority
+from support.security.encodings import Search
+from support.security.forward_proxy import ForwardProxy
+from support.security.secret_values import API_KEY, MESSAGES
 
 import prem_core
 from langchain_prem import ChatPremEncrypted, PremWhisperParser
 from llama_index_prem import PremEncrypted, PremWhisperReader
 from prem_core import AsyncPremClient, PremClient
-from prem_core._http import ssl_context
+from prem_core._transport.http import ssl_context
 from prem_core.enclave import LocalEnclave
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

@@ -1,0 +1,1 @@
+"""Recordings: reading, cutting and transcribing them, and what comes back."""

@@ -1,0 +1,1 @@
+"""`PremClient` and `AsyncPremClient`, and their resources."""

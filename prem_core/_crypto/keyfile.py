@@ -1,0 +1,323 @@
+"""Encryption keys kept in a file, sealed with the client's own master key (CLIENT_KEK).
+
+A file is 1242 bytes; numbers are big-endian::
+
+    offset  bytes
+         0      8  magic, "PREMKEYS"
+         8      2  version, 1
+        10      8  when it was written, seconds since 1970 (UTC)
+        18     32  SHA-256 of the enclave's public key; zeros where it is not known
+        50   1120  the cipher text: public, it goes on the wire with every request
+      1170     24  nonce, fresh for every file
+      1194     48  the shared secret (32), sealed, and the tag (16)
+
+The secret is sealed with XChaCha20-Poly1305 (libsodium through PyNaCl), like everything of this protocol. Its key
+is the KEK itself: 32 random bytes need no derivation, and no password is taken. The first 1170 bytes are
+associated data, so that nothing of them can be changed either; until a file was opened they are a claim.
+A random nonce of 24 bytes can be drawn for as many files as anybody writes.
+
+What is left in memory: a KEK file's text is overwritten once it was read. Nothing else can be. PyNaCl takes keys
+and gives plaintext as `bytes`, which Python cannot overwrite, and works in buffers of its own that it frees as they
+are; the environment keeps CLIENT_KEK as long as the process runs. So no object here keeps a KEK, and no
+frame that an error passes through: a traceback may be shown with its locals.
+
+The rule of this file: it is written whole or not at all, for its owner only, and read only as that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import stat
+import struct
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_decrypt as _decrypt,
+)
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_encrypt as _encrypt,
+)
+from nacl.exceptions import CryptoError
+
+from prem_core._config import KEK_BYTES, decode_kek
+from prem_core._crypto.aead import NONCE_BYTES, TAG_BYTES, new_nonce
+from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, SHARED_SECRET_BYTES
+from prem_core._errors import ConfigurationError
+
+Path = str | os.PathLike[str]
+
+MAGIC: Final = b"PREMKEYS"
+VERSION: Final = 1
+
+_FINGERPRINT_BYTES: Final = 32
+_HEADER: Final = struct.Struct(f">8sHQ{_FINGERPRINT_BYTES}s{CIPHER_TEXT_BYTES}s")
+_VERSION_END: Final = 10
+
+#: Bytes of a key file.
+FILE_BYTES: Final = _HEADER.size + NONCE_BYTES + SHARED_SECRET_BYTES + TAG_BYTES
+
+#: Bytes of a KEK file at most: 64 hex digits, and room for space around them.
+_KEK_FILE_BYTES: Final = 128
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """A key file as one sees it without the KEK. Nothing here is proven until `open`.
+
+    Attributes:
+        created: When it was written.
+        enclave_fingerprint: SHA-256 of the enclave key that the pair was made for, hex; None where not known.
+        cipher_text: The pair's public half.
+        mode: The file's permissions, for example 0o600.
+    """
+
+    path: str
+    created: datetime
+    enclave_fingerprint: str | None
+    cipher_text: bytes = field(repr=False)
+    mode: int
+    _image: bytes = field(repr=False)
+    version: int = VERSION
+
+    def check_mode(self) -> None:
+        """Raises `ConfigurationError` where others than the owner may do anything with the file."""
+        _check_mode(self.path, self.mode)
+
+    def open(self, kek: bytes) -> EncryptionKeys:
+        """The keys.
+
+        Raises:
+            ConfigurationError: The KEK is another one, or the file was changed: these look alike.
+        """
+        secret = _opened(self._image, kek)
+        del kek  # a traceback may show locals
+        if secret is None:
+            raise ConfigurationError(
+                f"{shown(self.path)} does not open: the KEK is not the one it was sealed with, "
+                "or the file is damaged"
+            )
+        return EncryptionKeys(secret, self.cipher_text, enclave_fingerprint=self.enclave_fingerprint)
+
+
+def write(path: Path, keys: EncryptionKeys, kek: bytes, *, overwrite: bool = False) -> None:
+    """Keep `keys` in a file, sealed with `kek` (32 bytes).
+
+    The file appears whole or not at all; where one is replaced, a reader gets the old or the new one.
+
+    Raises:
+        ConfigurationError: A file is there and `overwrite` is False; `path` is a link or a folder; it
+            cannot be written.
+    """
+    fingerprint = bytes.fromhex(keys.enclave_fingerprint or "00" * _FINGERPRINT_BYTES)
+    header = _HEADER.pack(MAGIC, VERSION, int(time.time()), fingerprint, keys.cipher_text)
+    nonce = new_nonce()
+    image = header + nonce + _encrypt(keys.shared_secret, header, nonce, kek)
+    del kek
+    _write(path, image, overwrite=overwrite)
+
+
+def read(path: Path, kek: bytes) -> EncryptionKeys:
+    """The keys that `write` kept.
+
+    Raises:
+        ConfigurationError: There is no such file, or it is none of this kind and version; others than its owner
+            may read or write it; the KEK is not its, or the file is damaged.
+    """
+    try:
+        file = look(path)
+        file.check_mode()
+        return file.open(kek)
+    finally:
+        del kek
+
+
+def look(path: Path) -> KeyFile:
+    """What a key file says of itself, whatever its permissions.
+
+    Raises:
+        ConfigurationError: There is no such file, or it is none of this kind and version.
+    """
+    path = os.fsdecode(path)
+    buffer, length, mode = _read(path, FILE_BYTES)
+    image = bytes(buffer[:length])
+    if not image.startswith(MAGIC) or len(image) < _VERSION_END:
+        raise ConfigurationError(f"{shown(path)} is no file of encryption keys, or is damaged")
+    version = int.from_bytes(image[len(MAGIC) : _VERSION_END])
+    if version != VERSION:
+        raise ConfigurationError(
+            f"{shown(path)} is a key file of version {version}; this release reads version {VERSION}"
+        )
+    if len(image) != FILE_BYTES:
+        raise ConfigurationError(f"{shown(path)} is damaged: a key file has {FILE_BYTES} bytes")
+    _, _, seconds, fingerprint, cipher_text = _HEADER.unpack_from(image)
+    try:
+        created = _EPOCH + timedelta(seconds=seconds)
+    except OverflowError:
+        raise ConfigurationError(f"{shown(path)} is damaged: its date is impossible") from None
+    known = fingerprint.hex() if any(fingerprint) else None
+    return KeyFile(path, created, known, cipher_text, mode, image)
+
+
+def new_kek() -> bytes:
+    """32 fresh random bytes."""
+    return secrets.token_bytes(KEK_BYTES)
+
+
+def write_kek(path: Path, kek: bytes) -> None:
+    """Keep a KEK in a file of its own, in hex. It never replaces a file: that one may open others.
+
+    Raises:
+        ConfigurationError: There is a file already, or it cannot be written.
+    """
+    text = kek.hex().encode() + b"\n"
+    try:
+        _write(path, text, overwrite=False)
+    finally:
+        del kek, text
+
+
+def read_kek(path: Path) -> bytes:
+    """The KEK that a file holds as 64 hex digits or in base64.
+
+    Raises:
+        ConfigurationError: There is no such file; others than its owner may read or write it; it holds
+            something else.
+    """
+    path = os.fsdecode(path)
+    text, length, mode = _read(path, _KEK_FILE_BYTES)
+    try:
+        _check_mode(path, mode)
+        while length and text[length - 1] in b"\r\n\t ":  # strip() would make a copy
+            length -= 1
+        with memoryview(text) as whole, whole[:length] as spelled:
+            kek = decode_kek(spelled)
+    finally:
+        text[:] = bytes(len(text))
+    if kek is None:
+        raise ConfigurationError(
+            f"{shown(path)} holds no KEK: {KEK_BYTES} bytes as 64 hex digits, or in base64"
+        )
+    return kek
+
+
+def check_not_exists(path: Path, *, overwrite: bool = False) -> None:
+    """Raises `ConfigurationError` where something stands at `path` that may not be replaced."""
+    path = os.fsdecode(path)
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):
+        return  # free, or not to be written at all, which writing says
+    if not stat.S_ISREG(mode):  # a link would be replaced, not what it points to; neither is meant
+        raise ConfigurationError(f"{shown(path)} is a link, a folder or a device, and is not replaced")
+    if not overwrite:
+        raise ConfigurationError(_taken(path))
+
+
+def shown(path: Path) -> str:
+    """A path to print: on one line, and as a shell takes it."""
+    text = os.fsdecode(path)
+    return shlex.quote(text) if text.isprintable() else repr(text)
+
+
+def _opened(image: bytes, kek: bytes) -> bytes | None:
+    # Its error would carry PyNaCl's frame, and the KEK in it: None goes out instead.
+    header, nonce = image[: _HEADER.size], image[_HEADER.size : _HEADER.size + NONCE_BYTES]
+    try:
+        return _decrypt(image[_HEADER.size + NONCE_BYTES :], header, nonce, kek)
+    except CryptoError:
+        return None
+
+
+def _write(path: Path, image: bytes, *, overwrite: bool) -> None:
+    path = os.fsdecode(path)
+    folder = os.path.dirname(path) or os.curdir
+    # In the same folder, because a rename within one file system is atomic.
+    temporary = os.path.join(folder, f".prem-{secrets.token_hex(8)}.tmp")
+    # O_EXCL: nothing that waits under this name is opened, nor a link followed.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        check_not_exists(path, overwrite=overwrite)
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(image)
+                file.flush()
+                os.fsync(descriptor)
+            _place(temporary, path, overwrite=overwrite)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    except ConfigurationError:
+        raise
+    except FileExistsError:
+        raise ConfigurationError(_taken(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{shown(path)} cannot be written: {_reason(error)}") from None
+    finally:
+        del image  # it may be a KEK's text
+    _sync_folder(folder)
+
+
+def _taken(path: str) -> str:
+    return f"{shown(path)} is there already, and is not replaced unless asked for"
+
+
+def _place(temporary: str, path: str, *, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            os.link(temporary, path)  # fails where a file is; of two writers at once, one is told
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: what two writers at once do there is open
+            if os.path.lexists(path):
+                raise FileExistsError(path) from None
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the new name survive a power cut, where the system can say so: Windows and some network shares cannot."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read(path: str, limit: int) -> tuple[bytearray, int, int]:
+    """A buffer with a regular file's first `limit` + 1 bytes, how many these are, and the file's mode."""
+    buffer = bytearray(limit + 1)
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
+        flags = getattr(os, "O_NONBLOCK", 0)
+        with open(path, "rb", buffering=0, opener=lambda name, given: os.open(name, given | flags)) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigurationError(f"{shown(path)} is not a regular file")
+            return buffer, file.readinto(buffer), stat.S_IMODE(mode)
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{shown(path)} cannot be read: {_reason(error)}") from None
+
+
+def _check_mode(path: str, mode: int) -> None:
+    # Windows keeps no such bits: what it reports there says nothing of who may read the file.
+    if os.name != "nt" and mode & 0o077:
+        raise ConfigurationError(
+            f"{shown(path)} is open to others than its owner (mode {mode:04o}): chmod 600 {shown(path)}"
+        )
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "the path cannot be used"

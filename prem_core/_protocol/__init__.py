@@ -1,0 +1,1 @@
+"""Prem's encrypted protocol without input or output: bytes and values only."""

@@ -1,0 +1,1 @@
+"""HTTP with httpx: the synchronous and the asynchronous driver of a flow."""

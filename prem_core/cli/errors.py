@@ -1,0 +1,102 @@
+"""How a command ends: an error is one line on standard error and an exit status.
+
+The line has the support id where the service gave one. A traceback comes with ``--debug`` only, and without the
+values of variables: a secret or a prompt may be among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any, Final
+
+import typer
+
+from prem_core._errors import ConfigurationError, InvalidParameterError, PremError
+from prem_core.cli import FAILURE, INTERRUPTED, READER_LEFT, USAGE_ERROR
+from prem_core.cli.output import clean, is_terminal, say
+
+#: The base of every wrong call. typer's releases differ in where it lives.
+UsageError: Final[Any] = typer.BadParameter.__base__
+
+
+class Ending(Exception):
+    """An end in one line, with an exit status that the error's class does not tell."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@contextlib.contextmanager
+def ending_in(status: int) -> Iterator[None]:
+    """Have this package's errors end in `status`, whatever their class."""
+    try:
+        yield
+    except PremError as error:
+        raise Ending(str(error), status) from error
+
+
+@contextlib.contextmanager
+def ended(command: str, *, debug: bool = False) -> Iterator[None]:
+    """Around a command's work, whichever way it ends.
+
+    Args:
+        command: What its line begins with, for example "prem chat".
+        debug: Whether to show a traceback too.
+
+    Raises:
+        typer.Exit: With the exit status.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        write_no_more()
+        status = READER_LEFT
+    except (typer.Exit, typer.Abort, UsageError):  # typer's own; `Group` ends on them
+        raise
+    except Exception as error:
+        if debug:
+            _show(error)
+        if isinstance(error, OSError):  # of standard output, most likely: a full disk
+            write_no_more()
+        text, status = _told(error)
+        say(f"{command}: {text}")
+    else:
+        return
+    raise typer.Exit(status)
+
+
+def write_no_more() -> None:
+    """Give standard output up: nobody takes what is written to it."""
+    # At exit the interpreter flushes what is left, and would complain.
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    if isinstance(error, Ending):
+        return str(error), error.status
+    if isinstance(error, PremError):
+        wrong = isinstance(error, ConfigurationError | InvalidParameterError)
+        return str(error), USAGE_ERROR if wrong else FAILURE
+    if isinstance(error, ModuleNotFoundError) and error.name and str(error).startswith("No module named"):
+        return f'this needs {error.name}: pip install "prem-encrypted[cli]"', USAGE_ERROR
+    if isinstance(error, ImportError):  # our own words, with the extra's name
+        return str(error), USAGE_ERROR
+    if isinstance(error, OSError):
+        return str(error), FAILURE
+    # A fault of ours. Its text could hold anything; its kind cannot.
+    return f"unexpected {type(error).__name__}; prem --debug … shows where", FAILURE
+
+
+def _show(error: Exception) -> None:
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(clean(text) if is_terminal(sys.stderr) else text)

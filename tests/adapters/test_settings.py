@@ -1,0 +1,183 @@
+import copy
+import pickle
+import threading
+
+import httpx
+import pytest
+from pydantic import Field, PrivateAttr
+
+from prem_core import AsyncPremClient, EncryptionKeys, InvalidParameterError, PremClient
+from prem_core._adapters.client_cache import Clients
+from prem_core._adapters.settings import PARAM_FIELDS, ModelSettings, check_params
+from prem_core._crypto.xwing import PrivateKey
+from prem_core._protocol.request_schema import PARAM_NAMES
+
+OPTIONS = {"api_key": "sk_test_x", "proxy_url": "http://127.0.0.1:9"}
+
+
+class Plain(ModelSettings):
+    """A model of no framework."""
+
+    http_client: httpx.Client | None = Field(default=None, exclude=True, repr=False)
+    http_async_client: httpx.AsyncClient | None = None
+    rate_limiter: object = None
+
+    _http_fields = ("http_client", "http_async_client")
+    _clients: Clients = PrivateAttr(default_factory=Clients)
+
+
+def make(**settings):
+    return Plain(**{"model": "m", "api_key": "sk_test_SECRET", **settings})
+
+
+def request(model, given=None, *, stream=False):
+    return model._chat_request([{"role": "user", "content": "?"}], given or {}, stream=stream)
+
+
+def test_every_parameter_that_is_not_of_a_call_is_a_setting():
+    of_a_call = {"messages", "stream", "stream_options", "tools", "tool_choice", "functions", "function_call"}
+    assert set(PARAM_FIELDS) == PARAM_NAMES - of_a_call - {"metadata"}
+    assert set(PARAM_FIELDS) | {"request_metadata"} <= set(ModelSettings.model_fields)
+
+
+def test_what_is_not_set_is_not_sent():
+    assert set(request(make())) == {"model", "messages"}
+    assert set(request(make(), stream=True)) == {"model", "messages", "stream", "stream_options"}
+
+
+def test_the_calls_parameters_win():
+    model = make(
+        temperature=0.1, top_p=0.5, stop="a", request_metadata={"a": "b"}, extra_body={"x": 1, "y": 1}
+    )
+    made = request(model, {"temperature": 0.9, "stop": ["b"], "extra_body": {"y": 2}})
+    assert (made["temperature"], made["top_p"], made["stop"]) == (0.9, 0.5, ["b"])
+    assert made["metadata"] == {"a": "b"}
+    assert made["extra_body"] == {"x": 1, "y": 2}
+
+
+def test_an_empty_list_is_how_some_say_none():
+    made = request(make(stop=["a"]), {"stop": [], "tools": []})
+    assert {"stop", "tools"}.isdisjoint(made)
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "asked"),
+    [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
+)
+def test_a_stream_asks_for_usage_unless_it_is_told_not_to(setting, given, asked):
+    kwargs = {} if given is None else {"stream_usage": given}
+    made = request(make(stream_usage=setting), kwargs, stream=True)
+    assert made.get("stream_options") == ({"include_usage": True} if asked else None)
+    assert "stream_usage" not in made
+
+
+def test_stream_options_are_kept_for_streams_and_left_out_elsewhere():
+    given = {"stream_options": {"include_obfuscation": False}, "stream": True}
+    assert request(make(), given, stream=True)["stream_options"] == {
+        "include_usage": True,
+        "include_obfuscation": False,
+    }
+    assert {"stream", "stream_options"}.isdisjoint(request(make(), given))
+
+
+def test_several_answers_cannot_be_streamed():
+    assert request(make(n=2))["n"] == 2
+    with pytest.raises(InvalidParameterError, match="^n: several answers cannot be streamed"):
+        request(make(n=2), stream=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("model", ""),
+        ("temperature", 2.1),
+        ("top_logprobs", 21),
+        ("stop", ["a"] * 5),
+        ("prediction", {"type": "content"}),
+        ("request_metadata", {"a": "b" * 513}),
+        ("timeout", 0),
+        ("max_retries", -1),
+        ("nonsense", "sk_test_SECRET"),
+        ("api_key", ["sk_test_SECRET"]),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named_and_its_value_not_shown(setting, value):
+    with pytest.raises(ValueError, match=setting) as caught:
+        make(**{setting: value})
+    assert "SECRET" not in str(caught.value)
+
+
+def test_parameters_can_be_held_against_the_schema_alone():
+    check_params({})
+    check_params({"temperature": 1, "seed": None})
+    with pytest.raises(InvalidParameterError, match="^top_k: "):
+        check_params({"top_k": 4})
+
+
+def test_no_form_that_is_shown_holds_the_key():
+    model = make()
+    for shown in (repr(model), str(model), str(model.model_dump()), model.model_dump_json()):
+        assert "SECRET" not in shown
+
+
+def test_a_pickle_leaves_the_key_out_and_gives_left_out_fields_their_defaults():
+    pickled = pickle.dumps(make(temperature=0.5))
+    assert b"SECRET" not in pickled
+    again = pickle.loads(pickled)
+    assert (again.temperature, again.api_key) == (0.5, None)
+    assert isinstance(again._clients, Clients)
+
+
+@pytest.mark.parametrize("name", ["http_client", "http_async_client"])
+def test_an_http_client_is_not_pickled_and_shared_by_deep_copies(name):
+    client = httpx.Client() if name == "http_client" else httpx.AsyncClient()
+    model = make(**{name: client})
+    with pytest.raises(TypeError, match="http client"):
+        pickle.dumps(model)
+    assert getattr(copy.deepcopy(model), name) is client
+
+
+def test_what_belongs_to_the_process_is_shared_by_deep_copies():
+    limiter = threading.Lock()
+    model = make(rate_limiter=limiter, stop=["a"])
+    again = copy.deepcopy(model)
+    assert again.rate_limiter is limiter
+    assert again.stop is not model.stop
+    assert again.api_key == model.api_key
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: m.model_copy()])
+def test_a_copy_makes_clients_of_its_own(duplicate):
+    model = make()
+    assert duplicate(model)._clients is not model._clients
+
+
+def test_a_client_is_made_once_for_the_same_settings_and_anew_for_others():
+    clients = Clients()
+    first = clients.sync(dict(OPTIONS))
+    assert isinstance(first, PremClient)
+    assert clients.sync(dict(OPTIONS)) is first
+    assert clients.sync({**OPTIONS, "max_retries": 0}) is not first
+    other = clients.asynchronous(dict(OPTIONS))
+    assert isinstance(other, AsyncPremClient)
+    assert clients.asynchronous(dict(OPTIONS)) is other
+    assert clients.asynchronous({**OPTIONS, "timeout": 1.0}) is not other
+
+
+def test_copies_and_pickles_of_clients_are_empty():
+    clients = Clients()
+    first = clients.sync(OPTIONS)
+    for again in (copy.copy(clients), copy.deepcopy(clients), pickle.loads(pickle.dumps(clients))):
+        assert again.sync(OPTIONS) is not first
+
+
+def test_a_setting_reaches_the_client():
+    key = PrivateKey(bytes(32)).public_key()
+    keys = EncryptionKeys.encapsulate(key)
+    model = make(enclave_public_key=key, encryption_keys=keys, allow_insecure=True, max_buffer_size=7)
+    options = model._client_options("http_client")
+    assert options["api_key"] == "sk_test_SECRET"
+    assert options["enclave_public_key"] == bytes(key).hex()
+    assert options["encryption_keys"] is keys
+    assert (options["allow_insecure"], options["max_buffer_size"]) == (True, 7)
+    PremClient(**options).close()

@@ -1,0 +1,263 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_gateway import said
+
+from prem_core._config import (
+    DEFAULT_ENCLAVE_URL,
+    DEFAULT_PROXY_URL,
+    VARIABLES,
+    from_environment,
+    is_loopback,
+    not_negative,
+    positive,
+    resolve_api_key,
+    resolve_url,
+)
+from prem_core._errors import ConfigurationError
+
+D = "https://default"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    for names in VARIABLES.values():
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_are_https():
+    assert resolve_url("proxy_url", None, DEFAULT_PROXY_URL) == "https://gateway.prem.io"
+    assert resolve_url("enclave_url", None, DEFAULT_ENCLAVE_URL) == "https://conf-engine.prem.io"
+
+
+@pytest.mark.parametrize("setting", ["proxy_url", "enclave_url"])
+def test_an_argument_wins_over_the_environment_and_that_over_the_default(setting, monkeypatch):
+    prefixed, plain = VARIABLES[setting]
+    assert resolve_url(setting, None, D) == D
+    monkeypatch.setenv(plain, "https://plain")
+    assert resolve_url(setting, None, D) == "https://plain"
+    monkeypatch.setenv(prefixed, "https://prefixed")
+    assert resolve_url(setting, None, D) == "https://prefixed"
+    assert resolve_url(setting, "https://argument", D) == "https://argument"
+
+
+def test_the_variables_have_the_documented_names():
+    assert VARIABLES == {
+        "api_key": ("PREM_API_KEY",),
+        "proxy_url": ("PREM_PROXY_URL", "PROXY_URL"),
+        "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
+    }
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n\t"])
+def test_an_empty_variable_counts_as_unset(value, monkeypatch):
+    monkeypatch.setenv("PREM_API_KEY", value)
+    monkeypatch.setenv("PREM_PROXY_URL", value)
+    monkeypatch.setenv("PROXY_URL", "https://plain")
+    assert from_environment("api_key") is None
+    assert resolve_url("proxy_url", None, D) == "https://plain"
+
+
+def test_a_variable_is_read_without_the_space_around_it(monkeypatch):
+    monkeypatch.setenv("PREM_API_KEY", " sk_live_1\n")
+    assert resolve_api_key(None) == "sk_live_1"
+
+
+def test_the_api_key_argument_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("PREM_API_KEY", "sk_live_env")
+    assert resolve_api_key("sk_live_arg") == "sk_live_arg"
+    assert resolve_api_key(None) == "sk_live_env"
+
+
+def test_an_empty_api_key_is_not_replaced_by_the_environments(monkeypatch):
+    monkeypatch.setenv("PREM_API_KEY", "sk_live_env")
+    with pytest.raises(ConfigurationError, match="no API key"):
+        resolve_api_key("")
+
+
+def test_a_missing_api_key_says_where_to_put_one():
+    with pytest.raises(ConfigurationError, match="PREM_API_KEY"):
+        resolve_api_key(None)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk_live_SECRET\n",
+        "sk_live_SECRET\r\nX-Evil: 1",
+        "sk_live SECRET",
+        " sk_live_SECRET",
+        "sk_live_SECRET\0",
+    ]
+    + ["sk_live_SECRET\x7f", "sk_live_SECRETé", "sk_live_SECRET\t", "sk_live_SECRET\u200b", "\ud800SECRET"],
+)
+def test_an_api_key_that_cannot_stand_in_a_header_is_refused_and_not_quoted(key):
+    with pytest.raises(ConfigurationError) as caught:
+        resolve_api_key(key)
+    assert "SECRET" not in said(caught.value)
+
+
+@pytest.mark.parametrize("key", [b"sk_live_SECRET", 5, ["sk_live_SECRET"], object()])
+def test_an_api_key_that_is_no_text_is_a_configuration_error(key):
+    with pytest.raises(ConfigurationError) as caught:
+        resolve_api_key(key)
+    assert "SECRET" not in said(caught.value)
+
+
+@given(st.text(max_size=30))
+def test_every_api_key_that_is_accepted_can_stand_in_a_header(key):
+    try:
+        found = resolve_api_key(key)
+    except ConfigurationError:
+        return
+    assert found == key
+    assert f"Bearer {found}".encode("ascii").isascii()
+    assert not set(found) & set(" \t\r\n\0")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://host", "https://host"),
+        ("https://host/", "https://host"),
+        ("https://host/base/", "https://host/base"),
+        ("https://host:8443", "https://host:8443"),
+        ("HTTPS://Host", "HTTPS://Host"),
+        ("https://[2001:db8::1]:1", "https://[2001:db8::1]:1"),
+        ("http://localhost:8000", "http://localhost:8000"),
+        ("http://LOCALHOST", "http://LOCALHOST"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+        ("http://127.9.9.9", "http://127.9.9.9"),
+        ("http://[::1]:1", "http://[::1]:1"),
+    ],
+)
+def test_an_endpoint_is_taken_without_its_trailing_slash(url, expected):
+    assert resolve_url("proxy_url", url, D) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "host",
+        "//host",
+        "/path",
+        "https://",
+        "https:host",
+        "ftp://host",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "https://:443",
+        "https://[zz]",
+        "https://host:99999",
+        "https://host:port",
+        "https://exa mple.com",
+        "https://ho\nst",
+        "https://host/a\r\nX: 1",
+        "https://ho\0st",
+    ],
+)
+def test_what_is_no_url_is_refused_by_its_setting(url):
+    with pytest.raises(ConfigurationError, match="enclave_url"):
+        resolve_url("enclave_url", url, D)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:SECRET@host",
+        "https://SECRET@host",
+        "https://:SECRET@host",
+        "https://host?key=SECRET",
+        "https://host/#SECRET",
+        "https://host\\@SECRET",
+        "https://host?",
+        "https://host/?",
+        "https://host#",
+    ],
+)
+def test_an_endpoint_with_more_than_a_host_and_a_path_is_refused_and_not_quoted(url):
+    with pytest.raises(ConfigurationError, match="proxy_url") as caught:
+        resolve_url("proxy_url", url, D)
+    assert "SECRET" not in said(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://gateway.prem.io",
+        "HTTP://gateway.prem.io",
+        "http://localhost.evil.com",
+        "http://127.0.0.1.evil.com",
+        "http://evil.com/localhost",
+        "http://0.0.0.0",
+        "http://10.0.0.1",
+        "http://169.254.169.254",
+        "http://[::]",
+        "http://2130706433",
+    ],
+)
+def test_plain_http_to_another_machine_is_refused_unless_it_is_meant(url):
+    with pytest.raises(ConfigurationError, match="allow_insecure"):
+        resolve_url("proxy_url", url, D)
+    assert resolve_url("proxy_url", url, D, allow_insecure=True) == url
+
+
+def test_an_environment_variable_is_held_to_the_same_rules(monkeypatch):
+    monkeypatch.setenv("PREM_PROXY_URL", "http://gateway.prem.io")
+    with pytest.raises(ConfigurationError, match="proxy_url"):
+        resolve_url("proxy_url", None, D)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.255.254", "::1"])
+def test_this_machine_is_loopback(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "localhost.", "local", "128.0.0.1", "0.0.0.0", "::2", "::", "example.com", "127.1"]
+)
+def test_another_machine_is_not_loopback(host):
+    assert not is_loopback(host)
+
+
+@given(st.text(max_size=40))
+def test_no_text_breaks_the_reading_of_an_endpoint(url):
+    try:
+        found = resolve_url("proxy_url", f"https://{url}", D)
+    except ConfigurationError:
+        return
+    assert found.startswith("https://")
+    assert not set(found) & set(" \t\r\n\0?#@")
+
+
+@pytest.mark.parametrize("url", [" https://host", "https://host\n", "\thttps://host/ "])
+def test_space_around_an_endpoint_is_dropped_or_refused(url):
+    try:
+        assert resolve_url("proxy_url", url, D) == "https://host"
+    except ConfigurationError as error:
+        assert "proxy_url" in str(error)
+
+
+@pytest.mark.parametrize("value", [1, 0.001, 30.0, 10**9])
+def test_a_number_above_zero_is_taken(value):
+    assert positive("timeout", value) == value
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, math.inf, -math.inf, True, False, "30", None, [1]])
+def test_what_is_no_number_above_zero_is_refused_by_name(value):
+    with pytest.raises(ConfigurationError, match="timeout"):
+        positive("timeout", value)
+
+
+@pytest.mark.parametrize("value", [0, 1, 100])
+def test_a_whole_number_is_taken(value):
+    assert not_negative("max_retries", value) == value
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, 1.5, True, "2", None, math.inf])
+def test_what_is_no_whole_number_is_refused_by_name(value):
+    with pytest.raises(ConfigurationError, match="max_retries"):
+        not_negative("max_retries", value)

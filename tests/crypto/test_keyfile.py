@@ -1,0 +1,624 @@
+"""Encryption keys kept in a file: whole or not at all, their owner's only, and closed to any other KEK."""
+
+import base64
+import hashlib
+import json
+import os
+import pickle
+import stat
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pytest
+from nacl.secret import Aead
+from support.fake_gateway import said
+
+from prem_core import AsyncPremClient, EnclaveKeyError, EncryptionKeys, PremClient
+from prem_core._config import KEK_VARIABLE, resolve_kek
+from prem_core._crypto import keyfile
+from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, PrivateKey
+from prem_core._errors import ConfigurationError
+from prem_core.enclave import LocalEnclave
+
+# Random looks, so that a test that searches for them finds nothing else.
+KEK = hashlib.sha256(b"a KEK").digest()
+SECRET = hashlib.sha256(b"a secret").digest()
+CIPHER_TEXT = bytes(range(224)) * 5
+KEYS = EncryptionKeys(SECRET, CIPHER_TEXT, enclave_fingerprint="ab" * 32)
+ASK = {
+    "model": "openai/gpt-oss-120b",
+    "messages": [
+        {
+            "role": "user",
+            "content": "Context: The clinic opens at eight. Question: When does the clinic open?",
+        }
+    ],
+}
+
+posix = pytest.mark.skipif(os.name == "nt", reason="permission bits")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file with `KEYS` in it."""
+    path = tmp_path / "keys.prem"
+    KEYS.save(path, KEK)
+    return path
+
+
+def spelled(secret):
+    """The forms in which a secret could be seen."""
+    return secret.hex(), secret.hex().upper(), base64.b64encode(secret).decode(), repr(secret)[2:-1]
+
+
+def locals_of(error):
+    """The locals of this package's frames, on the way of an error and of those behind it."""
+    found, pending = [], [error]
+    while pending:
+        current = pending.pop()
+        pending += [each for each in (current.__cause__, current.__context__) if each is not None]
+        step = current.__traceback__
+        while step is not None:
+            if "prem_core" in step.tb_frame.f_code.co_filename or "nacl" in step.tb_frame.f_code.co_filename:
+                found += [repr(value) for value in step.tb_frame.f_locals.values()]
+            step = step.tb_next
+    return "\n".join(found)
+
+
+def refused(call, *secrets, match=None):
+    with pytest.raises(ConfigurationError, match=match) as caught:
+        call()
+    shown = said(caught.value) + locals_of(caught.value)
+    for secret in (KEK, SECRET, *secrets):
+        for form in spelled(secret):
+            assert form not in shown
+    return str(caught.value)
+
+
+def raiser(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def left_in(folder):
+    return sorted(os.listdir(folder))
+
+
+class TestRoundTrip:
+    def test_what_was_saved_is_loaded(self, path):
+        again = EncryptionKeys.load(path, KEK)
+        assert again == KEYS
+        assert again.shared_secret == SECRET
+        assert again.enclave_fingerprint == "ab" * 32
+
+    def test_keys_made_for_a_key_carry_its_fingerprint_to_the_file_and_back(self, tmp_path):
+        public = PrivateKey(SECRET).public_key()
+        EncryptionKeys.encapsulate(public).save(tmp_path / "k", KEK)
+        assert EncryptionKeys.load(tmp_path / "k", KEK).enclave_fingerprint == public.fingerprint()
+
+    def test_keys_of_unknown_origin_stay_so(self, tmp_path):
+        EncryptionKeys(SECRET, CIPHER_TEXT).save(tmp_path / "k", KEK)
+        assert EncryptionKeys.load(tmp_path / "k", KEK).enclave_fingerprint is None
+        assert keyfile.look(tmp_path / "k").enclave_fingerprint is None
+
+    def test_no_two_files_have_the_same_nonce_or_sealed_secret(self, tmp_path):
+        images = []
+        for number in range(50):
+            KEYS.save(tmp_path / str(number), KEK)
+            images.append((tmp_path / str(number)).read_bytes())
+        assert len({image[1170:1194] for image in images}) == 50
+        assert len({image[1194:] for image in images}) == 50
+
+    def test_a_path_is_a_string_too_and_may_be_relative(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        KEYS.save("k", KEK)
+        assert EncryptionKeys.load("k", KEK) == KEYS
+
+    def test_the_longest_file_name_can_be_used(self, tmp_path):
+        KEYS.save(tmp_path / ("k" * 255), KEK)
+        assert EncryptionKeys.load(tmp_path / ("k" * 255), KEK) == KEYS
+
+
+class TestFormat:
+    def test_the_bytes_are_those_of_the_documentation(self, path):
+        image = path.read_bytes()
+        assert len(image) == keyfile.FILE_BYTES == 1242
+        magic, version, created, fingerprint, cipher_text = struct.unpack(">8sHQ32s1120s", image[:1170])
+        assert (magic, version, fingerprint, cipher_text) == (b"PREMKEYS", 1, b"\xab" * 32, CIPHER_TEXT)
+        assert 0 <= time.time() - created < 60
+        # PyNaCl's own box for the same construction takes nonce and ciphertext in one.
+        assert Aead(KEK).decrypt(image[1170:], image[:1170]) == SECRET
+
+    def test_a_file_made_by_the_documentation_is_loaded(self, tmp_path):
+        header = struct.pack(">8sHQ32s1120s", b"PREMKEYS", 1, 1_800_000_000, bytes(32), CIPHER_TEXT)
+        path = tmp_path / "k"
+        path.write_bytes(header + bytes(Aead(KEK).encrypt(SECRET, header, bytes(24))))
+        path.chmod(0o600)
+        assert EncryptionKeys.load(path, KEK) == KEYS
+        assert keyfile.look(path).created == datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
+
+    def test_the_secret_is_not_in_the_file(self, path):
+        assert SECRET not in path.read_bytes()
+        assert KEK not in path.read_bytes()
+
+    def test_a_file_as_seen_without_the_kek_shows_no_secret(self, path):
+        file = keyfile.look(path)
+        assert file.enclave_fingerprint == "ab" * 32
+        assert "PREMKEYS" not in repr(file)
+        assert not any(form in repr(file) for form in spelled(SECRET))
+
+
+class TestDamage:
+    def test_every_flipped_bit_closes_the_file(self, path):
+        image = path.read_bytes()
+        for bit in range(len(image) * 8):
+            changed = bytearray(image)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            with pytest.raises(ConfigurationError):
+                EncryptionKeys.load(path, KEK)
+
+    def test_a_file_cut_anywhere_is_refused(self, path):
+        image = path.read_bytes()
+        for length in range(len(image)):
+            path.write_bytes(image[:length])
+            with pytest.raises(ConfigurationError, match="damaged|no file of encryption keys"):
+                EncryptionKeys.load(path, KEK)
+
+    @pytest.mark.parametrize("more", [b"\0", bytes(10_000)])
+    def test_a_file_that_goes_on_is_refused(self, path, more):
+        path.write_bytes(path.read_bytes() + more)
+        refused(lambda: EncryptionKeys.load(path, KEK), match="damaged: a key file has 1242 bytes")
+
+    def test_of_a_large_file_little_is_read(self, path):
+        with path.open("r+b") as file:
+            file.truncate(1 << 40)  # sparse; reading it whole would end the test
+        refused(lambda: EncryptionKeys.load(path, KEK), match="damaged")
+
+    def test_a_file_of_another_version_says_so(self, path):
+        image = bytearray(path.read_bytes())
+        image[9] = 2
+        for length in (10, 100, 1242):
+            path.write_bytes(image[:length])
+            refused(lambda: EncryptionKeys.load(path, KEK), match="version 2; this release reads version 1")
+
+    def test_parts_of_two_files_do_not_make_a_third(self, path, tmp_path, monkeypatch):
+        monkeypatch.setattr(keyfile.time, "time", lambda: 1.8e9)
+        EncryptionKeys(bytes(32), bytes(CIPHER_TEXT_BYTES)).save(tmp_path / "other", KEK)
+        one, two = path.read_bytes(), (tmp_path / "other").read_bytes()
+        for cut in (18, 50, 1170, 1194):
+            path.write_bytes(one[:cut] + two[cut:])
+            refused(lambda: EncryptionKeys.load(path, KEK), match="does not open")
+
+    def test_an_impossible_date_is_damage_not_a_crash(self, path):
+        for seconds in (1 << 40, 1 << 63, (1 << 64) - 1):
+            image = path.read_bytes()
+            path.write_bytes(image[:10] + seconds.to_bytes(8) + image[18:])
+            refused(lambda: keyfile.look(path), match="date is impossible")
+
+
+class TestRefused:
+    @pytest.mark.parametrize("wrong", [bytes(32), KEK[:-1] + b"\0", KEK[::-1]])
+    def test_another_kek_does_not_open_it_and_the_text_says_what_it_can_be(self, path, wrong):
+        text = refused(lambda: EncryptionKeys.load(path, wrong), wrong)
+        assert "KEK is not the one" in text
+        assert "damaged" in text
+
+    @posix
+    @pytest.mark.parametrize("mode", [0o601, 0o602, 0o604, 0o610, 0o620, 0o640, 0o644, 0o660, 0o666, 0o777])
+    def test_a_file_open_to_others_is_refused_with_its_mode_and_what_to_do(self, path, mode):
+        path.chmod(mode)
+        text = refused(lambda: EncryptionKeys.load(path, KEK))
+        assert f"mode {mode:04o}" in text
+        assert f"chmod 600 {path}" in text
+
+    @posix
+    @pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
+    def test_a_file_open_to_its_owner_alone_is_read(self, path, mode):
+        path.chmod(mode)
+        assert EncryptionKeys.load(path, KEK) == KEYS
+
+    def test_where_there_are_no_such_bits_they_are_not_asked_for(self, path, monkeypatch):
+        path.chmod(0o666)
+        file = keyfile.look(path)
+        monkeypatch.setattr(keyfile.os, "name", "nt")
+        file.check_mode()
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        assert "No such file" in refused(lambda: EncryptionKeys.load(tmp_path / "none", KEK))
+
+    def test_a_folder_is_refused(self, tmp_path):
+        refused(lambda: EncryptionKeys.load(tmp_path, KEK))
+        for overwrite in (False, True):
+            refused(lambda overwrite=overwrite: KEYS.save(tmp_path, KEK, overwrite=overwrite), match="folder")
+
+    @posix
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe", 0o600)
+        refused(lambda: EncryptionKeys.load(tmp_path / "pipe", KEK), match="not a regular file")
+        refused(lambda: KEYS.save(tmp_path / "pipe", KEK, overwrite=True), match="device")
+
+    def test_a_path_no_system_takes_is_refused(self, tmp_path):
+        for wrong in ("a\0b", "", str(tmp_path / "\ud800")):
+            refused(lambda wrong=wrong: EncryptionKeys.load(wrong, KEK), match="cannot be read")
+            text = refused(lambda wrong=wrong: KEYS.save(wrong, KEK), match="cannot be written")
+            assert text.isprintable()
+
+    def test_a_folder_that_is_not_there_is_not_made(self, tmp_path):
+        refused(lambda: KEYS.save(tmp_path / "no" / "k", KEK), match="cannot be written")
+
+    @posix
+    def test_a_link_is_neither_followed_nor_replaced(self, path, tmp_path):
+        before = path.read_bytes()
+        for target in (path, tmp_path / "nothing"):
+            link = tmp_path / "link"
+            link.symlink_to(target)
+            for overwrite in (False, True):
+                refused(lambda o=overwrite, link=link: KEYS.save(link, KEK, overwrite=o), match="a link")
+            assert link.is_symlink()
+            link.unlink()
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == ["keys.prem"]
+
+    @posix
+    def test_a_link_to_a_file_open_to_others_is_refused(self, path, tmp_path):
+        (tmp_path / "link").symlink_to(path)
+        assert EncryptionKeys.load(tmp_path / "link", KEK) == KEYS
+        path.chmod(0o644)
+        refused(lambda: EncryptionKeys.load(tmp_path / "link", KEK), match="0644")
+
+
+class TestWriting:
+    @posix
+    @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
+    def test_a_file_is_its_owners_only_whatever_the_umask(self, tmp_path, mask):
+        before = os.umask(mask)
+        try:
+            KEYS.save(tmp_path / "k", KEK)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "k").stat().st_mode) == 0o600
+
+    @posix
+    def test_a_replaced_file_is_its_owners_only_again(self, path):
+        path.chmod(0o666)
+        KEYS.save(path, KEK, overwrite=True)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_a_file_that_is_there_is_replaced_only_if_asked_for(self, path):
+        before = path.read_bytes()
+        other = EncryptionKeys(bytes(32), CIPHER_TEXT)
+        refused(lambda: other.save(path, KEK), match="is there already")
+        assert path.read_bytes() == before
+        other.save(path, KEK, overwrite=True)
+        assert EncryptionKeys.load(path, KEK) == other
+
+    @posix
+    def test_what_waits_under_the_temporary_name_is_neither_followed_nor_removed(
+        self, path, tmp_path, monkeypatch
+    ):
+        before = path.read_bytes()
+        monkeypatch.setattr(keyfile.secrets, "token_hex", lambda _: "guessed")
+        (tmp_path / ".prem-guessed.tmp").symlink_to(path)
+        refused(lambda: KEYS.save(tmp_path / "k", KEK))
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == [".prem-guessed.tmp", "keys.prem"]
+
+    def test_nothing_else_is_left_in_the_folder(self, path, tmp_path):
+        KEYS.save(path, KEK, overwrite=True)
+        assert left_in(tmp_path) == ["keys.prem"]
+
+    @pytest.mark.parametrize("step", ["fsync", "replace"])
+    def test_a_write_that_fails_leaves_what_was_there(self, path, tmp_path, monkeypatch, step):
+        before = path.read_bytes()
+        monkeypatch.setattr(keyfile.os, step, raiser(OSError(28, "No space left on device")))
+        refused(lambda: KEYS.save(path, KEK, overwrite=True), match="cannot be written: No space left")
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == ["keys.prem"]
+
+    @pytest.mark.parametrize(("step", "name"), [("fsync", "k"), ("link", "k"), ("replace", "keys.prem")])
+    def test_a_write_that_is_interrupted_leaves_what_was_there(self, path, tmp_path, monkeypatch, step, name):
+        before = path.read_bytes()
+        monkeypatch.setattr(keyfile.os, step, raiser(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            KEYS.save(tmp_path / name, KEK, overwrite=name != "k")
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == ["keys.prem"]
+
+    @posix
+    def test_a_write_cut_by_a_real_limit_leaves_what_was_there(self, path, tmp_path):
+        before = path.read_bytes()
+        program = f"""
+            import resource
+            from prem_core import EncryptionKeys
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            try:
+                EncryptionKeys(bytes(32), bytes(1120)).save({str(path)!r}, bytes(32), overwrite=True)
+            except ValueError as error:
+                print(error)
+        """
+        ended = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+        )
+        assert "File too large" in ended.stdout, ended.stderr
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == ["keys.prem"]
+
+    @posix
+    def test_a_folder_one_may_not_write_to_is_said(self, path, tmp_path):
+        program = """
+            import os
+            from prem_core import EncryptionKeys
+            if os.geteuid() == 0:  # root may write anywhere
+                os.setuid(65534)
+            try:
+                EncryptionKeys(bytes(32), bytes(1120)).save("keys.prem", bytes(32), overwrite=True)
+            except ValueError as error:
+                print(error)
+        """
+        before = path.read_bytes()
+        tmp_path.chmod(0o555)
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, cwd=tmp_path
+            )
+        finally:
+            tmp_path.chmod(0o700)
+        assert ended.stdout == "keys.prem cannot be written: Permission denied\n", ended.stderr
+        assert path.read_bytes() == before
+        assert left_in(tmp_path) == ["keys.prem"]
+
+    def test_without_hard_links_a_file_is_still_not_replaced(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(keyfile.os, "link", raiser(PermissionError(1, "Operation not permitted")))
+        KEYS.save(tmp_path / "k", KEK)
+        monkeypatch.setattr(keyfile, "check_not_exists", lambda *_, **__: None)  # it came after the check
+        refused(lambda: KEYS.save(tmp_path / "k", bytes(32)), match="is there already")
+        assert EncryptionKeys.load(tmp_path / "k", KEK) == KEYS
+        assert left_in(tmp_path) == ["k"]
+
+    def test_a_folder_that_cannot_be_synced_does_not_undo_the_file(self, tmp_path, monkeypatch):
+        synced = os.fsync
+
+        def files_only(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(22, "Invalid argument")
+            synced(descriptor)
+
+        monkeypatch.setattr(keyfile.os, "fsync", files_only)
+        KEYS.save(tmp_path / "k", KEK)
+        assert EncryptionKeys.load(tmp_path / "k", KEK) == KEYS
+
+    def test_the_file_is_on_the_disk_before_it_has_its_name_and_the_folder_after(self, tmp_path, monkeypatch):
+        steps, synced, linked = [], os.fsync, os.link
+
+        def fsync(descriptor):
+            kind = os.fstat(descriptor).st_mode
+            steps.append("folder" if stat.S_ISDIR(kind) else "file")
+            synced(descriptor)
+
+        monkeypatch.setattr(keyfile.os, "fsync", fsync)
+        monkeypatch.setattr(keyfile.os, "link", lambda *names: (steps.append("name"), linked(*names)))
+        KEYS.save(tmp_path / "k", KEK)
+        assert steps == ["file", "name", "folder"]
+
+    def test_of_many_writers_at_once_one_wins_and_the_others_are_told(self, tmp_path):
+        barrier = threading.Barrier(16)
+
+        def save(number):
+            barrier.wait()
+            try:
+                EncryptionKeys(bytes([number]) * 32, CIPHER_TEXT).save(tmp_path / "k", KEK)
+            except ConfigurationError:
+                return None
+            return number
+
+        for _ in range(10):
+            with ThreadPoolExecutor(16) as pool:
+                (winner,) = [number for number in pool.map(save, range(16)) if number is not None]
+            assert EncryptionKeys.load(tmp_path / "k", KEK).shared_secret == bytes([winner]) * 32
+            assert left_in(tmp_path) == ["k"]
+            (tmp_path / "k").unlink()
+
+    @posix
+    def test_a_reader_beside_writers_always_gets_a_whole_file(self, path, tmp_path):
+        stop = threading.Event()
+        known = [SECRET, *(bytes([number]) * 32 for number in range(4))]
+
+        def write(number):
+            while not stop.is_set():
+                EncryptionKeys(known[number + 1], CIPHER_TEXT).save(path, KEK, overwrite=True)
+
+        with ThreadPoolExecutor(4) as pool:
+            writers = [pool.submit(write, number) for number in range(4)]
+            try:
+                for _ in range(500):
+                    assert EncryptionKeys.load(path, KEK).shared_secret in known
+            finally:
+                stop.set()
+            for writer in writers:
+                writer.result()
+        assert left_in(tmp_path) == ["keys.prem"]
+
+
+class TestKek:
+    FORMS = (
+        KEK,
+        bytearray(KEK),
+        KEK.hex(),
+        KEK.hex().upper(),
+        base64.b64encode(KEK).decode(),
+        f" {KEK.hex()}\n",
+    )
+
+    @pytest.mark.parametrize("form", range(len(FORMS)))
+    def test_it_is_bytes_hex_or_base64(self, path, form):
+        assert resolve_kek(self.FORMS[form]) == KEK
+        assert EncryptionKeys.load(path, self.FORMS[form]) == KEYS
+
+    @pytest.mark.parametrize("form", [KEK.hex(), base64.b64encode(KEK).decode(), f"{KEK.hex()}\n"])
+    def test_it_comes_from_the_environment_where_none_is_given(self, path, tmp_path, form, monkeypatch):
+        monkeypatch.setenv("CLIENT_KEK", form)
+        assert EncryptionKeys.load(path) == KEYS
+        KEYS.save(tmp_path / "again")
+        assert EncryptionKeys.load(tmp_path / "again", KEK) == KEYS
+
+    def test_one_that_is_given_wins_over_the_environments(self, path, monkeypatch):
+        monkeypatch.setenv("CLIENT_KEK", "00" * 32)
+        assert EncryptionKeys.load(path, KEK) == KEYS
+        refused(lambda: EncryptionKeys.load(path, ""), match="kek must be 32 bytes")
+
+    @pytest.mark.parametrize("value", [None, "", " \n"])
+    def test_without_one_it_is_said_how_to_give_it(self, path, value, monkeypatch):
+        if value is not None:
+            monkeypatch.setenv(KEK_VARIABLE, value)
+        for call in (lambda: EncryptionKeys.load(path), lambda: KEYS.save(path, overwrite=True)):
+            text = refused(call, match="no KEK")
+            assert "CLIENT_KEK" in text
+
+    BAD = (
+        KEK[:-1],
+        KEK + b"\0",
+        KEK.hex().encode(),
+        KEK.hex()[:-1],
+        KEK.hex()[:-2],
+        KEK.hex() + "00",
+        KEK.hex()[:-1] + "g",
+        base64.b64encode(KEK).decode()[:-1],
+        base64.b64encode(KEK[:-1]).decode(),
+        base64.b64encode(KEK + b"\0").decode(),
+        base64.b64encode(KEK).decode()[:20] + "\n" + base64.b64encode(KEK).decode()[20:],
+        base64.b64encode(KEK).decode() + "ä",
+        "correct horse battery staple",
+    )
+
+    @pytest.mark.parametrize("number", range(len(BAD)))
+    def test_any_other_is_refused_and_never_quoted(self, path, number, monkeypatch):
+        bad = self.BAD[number]
+        parts = (bad[:8] if isinstance(bad, str) else bad.hex()[:16], repr(bad)[2:20])
+        calls = [lambda: EncryptionKeys.load(path, bad), lambda: KEYS.save(path, bad, overwrite=True)]
+        if isinstance(bad, str):
+            monkeypatch.setenv("CLIENT_KEK", bad)
+            calls.append(lambda: EncryptionKeys.load(path))
+        for call in calls:
+            with pytest.raises(ConfigurationError, match="must be 32 bytes") as caught:
+                call()
+            shown = said(caught.value) + locals_of(caught.value)
+            assert not any(part in shown for part in parts)
+
+    @pytest.mark.parametrize("wrong", [32, 1.5, [0] * 32, object()])
+    def test_an_object_of_another_kind_is_refused(self, path, wrong):
+        refused(lambda: EncryptionKeys.load(path, wrong), match="kek must be 32 bytes")
+
+    def test_every_kek_that_is_drawn_is_another(self):
+        keks = {keyfile.new_kek() for _ in range(100)}
+        assert len(keks) == 100
+        assert {len(kek) for kek in keks} == {32}
+
+
+class TestKekFile:
+    def test_what_was_written_is_read_and_the_file_is_its_owners_only(self, tmp_path):
+        keyfile.write_kek(tmp_path / "kek", KEK)
+        assert keyfile.read_kek(tmp_path / "kek") == KEK
+        if os.name != "nt":
+            assert stat.S_IMODE((tmp_path / "kek").stat().st_mode) == 0o600
+
+    def test_it_is_never_replaced(self, tmp_path):
+        keyfile.write_kek(tmp_path / "kek", bytes(32))
+        text = KEK.hex().encode()
+        refused(lambda: keyfile.write_kek(tmp_path / "kek", KEK), text, match="is there already")
+        assert keyfile.read_kek(tmp_path / "kek") == bytes(32)
+
+    @pytest.mark.parametrize("text", [KEK.hex(), KEK.hex() + "\r\n", base64.b64encode(KEK).decode() + " \n"])
+    def test_one_written_by_hand_is_read(self, tmp_path, text):
+        (tmp_path / "kek").write_text(text, newline="")
+        (tmp_path / "kek").chmod(0o600)
+        assert keyfile.read_kek(tmp_path / "kek") == KEK
+
+    @pytest.mark.parametrize(
+        "text", ["", "\n\n", KEK.hex()[:-1], KEK.hex() * 2, " " + KEK.hex() + "\n" * 200]
+    )
+    def test_one_with_anything_else_is_refused_and_not_quoted(self, tmp_path, text):
+        (tmp_path / "kek").write_text(text)
+        (tmp_path / "kek").chmod(0o600)
+        with pytest.raises(ConfigurationError, match="holds no KEK") as caught:
+            keyfile.read_kek(tmp_path / "kek")
+        assert KEK.hex()[:16] not in said(caught.value) + locals_of(caught.value)
+
+    @posix
+    def test_one_open_to_others_is_refused(self, tmp_path):
+        keyfile.write_kek(tmp_path / "kek", KEK)
+        (tmp_path / "kek").chmod(0o640)
+        refused(lambda: keyfile.read_kek(tmp_path / "kek"), KEK.hex().encode(), match="mode 0640")
+
+    def test_the_text_that_was_read_is_overwritten(self, tmp_path, monkeypatch):
+        buffers, read = [], keyfile._read
+
+        def keep(*arguments):
+            buffers.append(read(*arguments))
+            return buffers[-1]
+
+        monkeypatch.setattr(keyfile, "_read", keep)
+        keyfile.write_kek(tmp_path / "kek", KEK)
+        assert keyfile.read_kek(tmp_path / "kek") == KEK
+        (buffer, length, _) = buffers[0]
+        assert length == 65
+        assert not any(buffer)
+
+
+class TestKeys:
+    @pytest.mark.parametrize("wrong", ["", "ab", "zz" * 32, "ab" * 33, "ab" * 32 + "\n"])
+    def test_a_fingerprint_of_another_form_is_refused(self, wrong):
+        with pytest.raises(ConfigurationError, match="enclave_fingerprint"):
+            EncryptionKeys(SECRET, CIPHER_TEXT, enclave_fingerprint=wrong)
+
+    def test_a_fingerprint_makes_no_other_keys_and_shows_nothing(self, path):
+        loaded = EncryptionKeys.load(path, KEK)
+        assert loaded == EncryptionKeys(SECRET, CIPHER_TEXT)
+        for show in (repr, str):
+            assert not any(form in show(loaded) for form in spelled(SECRET))
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(loaded)
+
+
+class TestClients:
+    async def test_loaded_keys_are_what_a_client_sends(self, enclave, seen, tmp_path):
+        EncryptionKeys.encapsulate(enclave.public_key).save(tmp_path / "k", KEK)
+        loaded = EncryptionKeys.load(tmp_path / "k", KEK)
+        values = {
+            "api_key": enclave.api_key,
+            "proxy_url": enclave.proxy_url,
+            "enclave_url": enclave.enclave_url,
+            "encryption_keys": loaded,
+        }
+        with PremClient(**values) as client:
+            assert "eight" in client.chat.completions.create(**ASK).choices[0].message.content
+        async with AsyncPremClient(**values) as client:
+            assert (await client.chat.completions.create(**ASK)).choices[0].message.content
+        sent = [json.loads(exchange.request_body)["cipherText"] for exchange in seen.chats]
+        assert sent == [loaded.cipher_text.hex()] * 2
+
+    def test_keys_of_an_enclave_key_that_was_turned_are_an_error_that_says_so(self, tmp_path):
+        with LocalEnclave() as prem:
+            EncryptionKeys.encapsulate(prem.public_key).save(tmp_path / "k", KEK)
+            prem.rotate_key()
+            loaded = EncryptionKeys.load(tmp_path / "k", KEK)
+            assert loaded.enclave_fingerprint != prem.public_key.fingerprint()
+            with (
+                PremClient(
+                    api_key=prem.api_key,
+                    proxy_url=prem.proxy_url,
+                    enclave_url=prem.enclave_url,
+                    encryption_keys=loaded,
+                ) as client,
+                pytest.raises(EnclaveKeyError, match="encryption_keys.*generate new ones") as caught,
+            ):
+                client.chat.completions.create(**ASK)
+        assert not any(form in said(caught.value) for form in spelled(loaded.shared_secret))

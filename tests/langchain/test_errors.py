@@ -1,0 +1,120 @@
+"""Errors are ours and langchain-core's at once, and hold values, never a response."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import langchain_core.exceptions as core
+import pytest
+from support.scripted_upstream import Upstream, delta
+
+import prem_core
+from langchain_prem import ChatPremEncrypted, RefusalError
+from langchain_prem._errors import CONDITIONS, joined, translate
+from prem_core.enclave import LocalEnclave
+
+Make = Callable[..., ChatPremEncrypted]
+
+
+@pytest.mark.parametrize(
+    ("status", "ours", "theirs", "retryable"),
+    [
+        (400, prem_core.BadRequestError, core.ModelInvalidRequestError, False),
+        (404, prem_core.NotFoundError, core.ModelNotFoundError, False),
+        (413, prem_core.RequestTooLargeError, core.ModelInvalidRequestError, False),
+        (429, prem_core.RateLimitError, core.ModelRateLimitError, True),
+        (500, prem_core.InternalServerError, core.ModelAPIError, True),
+        (503, prem_core.InternalServerError, core.ModelAPIError, True),
+    ],
+)
+@pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke", "astream"])
+async def test_a_status_is_our_error_and_cores(
+    upstream: Upstream, status: int, ours: Any, theirs: Any, retryable: bool, way: str
+) -> None:
+    upstream.refuses(status, {"error": {"message": "no"}})
+    with LocalEnclave(upstream=upstream.url) as prem:
+        model = ChatPremEncrypted(model="m", max_retries=0, **prem.client_options)
+        with pytest.raises(ours) as caught:
+            match way:
+                case "invoke":
+                    model.invoke("?")
+                case "stream":
+                    list(model.stream("?"))
+                case "ainvoke":
+                    await model.ainvoke("?")
+                case "astream":
+                    [_ async for _ in model.astream("?")]
+    error = caught.value
+    assert isinstance(error, theirs)
+    assert error.is_retryable is retryable
+    assert error.status_code == status
+    assert not hasattr(error, "response")
+    assert not hasattr(error, "request")
+
+
+def test_a_wrong_key_and_a_missing_scope_have_their_own_errors(enclave: LocalEnclave) -> None:
+    wrong = ChatPremEncrypted(model="m", **{**enclave.client_options, "api_key": "sk_test_wrong"})
+    with pytest.raises(core.ModelAuthenticationError) as caught:
+        wrong.invoke("?")
+    assert "sk_test_wrong" not in str(caught.value)
+    with LocalEnclave(scopes=["audio.translation"]) as prem:
+        model = ChatPremEncrypted(model="openai/gpt-oss-120b", **prem.client_options)
+        with pytest.raises(core.ModelPermissionDeniedError) as denied:
+            model.invoke("?")
+    assert denied.value.scope == "chats.completion"  # type: ignore[attr-defined]
+    assert "chats.completion" in str(denied.value)
+
+
+def test_a_service_that_is_not_there_is_a_connection_error() -> None:
+    model = ChatPremEncrypted(
+        model="m",
+        api_key="sk_test_x",
+        proxy_url="http://127.0.0.1:9",
+        enclave_url="http://127.0.0.1:9",
+        max_retries=0,
+    )
+    with pytest.raises(core.ModelConnectionError) as caught:
+        model.invoke("?")
+    assert isinstance(caught.value, prem_core.APIConnectionError)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_cut_answer_is_an_error_and_never_a_short_answer(upstream: Upstream, streamed: bool) -> None:
+    upstream.says(delta(content="Once upon a time"), done=False)
+    with LocalEnclave(upstream=upstream.url) as prem:
+        model = ChatPremEncrypted(model="m", max_retries=0, **prem.client_options)
+        got = []
+        with pytest.raises(prem_core.APIError):
+            for chunk in model.stream("?") if streamed else [model.invoke("?")]:
+                got.append(chunk.text)
+    assert got == (["Once upon a time"] if streamed else [])
+
+
+def test_every_condition_names_a_class_that_core_has_or_will_have() -> None:
+    names = {name for _, name in CONDITIONS}
+    assert {name for name in names if not hasattr(core, name)} == set()
+
+
+@pytest.mark.parametrize("kind", sorted({k for k, _ in CONDITIONS}, key=lambda k: k.__name__))
+def test_a_joined_error_survives_pickle_and_copy(kind: type[prem_core.PremError]) -> None:
+    error = translate(kind("a message"))
+    error.__dict__["support_id"] = "support_1"
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is type(error)
+        assert again.args == error.args
+        assert again.__dict__ == error.__dict__
+
+
+def test_a_class_that_core_does_not_have_leaves_the_error_ours() -> None:
+    assert joined(prem_core.DecryptionError) is prem_core.DecryptionError
+    refusal = joined(RefusalError)
+    assert issubclass(refusal, RefusalError)
+    assert (refusal is RefusalError) is not hasattr(core, "ModelRefusalError")
+
+
+def test_a_prompt_longer_than_the_context_is_cores_context_overflow(upstream: Upstream) -> None:
+    upstream.refuses(400, {"error": {"message": "x", "code": "context_length_exceeded"}})
+    assert isinstance(translate(prem_core.ContextLengthExceededError("x")), core.ContextOverflowError)

@@ -1,0 +1,442 @@
+"""Recordings as LangChain documents: the parser, the loader, and what is wrong with OpenAIWhisperParser."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import copy
+import pickle
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from langchain_core.document_loaders import BaseBlobParser, BaseLoader, BlobLoader
+from langchain_core.documents import Document
+from langchain_core.documents.base import Blob
+from langchain_core.exceptions import ModelInvalidRequestError, ModelRateLimitError
+from langchain_core.indexing import InMemoryRecordManager, index
+from langchain_core.vectorstores import InMemoryVectorStore
+from starlette.responses import JSONResponse
+from support.beep_audio import hears_beeps, write
+from support.paths import CLINIC_NOTE
+from support.scripted_upstream import Heard, Upstream
+
+from langchain_prem import PremWhisperLoader, PremWhisperParser, TranscriptionFailedWarning
+from prem_core import BadRequestError, InvalidParameterError, RateLimitError
+from prem_core.enclave import LocalEnclave
+
+SAMPLE = CLINIC_NOTE
+WAV = SAMPLE.read_bytes()
+AT = [0.4, 1.6, 3.0, 4.4, 6.0, 7.3, 9.1, 11.0, 12.5, 15.0, 17.7, 19.0]
+
+ANSWER = {
+    "task": "transcribe",
+    "language": "german",
+    "duration": 4.5,
+    "text": "Anna darf nach Hause. Am Freitag.",
+    "segments": [
+        {"id": 0, "start": 0.0, "end": 2.5, "text": " Anna darf nach Hause."},
+        {"id": 1, "start": 2.5, "end": 4.0, "text": " Am Freitag."},
+    ],
+}
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def parser(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
+    """Makes parsers whose enclave answers as the test says."""
+    upstream.transcribes(ANSWER)
+    return lambda **settings: PremWhisperParser(
+        **{**upstream_enclave.client_options, "max_retries": 0, **settings}
+    )
+
+
+@pytest.fixture
+def loader(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
+    """Makes loaders whose enclave answers as the test says."""
+    upstream.transcribes(ANSWER)
+    return lambda *args, **settings: PremWhisperLoader(
+        *args, **{**upstream_enclave.client_options, "max_retries": 0, **settings}
+    )
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> Path:
+    """A directory with three recordings."""
+    for name in ("a.wav", "b.wav", "c.wav"):
+        shutil.copy(SAMPLE, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no recording")
+    return tmp_path
+
+
+# --- with the enclave's own recogniser
+
+
+def test_the_parser_hears_the_sample(enclave: LocalEnclave) -> None:
+    parser = PremWhisperParser(**enclave.client_options, mode="segments")
+    first, second = parser.lazy_parse(Blob.from_path(SAMPLE))
+    assert first.page_content == "the doctor will see the patient again on friday"
+    assert second.page_content == "the hospital will be open on saturday and sunday"
+    assert first.metadata["end"] <= second.metadata["start"] < second.metadata["end"] <= 7.4
+    assert second.metadata["source"] == str(SAMPLE) and second.metadata["language"] == "english"
+
+
+async def test_the_loader_hears_the_sample(enclave: LocalEnclave) -> None:
+    loader = PremWhisperLoader(SAMPLE, **enclave.client_options)
+    (document,) = loader.load()
+    assert document.page_content.startswith("the doctor will see the patient")
+    assert [each async for each in loader.alazy_load()] == [document]
+
+
+# --- the parser
+
+
+def test_metadata_is_the_blobs_and_that_of_the_passage(parser: Make) -> None:
+    (document,) = parser().parse(Blob.from_path(SAMPLE, metadata={"patient": 7}))
+    assert document.page_content == "Anna darf nach Hause. Am Freitag."
+    assert document.metadata == {
+        "patient": 7,
+        "source": str(SAMPLE),
+        "chunk": 0,
+        "start": 0.0,
+        "end": 4.5,
+        "duration": 4.5,
+        "language": "german",
+        "model": "openai/whisper-large-v3",
+        "task": "transcribe",
+    }
+
+
+def test_segments_and_groups(parser: Make) -> None:
+    blob = Blob.from_path(SAMPLE)
+    segments = parser(mode="segments").parse(blob)
+    assert [(each.page_content, each.metadata["start"]) for each in segments] == [
+        ("Anna darf nach Hause.", 0.0),
+        ("Am Freitag.", 2.5),
+    ]
+    (group,) = parser(mode="segments", group_seconds=30).parse(blob)
+    assert group.page_content == "Anna darf nach Hause. Am Freitag."
+    assert len({each.id for each in (*segments, group)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("blob", "source", "name"),
+    [
+        (Blob.from_data(WAV, path="ward/7.wav"), "ward/7.wav", "7.wav"),
+        (
+            Blob.from_data(WAV, metadata={"source": "https://ward.example/7.wav"}),
+            "https://ward.example/7.wav",
+            "7.wav",
+        ),
+        (Blob.from_path(SAMPLE, metadata={"source": "note 7"}), "note 7", "clinic_note.wav"),
+        (Blob.from_data(b"\0" * 50, mime_type="audio/mpeg", metadata={"source": "7"}), "7", "7.mp3"),
+    ],
+)
+def test_blobs_of_every_kind_keep_their_source(
+    parser: Make, upstream: Upstream, blob: Blob, source: str, name: str
+) -> None:
+    (document,) = parser().lazy_parse(blob)
+    assert document.metadata["source"] == source
+    assert upstream.heard[0].name == name
+
+
+def test_data_without_a_source_is_known_by_its_content(parser: Make, upstream: Upstream) -> None:
+    first, again, other = (
+        parser().parse(Blob.from_data(data, mime_type="audio/wav"))[0] for data in (WAV, WAV, WAV + b"\0\0")
+    )
+    assert first.metadata["source"] == again.metadata["source"] != other.metadata["source"]
+    assert upstream.heard[0].name == "audio.wav"
+    assert first.id == again.id != other.id
+
+
+async def test_the_parser_is_asynchronous_too(parser: Make) -> None:
+    blob = Blob.from_path(SAMPLE)
+    made = parser(mode="segments")
+    assert [each async for each in made.alazy_parse(blob)] == made.parse(blob)
+
+
+class Folder(BlobLoader):
+    """A blob loader, as langchain-community's FileSystemBlobLoader is one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def yield_blobs(self) -> Iterator[Blob]:
+        for path in sorted(self.path.glob("*.wav")):
+            yield Blob.from_path(path)
+
+
+class Generic(BaseLoader):
+    """langchain-community's GenericLoader, to the letter of its lazy_load."""
+
+    def __init__(self, blob_loader: BlobLoader, blob_parser: BaseBlobParser) -> None:
+        self.blob_loader = blob_loader
+        self.blob_parser = blob_parser
+
+    def lazy_load(self) -> Iterator[Document]:
+        for blob in self.blob_loader.yield_blobs():
+            yield from self.blob_parser.lazy_parse(blob)
+
+
+def test_the_parser_composes_with_a_generic_loader(parser: Make, upstream: Upstream, calls: Path) -> None:
+    documents = Generic(Folder(calls), parser()).lazy_load()
+    assert upstream.heard == []
+    assert Path(next(documents).metadata["source"]).name == "a.wav" and len(upstream.heard) == 1
+    assert [Path(each.metadata["source"]).name for each in documents] == ["b.wav", "c.wav"]
+
+
+def test_a_parser_has_no_setting_it_would_ignore() -> None:
+    for name in ("on_error", "show_progress"):
+        with pytest.raises(ValueError, match=name):
+            PremWhisperParser(**{name: True})
+
+
+# --- the loader
+
+
+def names(documents: list[Document]) -> list[str]:
+    return [Path(each.metadata["source"]).name for each in documents]
+
+
+def test_one_path_many_paths_a_directory_a_glob_and_blobs(loader: Make, calls: Path) -> None:
+    assert names(loader(calls / "b.wav").load()) == ["b.wav"]
+    assert names(loader(str(calls / "b.wav")).load()) == ["b.wav"]
+    assert names(loader([calls / "c.wav", str(calls / "a.wav")]).load()) == ["c.wav", "a.wav"]
+    assert names(loader(each for each in [calls / "c.wav"]).load()) == ["c.wav"]
+    assert names(loader(calls).load()) == ["a.wav", "b.wav", "c.wav"]
+    assert names(loader(calls, glob="[bc]*").load()) == ["b.wav", "c.wav"]
+    assert names(loader(calls, suffixes=".wav").load()) == ["a.wav", "b.wav", "c.wav"]
+    assert names(loader(blobs=Folder(calls)).load()) == ["a.wav", "b.wav", "c.wav"]
+    assert names(loader(blobs=[Blob.from_path(calls / "b.wav")]).load()) == ["b.wav"]
+
+
+async def test_asynchronously_all_the_same(loader: Make, calls: Path) -> None:
+    for made in (loader(calls, mode="segments"), loader(blobs=Folder(calls))):
+        assert await made.aload() == made.load()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, "path"),
+        ({"path": "a.wav", "blobs": []}, "path"),
+        ({"path": []}, "path"),
+        ({"blobs": [], "glob": "*"}, "glob"),
+        ({"path": ".", "glob": ""}, "glob"),
+        ({"path": ".", "suffixes": ()}, "suffixes"),
+        ({"path": 5}, "path"),
+        ({"path": "a.wav", "language": "german"}, "language"),
+        ({"path": "a.wav", "on_error": "skip"}, "on_error"),
+        ({"path": "a.wav", "progress": True}, "progress"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=named):
+        PremWhisperLoader(**settings)
+
+
+def test_a_recording_is_heard_when_its_document_is_asked_for(
+    loader: Make, upstream: Upstream, calls: Path
+) -> None:
+    documents = loader(calls).lazy_load()
+    assert upstream.heard == []
+    next(documents)
+    assert len(upstream.heard) == 1
+
+
+async def test_several_recordings_are_heard_at_once_in_their_order(
+    loader: Make, upstream: Upstream, calls: Path
+) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def slowly(heard: Heard) -> dict[str, Any]:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.3 if heard.name == "a.wav" else 0.1)
+        with lock:
+            now -= 1
+        return ANSWER
+
+    upstream.transcribes(slowly)
+    assert names(await loader(calls, max_concurrency=2).aload()) == ["a.wav", "b.wav", "c.wav"]
+    assert most == 2
+
+
+def test_one_loader_serves_many_event_loops(loader: Make, calls: Path) -> None:
+    made = loader(calls)
+    assert [len(asyncio.run(made.aload())) for _ in range(3)] == [3, 3, 3]
+
+
+def test_errors_are_core_errors_too_and_name_the_file(loader: Make, upstream: Upstream, calls: Path) -> None:
+    upstream.hears = lambda heard: JSONResponse({}, 429)
+    with pytest.raises(ModelRateLimitError, match=r"a\.wav: ") as caught:
+        loader(calls).load()
+    assert isinstance(caught.value, RateLimitError)
+    with pytest.raises(ModelInvalidRequestError, match=r"there is no such file: .*none\.wav") as missing:
+        loader(calls / "none.wav").load()
+    assert isinstance(missing.value, InvalidParameterError)
+    with pytest.raises(ModelInvalidRequestError, match="no recording in"):
+        loader(calls, glob="*.mp3").load()
+
+
+async def test_collected_errors_are_there_after_every_load(
+    loader: Make, upstream: Upstream, calls: Path
+) -> None:
+    upstream.hears = lambda heard: JSONResponse({}, 400) if heard.name == "b.wav" else ANSWER
+    made = loader(calls, on_error="collect")
+    for load in (made.load, made.load, lambda: asyncio.run(made.aload())):
+        with pytest.warns(TranscriptionFailedWarning, match="1 of 3 recordings could not be heard"):
+            assert names(await asyncio.to_thread(load)) == ["a.wav", "c.wav"]
+        ((source, error),) = made.errors
+        assert Path(source).name == "b.wav"
+        assert isinstance(error, BadRequestError) and isinstance(error, ModelInvalidRequestError)
+    upstream.transcribes(ANSWER)
+    made.load()
+    assert made.errors == []
+
+
+def test_progress_counts_files(loader: Make, calls: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loader(calls, show_progress=True).load()
+    assert "3/3" in capsys.readouterr().err
+
+
+# --- copies
+
+
+def test_a_loader_pickles_without_its_key(
+    loader: Make, calls: Path, upstream_enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = loader(calls, prompt="Ramipril")
+    documents = made.load()
+    pickled = pickle.dumps(made)
+    assert upstream_enclave.api_key.encode() not in pickled
+    again = pickle.loads(pickled)
+    with pytest.raises(ValueError, match="PREM_API_KEY"):
+        again.load()
+    monkeypatch.setenv("PREM_API_KEY", upstream_enclave.api_key)
+    assert pickle.loads(pickled).load() == documents
+    assert again.prompt == "Ramipril" and again.errors == []
+
+
+def test_copies_work_and_share_blobs(loader: Make, calls: Path) -> None:
+    folder = Folder(calls)
+    made = loader(blobs=folder)
+    made.load()
+    assert copy.deepcopy(made).blobs is folder
+    assert names(copy.copy(made).load()) == ["a.wav", "b.wav", "c.wav"]
+
+
+def test_a_client_of_ones_own_is_used_and_not_pickled(parser: Make) -> None:
+    with httpx.Client() as client:
+        made = parser(http_client=client)
+        made.parse(Blob.from_path(SAMPLE))
+        assert not client.is_closed
+        with pytest.raises(TypeError, match="http client"):
+            pickle.dumps(made)
+
+
+def test_nothing_secret_is_shown(upstream_enclave: LocalEnclave) -> None:
+    made = PremWhisperLoader(SAMPLE, **upstream_enclave.client_options, prompt="Ramipril")
+    for shown in (repr(made), str(made)):
+        assert upstream_enclave.api_key not in shown and "Ramipril" not in shown
+    assert upstream_enclave.api_key not in str(made.model_dump())
+
+
+# --- defects of OpenAIWhisperParser, one by one
+
+
+def test_openai_whisper_parser_prints_and_this_one_does_not(
+    loader: Make, upstream: Upstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upstream.transcribes(hears_beeps)
+    write(tmp_path / "long.wav", AT, 20)
+    (tmp_path / "empty.wav").touch()
+    with pytest.warns(TranscriptionFailedWarning):
+        loader(tmp_path, max_part_bytes=256 * 1024, on_error="collect").load()
+    shown = capsys.readouterr()
+    assert shown.out == shown.err == ""
+
+
+def test_openai_whisper_parser_skips_a_part_after_three_failures_and_this_one_raises(
+    loader: Make, upstream: Upstream, tmp_path: Path
+) -> None:
+    def fails_in_the_middle(heard: Heard) -> Any:
+        return JSONResponse({}, 500) if ".part002" in heard.name else hears_beeps(heard)
+
+    upstream.transcribes(fails_in_the_middle)
+    path = write(tmp_path / "long.wav", AT, 20)
+    with pytest.raises(Exception, match=r"long\.wav") as caught:
+        loader(path, max_part_bytes=256 * 1024).load()
+    assert type(caught.value).__name__ == "InternalServerError"
+    assert len(upstream.heard) == 2
+
+
+def test_openai_whisper_parser_sleeps_five_seconds_and_this_one_waits_for_nothing_of_its_own(
+    loader: Make, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    upstream.transcribes(hears_beeps)
+    path = write(tmp_path / "long.wav", AT, 20)
+    assert len(loader(path, max_part_bytes=256 * 1024, mode="segments").load()) == len(AT)
+    assert len(upstream.heard) > 2 and slept == []
+
+
+def test_openai_whisper_parser_needs_pydub_and_this_one_the_standard_library(
+    loader: Make, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.transcribes(ANSWER)
+    path = write(tmp_path / "long.wav", AT, 20)
+    real = builtins.__import__
+
+    def importing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] in ("pydub", "openai", "soundfile", "numpy", "librosa"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    assert loader(SAMPLE).load() and loader(path, max_part_bytes=256 * 1024).load()
+
+
+def test_openai_whisper_parser_gives_no_times_and_this_one_those_of_the_whole_recording(
+    loader: Make, upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.transcribes(hears_beeps)
+    path = write(tmp_path / "long.wav", AT, 20)
+    documents = loader(path, max_part_bytes=256 * 1024, mode="segments").load()
+    assert [each.page_content for each in documents] == [f"beep{n}" for n in range(len(AT))]
+    assert [each.metadata["start"] for each in documents] == pytest.approx(AT, abs=0.03)
+
+
+# --- what the documents are for
+
+
+class Letters:
+    """Embeddings that count letters."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [[float(text.count(letter)) for letter in "abcdefgh"] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def test_documents_are_indexed_once_however_often_they_are_loaded(loader: Make, calls: Path) -> None:
+    store: Any = InMemoryVectorStore(Letters())  # type: ignore[arg-type]
+    records = InMemoryRecordManager("calls")
+    records.create_schema()
+    made = loader(calls, mode="segments")
+    options: dict[str, Any] = {"cleanup": "incremental", "source_id_key": "source", "key_encoder": "sha256"}
+    assert index(made, records, store, **options)["num_added"] == 6
+    assert index(made, records, store, **options)["num_skipped"] == 6
+    store.add_documents(made.load())
+    store.add_documents(made.load())
+    assert len({each.id for each in made.load()}) == 6

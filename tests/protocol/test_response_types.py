@@ -1,0 +1,218 @@
+import json
+
+import pytest
+from support.fake_gateway import COMPLETION, HELLO, chunk, said
+from support.paths import SCHEMAS
+
+from prem_core._errors import APIResponseValidationError
+from prem_core._protocol.response_types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChunkChoice,
+    Model,
+    Usage,
+    read_json,
+)
+
+SCHEMA = json.loads((SCHEMAS / "chat-chunk.schema.json").read_text())
+
+
+def read(value, kind=ChatCompletionChunk):
+    return read_json(kind, json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("value", SCHEMA["examples"])
+def test_the_published_examples_are_read(value):
+    found = read(value)
+    assert found.id == value["id"]
+    assert found.model == value["model"]
+    assert found.choices[0].finish_reason == value["choices"][0]["finish_reason"]
+
+
+def test_a_whole_answer_is_read():
+    found = read(COMPLETION, ChatCompletion)
+    assert found.choices[0].message.content == "Hello"
+    assert found.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("delta", [[], {}, None])
+def test_an_empty_delta_is_read_in_every_form(delta):
+    found = read(chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}))
+    assert found.choices[0].delta.content is None
+    assert found.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("function", [[], {}, None])
+def test_an_empty_function_is_read_in_every_form(function):
+    found = read(
+        chunk({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": function}]}}]})
+    )
+    assert len(found.choices[0].delta.tool_calls) == 1
+
+
+def test_null_stands_for_a_field_that_is_not_there():
+    fields = dict.fromkeys(
+        ["id", "object", "created", "model", "choices", "usage", "system_fingerprint", "error"]
+    )
+    assert read(fields) == read({})
+    choice = dict.fromkeys(["index", "delta", "logprobs", "finish_reason", "matched_stop"])
+    assert read({"choices": [choice]}).choices == [ChunkChoice()]
+    message = dict.fromkeys(["role", "content", "reasoning_content", "refusal", "tool_calls"])
+    found = read({"choices": [{"message": message, "finish_reason": None}]}, ChatCompletion)
+    assert found.choices[0].message.role == "assistant"
+
+
+def test_a_field_that_may_be_null_beside_an_odd_delta_keeps_its_neighbours():
+    # Read leniently because of the delta; what stands beside it must not suffer.
+    logprobs = {"content": [{"token": "a", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+    value = chunk({"choices": [{"index": 1, "delta": [], "logprobs": logprobs, "finish_reason": "stop"}]})
+    found = read(value).choices[0]
+    assert (found.index, found.finish_reason) == (1, "stop")
+    assert found.logprobs["content"][0]["token"] == "a"
+
+
+def test_a_usage_chunk_has_no_choices():
+    found = read(chunk(HELLO[-1]))
+    assert found.choices == []
+    assert found.usage == Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
+
+
+def test_unknown_fields_are_kept():
+    delta = {"content": "a", "annotations": [{"url": "b"}]}
+    found = read(chunk({"choices": [{"index": 0, "delta": delta, "new": 1}], "x": {"y": 2}}))
+    assert found.x == {"y": 2}
+    assert found.choices[0].new == 1
+    assert found.choices[0].delta.annotations == [{"url": "b"}]
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter", "something_new"])
+def test_a_finish_reason_may_be_new(reason):
+    assert (
+        read(chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}))
+        .choices[0]
+        .finish_reason
+        == reason
+    )
+
+
+def test_defaults_are_not_shared_between_answers():
+    one, other = read({"choices": [{}]}), read({"choices": [{}]})
+    one.choices[0].delta.content = "changed"
+    one.choices.append(ChunkChoice())
+    assert other.choices[0].delta.content is None
+    assert read({"choices": [{}]}).choices[0].delta.content is None
+    assert len(ChatCompletionChunk().choices) == 0
+
+
+@pytest.mark.parametrize(
+    "plaintext",
+    [
+        b"",
+        b"SECRET",
+        b'{"id": "SECRET"',
+        b"\xff\xfe SECRET",
+        b'{"a": "\xff SECRET"}',
+        b"[" * 5000,
+        b'{"id":' * 5000,
+        b"\x00",
+    ],
+)
+def test_what_is_not_json_is_no_answer(plaintext):
+    with pytest.raises(APIResponseValidationError, match="not JSON") as caught:
+        read_json(ChatCompletionChunk, plaintext)
+    assert "SECRET" not in said(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ([], ""),
+        ("SECRET", ""),
+        (5, ""),
+        (None, ""),
+        ({"choices": "SECRET"}, "choices"),
+        ({"choices": {"SECRET": 1}}, "choices"),
+        ({"choices": ["SECRET"]}, "choices.0"),
+        ({"choices": [None]}, "choices.0"),
+        ({"choices": [{"delta": "SECRET"}]}, "choices.0.delta"),
+        ({"choices": [{"delta": ["SECRET"]}]}, "choices.0.delta"),
+        ({"choices": [{"delta": {"content": {"SECRET": 1}}}]}, "choices.0.delta.content"),
+        ({"choices": [{"delta": {"tool_calls": "SECRET"}}]}, "choices.0.delta.tool_calls"),
+        ({"choices": [{"index": "SECRET"}]}, "choices.0.index"),
+        ({"created": "SECRET"}, "created"),
+        ({"usage": {"prompt_tokens": "SECRET"}}, "usage.prompt_tokens"),
+    ],
+)
+def test_what_is_no_answer_is_refused_by_field_and_not_quoted(value, where):
+    with pytest.raises(APIResponseValidationError) as caught:
+        read(value)
+    assert where in str(caught.value)
+    assert "SECRET" not in said(caught.value)
+
+
+def test_a_repr_shows_the_shape_and_not_the_words():
+    call = {"index": 0, "id": "call_1", "function": {"name": "SECRET", "arguments": "SECRET"}}
+    delta = {
+        "role": "assistant",
+        "content": "SECRET",
+        "reasoning_content": "SECRET",
+        "refusal": "SECRET",
+        "tool_calls": [call],
+        "new": "SECRET",
+        "newer": {"a": "SECRET"},
+        "newest": ["SECRET"],
+    }
+    logprobs = {"content": [{"token": "SECRET"}]}
+    choice = {
+        "index": 0,
+        "delta": delta,
+        "logprobs": logprobs,
+        "matched_stop": "SECRET",
+        "finish_reason": "stop",
+    }
+    value = read(chunk({"choices": [choice], "error": {"message": "SECRET"}, "number": 424242}))
+    for text in (
+        repr(value),
+        str(value),
+        f"{value}",
+        repr([value]),
+        repr(value.choices),
+        str(value.choices[0]),
+    ):
+        assert "SECRET" not in text
+        assert "424242" not in text
+    assert "finish_reason='stop'" in repr(value)
+    assert "call_1" in repr(value)
+    assert value.choices[0].delta.content == "SECRET"
+    assert value.model_dump()["choices"][0]["delta"]["content"] == "SECRET"
+
+
+def test_a_repr_of_a_whole_answer_shows_its_length_only():
+    message = {"role": "assistant", "content": "SECRET", "tool_calls": []}
+    value = read(
+        {**COMPLETION, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}, ChatCompletion
+    )
+    assert "SECRET" not in repr(value)
+    assert "…(6)" in repr(value)
+
+
+def test_an_answer_survives_a_round_trip_through_json():
+    value = read(chunk(HELLO[1]))
+    assert ChatCompletionChunk.model_validate_json(value.model_dump_json()) == value
+
+
+def test_a_model_is_asked_for_by_its_model_name_else_by_its_id():
+    assert Model(id="a", model="b").request_name == "b"
+    assert Model(id="a").request_name == "a"
+    assert Model(id="a", model="").request_name == "a"
+
+
+def test_a_models_name_is_not_masked_away_from_who_lists_them():
+    model = Model(id="a", model="b", type="CHAT", enabled=True)
+    assert model.model_dump(exclude_none=True) == {"id": "a", "model": "b", "type": "CHAT", "enabled": True}
+    assert "id='a'" in repr(model)
+
+
+def test_a_message_has_the_assistants_role():
+    assert ChatCompletionMessage().role == "assistant"

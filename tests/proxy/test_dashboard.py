@@ -1,0 +1,221 @@
+"""The proxy's page: what it is sent, and what a real browser shows of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from starlette.responses import JSONResponse
+from support.paths import CLINIC_NOTE
+from support.proxies import Run
+from support.scripted_upstream import Upstream
+
+from prem_core.enclave import LocalEnclave
+from prem_core.proxy import LocalProxy
+
+MODEL = "openai/gpt-oss-120b"
+PROMPT = "Context: The violet heron nests at Marrow Quay. Question: Where does the violet heron nest?"
+#: Words of the prompt, and so of the reply, that are nowhere else.
+WORDS = ("violet", "heron", "Marrow")
+
+RECORDING = CLINIC_NOTE
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: Nothing of the browser's own goes out to a network.
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def followed(http: httpx.Client, count: int) -> list[tuple[str, Any]]:
+    """The first events of the page's stream."""
+    events: list[tuple[str, Any]] = []
+    with http.stream("GET", "/exchanges") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        name = "message"
+        for line in response.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                events.append((name, json.loads(line.removeprefix("data: "))))
+                name = "message"
+                if len(events) == count:
+                    break
+    return events
+
+
+def ask(client: openai.OpenAI, **params: Any) -> str:
+    answer = client.chat.completions.create(
+        **{"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], **params}
+    )
+    return answer.choices[0].message.content or ""
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/", "html"), ("/page.css", "css"), ("/page.js", "javascript")])
+def test_the_page_is_served_with_headers_that_let_nothing_else_in(
+    http: httpx.Client, path: str, kind: str
+) -> None:
+    response = http.get(path)
+    assert response.status_code == 200
+    assert kind in response.headers["content-type"]
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http:" not in policy
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "http://" not in response.text
+    assert "https://" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/", "/exchanges"])
+@pytest.mark.parametrize(
+    "headers",
+    [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"host": "evil.example:3000"}],
+)
+def test_a_foreign_host_and_a_foreign_page_are_refused(
+    http: httpx.Client, path: str, headers: dict[str, str]
+) -> None:
+    assert http.get(path, headers=headers).status_code == 403
+
+
+def test_another_sites_page_cannot_follow(http: httpx.Client) -> None:
+    assert http.get("/exchanges", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+
+
+def test_the_stream_begins_with_what_there_was_and_holds_no_word_of_it(
+    run: Run, enclave: LocalEnclave
+) -> None:
+    proxy = run(enclave)
+    with (
+        openai.OpenAI(base_url=proxy.base_url, api_key=enclave.api_key) as client,
+        httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http,
+    ):
+        assert "Marrow" in ask(client)
+        ((name, latest),) = followed(http, 1)
+        assert name == "latest"
+        (exchange,) = latest
+        assert (exchange["state"], exchange["status"], exchange["model"]) == ("done", 200, MODEL)
+        assert exchange["first_token"] > 0
+        shown = json.dumps(latest)
+        for secret in (*WORDS, enclave.api_key, enclave.api_key[8:]):
+            assert secret not in shown
+
+
+def test_a_page_that_is_left_open_does_not_hold_the_proxy_up(run: Run, enclave: LocalEnclave) -> None:
+    proxy = run(enclave)
+    with httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http:
+        with http.stream("GET", "/exchanges") as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: latest"
+            proxy.stop()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+
+
+# In a browser
+
+
+@pytest.fixture
+def browse() -> Iterator[Callable[..., Any]]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        try:
+            yield browser.new_page
+        finally:
+            browser.close()
+
+
+@pytest.mark.browser
+def test_a_browser_shows_each_exchange_live_and_what_the_gateway_saw_of_it(
+    browse: Callable[..., Any], run: Run, enclave: LocalEnclave, seen: Any
+) -> None:
+    proxy = run(enclave)
+    asked, said = [], []
+    page = browse(viewport={"width": 1400, "height": 800})
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(proxy.url)
+    page.get_by_text("live", exact=True).wait_for()
+    assert page.get_by_text("Nothing yet").is_visible()
+
+    with openai.OpenAI(base_url=proxy.base_url, api_key=enclave.api_key, max_retries=0) as client:
+        ask(client)
+        page.get_by_text("done 200").wait_for()
+        text = page.locator("#rows tr").first.inner_text()
+        assert MODEL in text
+        assert "/v1/chat/completions" in text
+        assert " ms" in text
+
+        with pytest.raises(openai.BadRequestError):
+            ask(client, temperature=9)
+        page.get_by_text("failed 400").wait_for()
+        with pytest.raises(openai.APIStatusError):
+            ask(client, model="<img src=x onerror=alert(1)>")
+        page.get_by_text("<img src=x onerror=alert(1)>").wait_for()
+        assert page.locator("table img").count() == 0
+
+        stream = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": PROMPT}], stream=True,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+        list(stream)
+    page.wait_for_function("document.querySelectorAll('#rows .done').length === 2")
+    page.wait_for_function("document.getElementById('total').textContent === '4'")
+
+    # The last one in the table is the first exchange: its request's beginning is what the gateway had of it.
+    row = page.locator("#rows > tr:not(.seen)").last
+    row.get_by_role("button").press("Enter")
+    assert row.get_by_role("button").get_attribute("aria-expanded") == "true"
+    shown = page.locator("#rows > tr.seen").last.locator("pre").first.inner_text().removesuffix(" …")
+    assert len(shown) >= 64
+    assert seen.chats[0].request_body.decode().startswith(shown)
+
+    content = page.content()
+    for secret in (*WORDS, enclave.api_key):
+        assert secret not in content
+    assert all(url.startswith((proxy.url, "data:")) for url in asked)
+    assert said == []
+
+
+@pytest.mark.browser
+def test_a_limit_that_is_reached_is_shown_with_its_status(
+    browse: Callable[..., Any], upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
+) -> None:
+    upstream.answer = lambda body: JSONResponse({"error": {"message": "full"}}, 429, {"retry-after": "1"})
+    page = browse()
+    page.goto(upstream_proxy.url)
+    with openai.OpenAI(
+        base_url=upstream_proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0
+    ) as client:
+        with pytest.raises(openai.RateLimitError):
+            ask(client)
+        page.get_by_text("failed 429").first.wait_for()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1400])
+def test_it_fits_and_follows_light_and_dark(
+    browse: Callable[..., Any], proxy: LocalProxy, client: openai.OpenAI, width: int
+) -> None:
+    ask(client)
+    with pytest.raises(openai.NotFoundError):
+        ask(client, model="none/of-a-long-name-that-has-to-break-somewhere")  # a row with a support id
+    client.audio.transcriptions.create(file=RECORDING, model="openai/whisper-large-v3")
+    pictures = []
+    for scheme in ("light", "dark"):
+        page = browse(viewport={"width": width, "height": 700}, color_scheme=scheme)
+        page.goto(proxy.url)
+        page.get_by_text("done 200").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        pictures.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(set(pictures)) == 2

@@ -1,0 +1,67 @@
+"""Recordings that say something without a voice: beeps whose pitch is a number, and who hears them.
+
+A recording made of such beeps shows what was lost, doubled or moved on its way, to the hundredth of a second.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from support.scripted_upstream import Heard
+
+RATE = 16_000
+BEEP = 0.5
+
+
+def beeps(at: Sequence[float], seconds: float, *, noise: float = 0.003) -> Any:
+    """Samples with beep number n at the nth time, of half a second each, in faint noise."""
+    samples = noise * np.random.default_rng(1).standard_normal(int(seconds * RATE)).astype("float32")
+    clock = np.arange(int(BEEP * RATE)) / RATE
+    for number, start in enumerate(at):
+        first = int(start * RATE)
+        samples[first : first + len(clock)] += 0.3 * np.sin(2 * np.pi * _pitch(number) * clock)
+    return samples
+
+
+def write(path: Path, at: Sequence[float], seconds: float, *, subtype: str | None = None) -> Path:
+    """A file of such beeps, in the format of its suffix."""
+    soundfile.write(path, beeps(at, seconds), RATE, subtype=subtype)
+    return path
+
+
+def hears_beeps(heard: Heard) -> dict[str, Any]:
+    """A Whisper's answer to a recording of beeps: a segment for each, with its number as its word."""
+    samples, rate = soundfile.read(io.BytesIO(heard.data), dtype="float32", always_2d=True)
+    samples = samples[:, 0]
+    step = rate // 100
+    blocks = samples[: len(samples) // step * step].reshape(-1, step)
+    loud = np.concatenate([[False], np.sqrt((blocks**2).mean(axis=1)) > 0.05, [False]])
+    edges = np.flatnonzero(loud[1:] != loud[:-1])
+    segments = []
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        beep = samples[first * step : last * step]
+        pitch = np.abs(np.fft.rfft(beep, rate)).argmax()
+        segments.append(
+            {"id": len(segments), "start": first / 100, "end": last / 100, "text": f" beep{_number(pitch)}"}
+        )
+    return {
+        "task": heard.task,
+        "language": "english",
+        "duration": len(samples) / rate,
+        "text": "".join(each["text"] for each in segments),
+        "segments": segments,
+    }
+
+
+def _pitch(number: int) -> int:
+    return 300 + 20 * number
+
+
+def _number(pitch: int) -> int:
+    return round((int(pitch) - 300) / 20)

@@ -1,0 +1,1 @@
+"""The fuzzer, its mutations, seeds and targets."""

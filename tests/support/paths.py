@@ -1,0 +1,14 @@
+"""Where the repository keeps what tests read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+TESTS: Final = ROOT / "tests"
+DATA: Final = TESTS / "data"
+SCHEMAS: Final = DATA / "schemas"
+VECTORS: Final = DATA / "vectors"
+MEDIA: Final = DATA / "media"
+CLINIC_NOTE: Final = ROOT / "examples" / "clinic_note.wav"

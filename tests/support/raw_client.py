@@ -1,0 +1,168 @@
+"""A client made of raw HTTP and raw keys.
+
+The package's own client is left out on purpose: these tests hold the server against the published
+documents, not against our other half.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from prem_core._crypto.aead import new_nonce
+from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.xwing import PublicKey
+from prem_core._protocol.sse import EventDecoder
+from prem_core.enclave import LocalEnclave
+from support.wire_schemas import DATA
+from support.wire_schemas import schema as validator
+
+SCHEMAS = DATA / "schemas"
+CHAT = "/rvenc/chat/completions"
+TRANSCRIPTIONS = "/rvenc/audio/transcriptions"
+TRANSLATIONS = "/rvenc/audio/translations"
+WHISPER = "openai/whisper-large-v3"
+
+
+@dataclass
+class Sealed:
+    """One request as a client makes it."""
+
+    keys: EncryptionKeys
+    nonce: bytes
+    body: dict[str, str]
+
+    def open_hex(self, data: bytes) -> Any:
+        return json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce))
+
+    def events(self, response: httpx.Response) -> list[tuple[str, Any]]:
+        """Every event: its name, and its data opened (``[DONE]`` as it is)."""
+        response.read()
+        decoder = EventDecoder(1 << 24)
+        events = list(decoder.feed(response.content))
+        assert not decoder.pending
+        return [
+            (name.decode(), data.decode() if name == b"done" else self.open_hex(data))
+            for name, data in events
+        ]
+
+    def opened(self, response: httpx.Response) -> bytes:
+        """The plaintext of an answer in the envelope."""
+        assert response.status_code == 200, response.text
+        envelope = response.json()
+        validator("response-envelope").validate(envelope)
+        data = envelope["data"]
+        assert set(data) == {"encryptedResponse", "nonce"}
+        assert data["nonce"] not in self.body.values()
+        return self.keys.open(bytes.fromhex(data["encryptedResponse"]), bytes.fromhex(data["nonce"]))
+
+    def chunks(self, response: httpx.Response) -> list[dict[str, Any]]:
+        """The chunks of a whole answer."""
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *data, done = self.events(response)
+        assert done == ("done", "[DONE]")
+        assert {name for name, _ in data} <= {"data"}
+        return [chunk for _, chunk in data]
+
+
+@dataclass
+class Wire:
+    """A client of raw HTTP."""
+
+    prem: LocalEnclave
+    http: httpx.Client
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.prem.api_key}"}
+
+    def seal(self, params: Any, *, public_key: PublicKey | None = None) -> Sealed:
+        plaintext = params if isinstance(params, bytes) else json.dumps(params).encode()
+        keys = EncryptionKeys.encapsulate(public_key or self.prem.public_key)
+        nonce = new_nonce()
+        fields = {
+            "encryptedInference": keys.seal(plaintext, nonce).hex(),
+            "cipherText": keys.cipher_text.hex(),
+            "nonce": nonce.hex(),
+        }
+        return Sealed(keys, nonce, fields)
+
+    def seal_audio(self, params: Any, audio: bytes, name: bytes = b"note.wav") -> Sealed:
+        """Chat's three fields and four more, under one secret and a nonce for each item."""
+        sealed = self.seal(params)
+        for field, nonce_field, plaintext in (
+            ("encryptedFile", "fileNonce", audio),
+            ("encryptedFileName", "fileNameNonce", name),
+        ):
+            nonce = new_nonce()
+            sealed.body[field] = sealed.keys.seal(plaintext, nonce).hex()
+            sealed.body[nonce_field] = nonce.hex()
+        return sealed
+
+    def post(self, body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.http.post(
+            self.prem.proxy_url + path,
+            content=content,
+            headers={**self.headers, "content-type": "application/json", **(headers or {})},
+        )
+
+    def chat(self, params: Any) -> tuple[Sealed, httpx.Response]:
+        sealed = self.seal(params)
+        return sealed, self.post(sealed.body)
+
+    def audio(
+        self, audio: bytes, path: str = TRANSCRIPTIONS, *, name: bytes = b"note.wav", **params: Any
+    ) -> tuple[Sealed, httpx.Response]:
+        """Post a recording, with the usual model unless another one is named."""
+        sealed = self.seal_audio({"model": WHISPER, **params}, audio, name)
+        return sealed, self.post(sealed.body, path)
+
+    @contextmanager
+    def stream(self, params: Any) -> Iterator[tuple[Sealed, httpx.Response]]:
+        sealed = self.seal(params)
+        with self.http.stream(
+            "POST", self.prem.proxy_url + CHAT, json=sealed.body, headers=self.headers
+        ) as response:
+            yield sealed, response
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.http.get(self.prem.proxy_url + path, headers=self.headers, **options)
+
+
+def params(content: Any = "Say hello.", **more: Any) -> dict[str, Any]:
+    return {
+        "model": "openai/gpt-oss-120b",
+        "messages": [{"role": "user", "content": content}],
+        "stream": True,
+        **more,
+    }
+
+
+def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
+
+
+__all__ = [
+    "CHAT",
+    "SCHEMAS",
+    "TRANSCRIPTIONS",
+    "TRANSLATIONS",
+    "WHISPER",
+    "Sealed",
+    "Wire",
+    "eventually",
+    "params",
+    "validator",
+]

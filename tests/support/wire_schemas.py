@@ -1,0 +1,97 @@
+"""Look at recorded exchanges with the test enclave's private key.
+
+What the gateway saw is ciphertext. Tests hold the key of the enclave they start, so they can open a
+recorded request or reply: to validate it against the published schemas, to compare it, or to seal a
+recorded reply again for another request.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from prem_core._crypto.aead import new_nonce
+from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.xwing import PrivateKey
+from prem_core._protocol.sse import EventDecoder
+from support.paths import DATA
+
+#: The key of every enclave these tests start, and of the committed cassettes. It protects nothing.
+TEST_KEY = PrivateKey(b"prem-encrypted test enclave seed")
+
+
+def schema(name: str) -> Draft202012Validator:
+    """A published schema, by its file's name."""
+    return Draft202012Validator(json.loads((DATA / "schemas" / f"{name}.schema.json").read_text()))
+
+
+REQUEST = schema("chat-request")
+PARAMS = schema("chat-inference-params")
+CHUNK = schema("chat-chunk")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A chat request, opened with the test key."""
+
+    keys: EncryptionKeys
+    nonce: bytes
+    params: dict[str, Any]
+
+    @classmethod
+    def request(cls, body: bytes, keys: EncryptionKeys | None = None) -> Opened:
+        """Opened with these keys, or with the test enclave's."""
+        fields = json.loads(body)
+        cipher_text = bytes.fromhex(fields["cipherText"])
+        keys = keys or EncryptionKeys(TEST_KEY.decapsulate(cipher_text), cipher_text)
+        nonce = bytes.fromhex(fields["nonce"])
+        return cls(keys, nonce, json.loads(keys.open(bytes.fromhex(fields["encryptedInference"]), nonce)))
+
+    @classmethod
+    def sealed(cls, params: dict[str, Any]) -> tuple[Opened, bytes]:
+        """A request for the test enclave, and its body."""
+        keys, nonce = EncryptionKeys.encapsulate(TEST_KEY.public_key()), new_nonce()
+        fields = {
+            "encryptedInference": keys.seal(json.dumps(params).encode(), nonce).hex(),
+            "cipherText": keys.cipher_text.hex(),
+            "nonce": nonce.hex(),
+        }
+        return cls(keys, nonce, params), json.dumps(fields).encode()
+
+    def chunks(self, reply: bytes) -> list[dict[str, Any]]:
+        """The chunks of an event stream that answers this request."""
+        events = list(EventDecoder(1 << 24).feed(reply))
+        return [
+            json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce))
+            for n, data in events
+            if n == b"data"
+        ]
+
+    def resealed(self, other: Opened, reply: bytes) -> bytes:
+        """`reply`, which answers this request, as it would answer `other`: a stream, or an envelope."""
+        if reply.lstrip().startswith(b"{"):
+            envelope = json.loads(reply)
+            data = envelope["data"]
+            nonce = new_nonce()
+            plain = self.keys.open(bytes.fromhex(data["encryptedResponse"]), bytes.fromhex(data["nonce"]))
+            data |= {"encryptedResponse": other.keys.seal(plain, nonce).hex(), "nonce": nonce.hex()}
+            return json.dumps(envelope).encode()
+        out = []
+        for name, data in EventDecoder(1 << 24).feed(reply):
+            if name == b"data":
+                plain = self.keys.open(bytes.fromhex(data.decode()), self.nonce)
+                data = other.keys.seal(plain, other.nonce).hex().encode()
+            out.append(b"event: " + name + b"\ndata: " + data + b"\n\n")
+        return b"".join(out)
+
+
+def problems(body: bytes) -> list[str]:
+    """What the published schemas find wrong with a chat request: the sealed outside, and the inside."""
+    found = [error.message for error in REQUEST.iter_errors(json.loads(body))]
+    found += [
+        f"{error.json_path}: {error.validator}" for error in PARAMS.iter_errors(Opened.request(body).params)
+    ]
+    return found

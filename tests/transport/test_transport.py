@@ -1,0 +1,469 @@
+import asyncio
+import gzip
+import inspect
+import json
+import ssl
+from pathlib import Path
+
+import certifi
+import httpx
+import pytest
+from support.fake_gateway import COMPLETION, PARAMS, Enclave, Gateway, said, text_of
+
+from prem_core import AsyncPremClient, PremClient
+from prem_core import _errors as errors
+from prem_core._protocol.flow import Head, Read, Send, Sleep
+from prem_core._protocol.routes import CHAT_ROUTE
+from prem_core._transport.aio import AsyncDriver
+from prem_core._transport.http import LIMITS, TRANSLATIONS, Endpoints, ssl_context, translate
+from prem_core._transport.sync import SyncDriver
+
+REQUEST = httpx.Request(
+    "POST", "https://gateway", headers={"authorization": "Bearer SECRET"}, content=b"SECRET"
+)
+
+
+def descendants(kind):
+    return [kind, *(found for child in kind.__subclasses__() for found in descendants(child))]
+
+
+#: Every exception httpx exports. CookieConflict alone comes from reading a cookie by name, which is not done here.
+FOREIGN = [
+    kind
+    for kind in vars(httpx).values()
+    if inspect.isclass(kind) and issubclass(kind, Exception) and kind is not httpx.CookieConflict
+]
+
+
+def foreign(kind):
+    """An instance as httpx would raise it, holding the request and quoting a header."""
+    if issubclass(kind, httpx.HTTPStatusError):
+        return kind("SECRET", request=REQUEST, response=httpx.Response(500, request=REQUEST))
+    if issubclass(kind, httpx.RequestError):
+        return kind("SECRET", request=REQUEST)
+    if issubclass(kind, httpx.StreamError) and kind is not httpx.StreamError:
+        return kind()
+    return kind("SECRET")
+
+
+def endpoints(url="https://gateway", **values):
+    return Endpoints(
+        **{"proxy_url": url, "enclave_url": url, "timeout": 5.0, "api_key": "sk_test_SECRET"} | values
+    )
+
+
+def test_the_table_of_httpx_exceptions_is_not_empty():
+    assert len(FOREIGN) > 20
+    for base in (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL):
+        # Other packages derive errors of their own from these once they are imported.
+        assert {kind for kind in descendants(base) if kind.__module__.startswith("httpx.")} <= set(FOREIGN)
+
+
+@pytest.mark.parametrize("reading", [False, True])
+@pytest.mark.parametrize("party", ["gateway", "enclave"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_every_httpx_error_is_an_error_of_ours_that_names_the_party(kind, party, reading):
+    error = translate(foreign(kind), party, reading=reading)
+    assert isinstance(error, errors.APIConnectionError)
+    assert isinstance(error, errors.APITimeoutError) is issubclass(kind, httpx.TimeoutException)
+    assert str(error).startswith(f"{party}: ")
+    assert "SECRET" not in said(error)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_connection_that_breaks_while_reading_has_cut_the_answer(kind):
+    error = translate(foreign(kind), "gateway", reading=True)
+    assert isinstance(error, errors.APITimeoutError | errors.StreamInterruptedError)
+    assert not isinstance(translate(foreign(kind), "gateway", reading=False), errors.StreamInterruptedError)
+
+
+def test_no_translation_is_hidden_behind_a_broader_one():
+    for place, (kind, _, _) in enumerate(TRANSLATIONS):
+        assert not any(issubclass(kind, earlier) for earlier, _, _ in TRANSLATIONS[:place])
+
+
+class Failing(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """A transport on which httpx fails in one way: when sending, or after the first bytes of the answer."""
+
+    def __init__(self, kind, *, reading):
+        self.kind, self.reading = kind, reading
+
+    def handle_request(self, request):
+        if not self.reading:
+            raise foreign(self.kind)
+        return httpx.Response(200, stream=Broken(self.kind))
+
+    async def handle_async_request(self, request):
+        return self.handle_request(request)
+
+
+class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __iter__(self):
+        yield b"a"
+        raise foreign(self.kind)
+
+    async def __aiter__(self):
+        yield b"a"
+        raise foreign(self.kind)
+
+
+def one_request():
+    head = yield Send("POST", "gateway", CHAT_ROUTE, b"{}")
+    assert isinstance(head, Head)
+    body = b""
+    while piece := (yield Read()):
+        body += piece
+    return body
+
+
+def drive(steps, *, transport=None, url="https://gateway", **values):
+    with httpx.Client(transport=transport) as client:
+        driver = SyncDriver(client, endpoints(url, **values), lambda stale: Enclave().public)
+        try:
+            return driver.run(steps)
+        finally:
+            driver.close()
+
+
+def drive_async(steps, *, transport=None, url="https://gateway", **values):
+    async def fetch_key(stale):
+        return Enclave().public
+
+    async def run():
+        async with httpx.AsyncClient(transport=transport) as client:
+            driver = AsyncDriver(client, endpoints(url, **values), fetch_key)
+            try:
+                return await driver.run(steps)
+            finally:
+                await driver.close()
+
+    return asyncio.run(run())
+
+
+both = pytest.mark.parametrize("drive", [drive, drive_async], ids=["sync", "async"])
+
+
+@both
+@pytest.mark.parametrize("reading", [False, True])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_an_httpx_error_never_leaves_not_even_as_a_cause(kind, reading, drive):
+    with pytest.raises(errors.APIConnectionError) as caught:
+        drive(one_request(), transport=Failing(kind, reading=reading))
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert "SECRET" not in said(caught.value)
+
+
+@both
+@pytest.mark.parametrize("key", ["sk_SECRET\n", "sk_SECRET\r\nx-evil: 1", "sk_SECRET\0"])
+def test_a_header_that_cannot_be_sent_does_not_show_the_key(key, drive):
+    with Gateway() as gateway, pytest.raises(errors.APIConnectionError) as caught:
+        drive(one_request(), url=gateway.url, api_key=key)
+    assert "SECRET" not in said(caught.value)
+    assert gateway.calls == []
+
+
+@both
+@pytest.mark.parametrize("url", ["https://exa mple", "https://[", "http://host\n", "gopher://host", ""])
+def test_a_url_that_cannot_be_used_is_a_connection_error(url, drive):
+    with pytest.raises(errors.APIConnectionError):
+        drive(one_request(), url=url)
+
+
+def test_the_endpoints_do_not_show_the_key():
+    assert "SECRET" not in repr(endpoints())
+
+
+# --- what goes out
+
+
+@both
+def test_the_gateway_is_given_the_key_and_the_enclave_is_not(drive):
+    def steps():
+        yield Send("POST", "gateway", "/a", b"body", query={"type": "CHAT"})
+        yield Send("GET", "enclave", "/b")
+
+    with Gateway(other=lambda call: call.reply(b"{}")) as gateway:
+        drive(steps(), url=gateway.url)
+    posted, got = gateway.calls
+    assert (posted.method, posted.path, posted.query, posted.body) == ("POST", "/a", "type=CHAT", b"body")
+    assert posted.headers["authorization"] == "Bearer sk_test_SECRET"
+    assert posted.headers["content-type"] == "application/json"
+    assert (got.method, got.path, got.query, got.body) == ("GET", "/b", "", b"")
+    assert "authorization" not in got.headers
+    assert "content-type" not in got.headers
+    for call in gateway.calls:
+        assert call.headers["accept-encoding"] == "identity"
+        assert call.headers["user-agent"].startswith("prem-encrypted/")
+        assert "text/event-stream" in call.headers["accept"]
+
+
+@both
+def test_a_base_path_stays_in_front_of_the_route(drive):
+    with Gateway(other=lambda call: call.reply(b"{}")) as gateway:
+        drive(one_request(), url=f"{gateway.url}/base")
+    assert gateway.paths() == [f"/base{CHAT_ROUTE}"]
+
+
+@both
+def test_a_reply_is_given_with_lower_case_headers_and_the_time_it_came(drive):
+    def steps():
+        return (yield Send("GET", "gateway", "/x"))
+
+    with Gateway(other=lambda call: call.reply(b"{}", 418, {"X-Mixed-Case": "Value"})) as gateway:
+        head = drive(steps(), url=gateway.url)
+    assert head.status == 418
+    assert head.headers["x-mixed-case"] == "Value"
+    assert head.received > 1_600_000_000
+    assert "Value" not in repr(head)
+
+
+@both
+def test_a_reply_is_read_to_its_end(drive):
+    body = bytes(range(256)) * 4096
+    with Gateway(other=lambda call: call.reply(body)) as gateway:
+        assert drive(steps_for("/x"), url=gateway.url) == body
+
+
+def steps_for(path):
+    yield Send("GET", "gateway", path)
+    body = b""
+    while piece := (yield Read()):
+        body += piece
+    return body
+
+
+@both
+def test_a_sleep_is_slept_without_a_connection_held(drive):
+    idle = []
+
+    def steps():
+        yield Send("GET", "gateway", "/x")
+        yield Sleep(0.2)
+        idle.append(gateway.connections)
+        return (yield from steps_for("/y"))
+
+    def other(call):
+        call.head(200, {"content-length": "5"})
+        if call.path == "/y":
+            call.raw(b"hello")
+        else:
+            call.left()
+
+    with Gateway(other=other) as gateway:
+        assert drive(steps(), url=gateway.url) == b"hello"
+    assert idle == [0]
+
+
+@both
+def test_a_failure_is_thrown_into_the_exchange(drive):
+    def steps():
+        try:
+            yield Send("GET", "gateway", "/x")
+        except errors.APIConnectionError as error:
+            return type(error)
+
+    assert drive(steps(), transport=Failing(httpx.ConnectTimeout, reading=False)) is errors.APITimeoutError
+
+
+@both
+def test_an_exchange_that_fails_drops_its_connection(drive):
+    def steps():
+        yield Send("GET", "gateway", "/x")
+        raise KeyError("a bug of ours")
+
+    seen = []
+
+    def other(call):
+        call.head(200, {"content-length": "5"})
+        seen.append(call.left())
+
+    with Gateway(other=other) as gateway, pytest.raises(KeyError):
+        drive(steps(), url=gateway.url)
+    assert seen == [True]
+
+
+def test_reading_without_a_reply_gives_its_end():
+    with httpx.Client() as client:
+        driver = SyncDriver(client, endpoints(), lambda stale: Enclave().public)
+        assert driver.read() == b""
+        driver.drain()
+        driver.close()
+        driver.close()
+
+
+async def test_an_async_driver_without_a_reply_gives_its_end():
+    async with httpx.AsyncClient() as client:
+        driver = AsyncDriver(client, endpoints(), lambda stale: asyncio.sleep(0, Enclave().public))
+        assert await driver.read() == b""
+        await driver.drain()
+        await driver.close()
+        await driver.close()
+
+
+# --- what can go wrong on a socket
+
+
+@both
+def test_a_port_nobody_listens_on_is_a_connection_error(drive):
+    with Gateway() as gateway:
+        url = gateway.url
+    with pytest.raises(errors.APIConnectionError, match="could not be made") as caught:
+        drive(one_request(), url=url)
+    assert type(caught.value) is errors.APIConnectionError
+
+
+@both
+def test_a_service_that_does_not_answer_is_a_timeout(drive):
+    with Gateway(other=lambda call: call.left()) as gateway, pytest.raises(errors.APITimeoutError):
+        drive(steps_for("/x"), url=gateway.url, timeout=0.1)
+
+
+@both
+def test_a_service_that_stops_in_the_middle_is_a_timeout(drive):
+    def other(call):
+        call.head(200, {"content-length": "10"})
+        call.raw(b"hello")
+        call.left()
+
+    with Gateway(other=other) as gateway, pytest.raises(errors.APITimeoutError):
+        drive(steps_for("/x"), url=gateway.url, timeout=0.1)
+
+
+@both
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"content-length": "10"}, b"hello"),
+        ({"transfer-encoding": "chunked"}, b"5\r\nhello\r\n"),
+        ({"transfer-encoding": "chunked"}, b"zz"),
+    ],
+)
+def test_a_connection_that_breaks_in_the_middle_has_cut_the_answer(headers, body, drive):
+    def other(call):
+        call.head(200, headers)
+        call.raw(body)
+        call.drop()
+
+    with Gateway(other=other) as gateway, pytest.raises(errors.StreamInterruptedError):
+        drive(steps_for("/x"), url=gateway.url)
+
+
+@both
+@pytest.mark.parametrize(
+    "raw", [b"", b"\0\0\0\0", b"HTTP/9.9 nope\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"]
+)
+def test_what_is_not_http_is_a_connection_error(raw, drive):
+    def other(call):
+        call.raw(raw)
+        call.drop()
+
+    with Gateway(other=other) as gateway, pytest.raises(errors.APIConnectionError) as caught:
+        drive(steps_for("/x"), url=gateway.url)
+    assert not isinstance(caught.value, errors.StreamInterruptedError)
+
+
+@both
+def test_a_coding_nobody_asked_for_is_undone(drive):
+    def other(call):
+        call.reply(gzip.compress(b"hello" * 100), headers={"content-encoding": "gzip"})
+
+    with Gateway(other=other) as gateway:
+        assert drive(steps_for("/x"), url=gateway.url) == b"hello" * 100
+
+
+@both
+def test_a_coding_that_is_broken_is_a_cut_answer(drive):
+    with (
+        Gateway(other=lambda call: call.reply(b"not gzip", headers={"content-encoding": "gzip"})) as gateway,
+        pytest.raises(errors.StreamInterruptedError),
+    ):
+        drive(steps_for("/x"), url=gateway.url)
+
+
+def test_a_small_reply_that_unpacks_to_a_large_one_is_too_large():
+    bomb = gzip.compress(bytes(20_000_000))
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    with (
+        Gateway(other=lambda call: call.reply(bomb, headers=headers)) as gateway,
+        PremClient(**gateway.settings(max_buffer_size=1_000_000)) as client,
+        pytest.raises(errors.ResponseTooLargeError),
+    ):
+        client.models.list()
+
+
+# --- transports of the caller's
+
+
+def answer_all(request):
+    """What users' own tests put in place of the network."""
+    enclave = Enclave()
+    if request.url.path == "/publicKey":
+        return httpx.Response(200, json={"publicKey": bytes(enclave.public).hex()})
+    opened = enclave.open(request.content)
+    if opened.params.get("stream"):
+        return httpx.Response(200, content=opened.stream(), headers={"content-type": "text/event-stream"})
+    return httpx.Response(200, json=json.loads(opened.envelope()))
+
+
+def test_a_transport_that_gives_its_answers_whole_will_do():
+    with httpx.Client(transport=httpx.MockTransport(answer_all)) as http:
+        client = PremClient(api_key="k", http_client=http)
+        assert client.chat.completions.create(**PARAMS).id == COMPLETION["id"]
+        assert text_of(client.chat.completions.create(**PARAMS, stream=True)) == "Hello"
+
+
+async def test_an_async_transport_that_gives_its_answers_whole_will_do():
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer_all)) as http:
+        client = AsyncPremClient(api_key="k", http_client=http)
+        assert (await client.chat.completions.create(**PARAMS)).id == COMPLETION["id"]
+        stream = await client.chat.completions.create(**PARAMS, stream=True)
+        assert text_of([chunk async for chunk in stream]) == "Hello"
+
+
+# --- TLS and limits
+
+
+def test_certificates_are_checked_and_read_once():
+    context = ssl_context()
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert ssl_context() is context
+
+
+def test_certificates_are_those_that_the_environment_names(monkeypatch, tmp_path):
+    ours = tmp_path / "ours.pem"
+    first = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----")
+    ours.write_text(first[0][first[0].index("-----BEGIN") :] + first[1])
+    monkeypatch.setenv("SSL_CERT_FILE", str(ours))
+    assert len(ssl_context.__wrapped__().get_ca_certs()) == 1
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert ssl_context.__wrapped__().get_ca_certs() == []  # looked up there, when a server's is checked
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE: no certificates can be read"):
+        ssl_context.__wrapped__()
+
+
+def test_more_streams_than_httpx_would_allow_run_at_once():
+    count = 105
+    with (
+        Gateway(lambda call: hold(call)) as gateway,
+        PremClient(**gateway.settings(timeout=5, max_concurrency=None)) as client,
+    ):
+        streams = [client.chat.completions.create(**PARAMS, stream=True) for _ in range(count)]
+        assert gateway.connections == count
+        for stream in streams:
+            stream.close()
+    assert LIMITS.max_connections is None or LIMITS.max_connections >= count
+
+
+def hold(call):
+    """Send the first chunk, and keep the connection until the client leaves."""
+    opened = call.opened()
+    call.begin()
+    call.piece(opened.events({"choices": [{"index": 0, "delta": {"content": "a"}}]}))
+    call.left()
