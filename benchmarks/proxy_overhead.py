@@ -152,7 +152,7 @@ def main() -> int:
     options = arguments(__doc__)
     first, port, _ = started(enclave, options.chunks)
     settings = {
-        "proxy_url": f"http://127.0.0.1:{port}",
+        "gateway_url": f"http://127.0.0.1:{port}",
         "enclave_public_key": bytes(_PRIVATE.public_key()),
     }
     second, url, pipe = started(proxy, settings)

@@ -70,8 +70,8 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     Key init args — client params:
         api_key: SecretStr | None
             Begins with ``sk_live`` or ``sk_test``; else read from ``PREM_API_KEY``.
-        proxy_url, enclave_url: str | None
-            The gateway and the enclave; else ``PREM_PROXY_URL`` and ``PREM_ENCLAVE_URL``, else Prem's.
+        gateway_url, enclave_url: str | None
+            The gateway and the enclave; else ``PREM_GATEWAY_URL`` and ``PREM_ENCLAVE_URL``, else Prem's.
         enclave_public_key: str | None
             The enclave's key, pinned (hex or base64), instead of a fetched one.
         timeout: float
@@ -239,7 +239,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     @property
     @override
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model_name": self.model, "proxy_url": self.proxy_url, **self._defaults()}
+        return {"model_name": self.model, "gateway_url": self.gateway_url, **self._defaults()}
 
     @property
     @override

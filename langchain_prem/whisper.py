@@ -66,7 +66,7 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
             In mode "segments", joins segments up to this length.
         timeout: float
             Seconds. Default 300: an answer begins when the whole recording was heard.
-        api_key, proxy_url, enclave_url, enclave_public_key, encryption_keys, max_retries, total_timeout,
+        api_key, gateway_url, enclave_url, enclave_public_key, encryption_keys, max_retries, total_timeout,
         max_concurrency, requests_per_second, limits, allow_insecure, http_client, ...
             As for `ChatPremEncrypted`.
 

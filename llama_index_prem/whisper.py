@@ -55,7 +55,7 @@ class PremWhisperReader(LoaderSettings, BasePydanticReader):
         max_part_bytes: A recording of more bytes is sent in parts. At most, and by default, 25 MB.
         timeout: Seconds. Default 300: an answer begins when the whole recording was heard.
         api_key: Begins with ``sk_live`` or ``sk_test``; else read from ``PREM_API_KEY``.
-        proxy_url: The gateway; else ``PREM_PROXY_URL``, else Prem's.
+        gateway_url: The gateway; else ``PREM_GATEWAY_URL``, else Prem's.
         enclave_url: The enclave; else ``PREM_ENCLAVE_URL``, else Prem's.
         enclave_public_key: The enclave's key, pinned (hex, base64 or bytes), instead of a fetched one.
         encryption_keys: One KEM result for every request, instead of a fresh one each.

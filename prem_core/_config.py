@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from prem_core._errors import ConfigurationError
 
 #: Prem's production endpoints, from the published documents. They change: see `discover_endpoints`.
-DEFAULT_PROXY_URL: Final = "https://gateway.prem.io"
+DEFAULT_GATEWAY_URL: Final = "https://gateway.prem.io"
 DEFAULT_ENCLAVE_URL: Final = "https://conf-engine.prem.io"
 
 #: Where the current pair is published.
@@ -34,7 +34,7 @@ DEFAULT_MAX_CONCURRENCY: Final = 5
 #: the SDK's; other software uses PROXY_URL too, which is why ours come first.
 VARIABLES: Final = {
     "api_key": ("PREM_API_KEY",),
-    "proxy_url": ("PREM_PROXY_URL", "PROXY_URL"),
+    "gateway_url": ("PREM_GATEWAY_URL", "PREM_PROXY_URL", "PROXY_URL"),
     "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
 }
 

@@ -17,7 +17,15 @@ from prem_core.enclave import LocalEnclave
 from prem_core.enclave.local import _listening_socket, _Servers
 
 #: Variables that would lead a test to another service, or its prompts out of the process.
-_FOREIGN = ("PREM_API_KEY", "PREM_PROXY_URL", "PROXY_URL", "PREM_ENCLAVE_URL", "ENCLAVE_URL", "CLIENT_KEK")
+_FOREIGN = (
+    "PREM_API_KEY",
+    "PREM_GATEWAY_URL",
+    "PREM_PROXY_URL",
+    "PROXY_URL",
+    "PREM_ENCLAVE_URL",
+    "ENCLAVE_URL",
+    "CLIENT_KEK",
+)
 
 
 @pytest.fixture(autouse=True)

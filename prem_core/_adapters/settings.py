@@ -53,7 +53,7 @@ _RENAMED: Final = {"request_metadata": "metadata"}
 
 #: Settings that are a client's arguments as they are.
 _CLIENT_FIELDS: Final = (
-    "proxy_url", "enclave_url", "enclave_public_key", "encryption_keys", "max_retries", "total_timeout",
+    "gateway_url", "enclave_url", "enclave_public_key", "encryption_keys", "max_retries", "total_timeout",
     "stream_chunk_timeout", "max_concurrency", "requests_per_second", "limits", "max_buffer_size",
     "allow_insecure",
 )  # fmt: skip
@@ -68,8 +68,8 @@ class ClientSettings(BaseModel):
 
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """API key; else PREM_API_KEY. Not serialised."""
-    proxy_url: str | None = None
-    """The gateway; else PREM_PROXY_URL or PROXY_URL, else Prem's."""
+    gateway_url: str | None = None
+    """The gateway; else PREM_GATEWAY_URL or PROXY_URL, else Prem's."""
     enclave_url: str | None = None
     """The enclave; else PREM_ENCLAVE_URL or ENCLAVE_URL, else Prem's."""
     enclave_public_key: str | None = None

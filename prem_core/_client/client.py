@@ -44,7 +44,7 @@ class _ClientBase:
         self,
         *,
         api_key: str | None,
-        proxy_url: str | None,
+        gateway_url: str | None,
         enclave_url: str | None,
         enclave_public_key: PublicKey | bytes | str | None,
         encryption_keys: EncryptionKeys | None,
@@ -69,8 +69,8 @@ class _ClientBase:
         if encryption_keys is not None and not isinstance(encryption_keys, EncryptionKeys):
             raise ConfigurationError("encryption_keys must be what generate_encryption_keys() gives")
         self._endpoints = Endpoints(
-            proxy_url=_config.resolve_url(
-                "proxy_url", proxy_url, _config.DEFAULT_PROXY_URL, allow_insecure=allow_insecure
+            gateway_url=_config.resolve_url(
+                "gateway_url", gateway_url, _config.DEFAULT_GATEWAY_URL, allow_insecure=allow_insecure
             ),
             enclave_url=_config.resolve_url(
                 "enclave_url", enclave_url, _config.DEFAULT_ENCLAVE_URL, allow_insecure=allow_insecure
@@ -140,7 +140,7 @@ class _ClientBase:
             raise copy.copy(self._failure)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(proxy_url={self._endpoints.proxy_url!r})"
+        return f"{type(self).__name__}(gateway_url={self._endpoints.gateway_url!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} holds connections and is not pickled; make one per process")
@@ -155,7 +155,7 @@ class PremClient(_ClientBase):
 
     Args:
         api_key: Begins with ``sk_live`` or ``sk_test``. Environment: PREM_API_KEY.
-        proxy_url: The gateway. Environment: PREM_PROXY_URL, PROXY_URL.
+        gateway_url: The gateway. Environment: PREM_GATEWAY_URL, PROXY_URL.
         enclave_url: The enclave, asked for its public key. Environment: PREM_ENCLAVE_URL, ENCLAVE_URL.
         enclave_public_key: The enclave's X-Wing key (1216 bytes: raw, hex or base64), pinned: it is used
             instead of a fetched one, and a service that no longer holds its match is an error.
@@ -194,7 +194,7 @@ class PremClient(_ClientBase):
         self,
         *,
         api_key: str | None = None,
-        proxy_url: str | None = None,
+        gateway_url: str | None = None,
         enclave_url: str | None = None,
         enclave_public_key: PublicKey | bytes | str | None = None,
         encryption_keys: EncryptionKeys | None = None,
@@ -211,7 +211,7 @@ class PremClient(_ClientBase):
     ) -> None:
         super().__init__(
             api_key=api_key,
-            proxy_url=proxy_url,
+            gateway_url=gateway_url,
             enclave_url=enclave_url,
             enclave_public_key=enclave_public_key,
             encryption_keys=encryption_keys,
@@ -320,7 +320,7 @@ class AsyncPremClient(_ClientBase):
         self,
         *,
         api_key: str | None = None,
-        proxy_url: str | None = None,
+        gateway_url: str | None = None,
         enclave_url: str | None = None,
         enclave_public_key: PublicKey | bytes | str | None = None,
         encryption_keys: EncryptionKeys | None = None,
@@ -337,7 +337,7 @@ class AsyncPremClient(_ClientBase):
     ) -> None:
         super().__init__(
             api_key=api_key,
-            proxy_url=proxy_url,
+            gateway_url=gateway_url,
             enclave_url=enclave_url,
             enclave_public_key=enclave_public_key,
             encryption_keys=encryption_keys,

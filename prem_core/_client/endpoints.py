@@ -40,7 +40,7 @@ def generate_encryption_keys(
     # Any key will do: the enclave's is published without authentication, and no other party is asked.
     with PremClient(
         api_key="unused",
-        proxy_url=_config.DEFAULT_PROXY_URL,  # not asked; the environment's must not get in the way
+        gateway_url=_config.DEFAULT_GATEWAY_URL,  # not asked; the environment's must not get in the way
         enclave_url=enclave_url,
         enclave_public_key=enclave_public_key,
         timeout=timeout,
@@ -63,7 +63,7 @@ async def agenerate_encryption_keys(
     """`generate_encryption_keys`, awaited."""
     async with AsyncPremClient(
         api_key="unused",
-        proxy_url=_config.DEFAULT_PROXY_URL,  # not asked; the environment's must not get in the way
+        gateway_url=_config.DEFAULT_GATEWAY_URL,  # not asked; the environment's must not get in the way
         enclave_url=enclave_url,
         enclave_public_key=enclave_public_key,
         timeout=timeout,
@@ -85,7 +85,7 @@ def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0
         timeout: Seconds.
 
     Returns:
-        ``{"proxy_url": …, "enclave_url": …}``. Where the page cannot be read, the built-in pair, and a
+        ``{"gateway_url": …, "enclave_url": …}``. Where the page cannot be read, the built-in pair, and a
         warning.
     """
     if not url.startswith("https://"):
@@ -94,7 +94,7 @@ def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0
         response = httpx.get(url, timeout=timeout, verify=ssl_context())
         response.raise_for_status()
         page = response.json()
-        given = {"proxy_url": page["proxy"], "enclave_url": page["enclave"]}
+        given = {"gateway_url": page["proxy"], "enclave_url": page["enclave"]}
         if not all(isinstance(value, str) and value for value in given.values()):
             raise ValueError("not two URLs")
         return {name: _config.resolve_url(name, value, "") for name, value in given.items()}
@@ -103,4 +103,4 @@ def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0
             f"Prem's endpoints could not be read ({type(error).__name__}); using the built-in ones",
             stacklevel=2,
         )
-        return {"proxy_url": _config.DEFAULT_PROXY_URL, "enclave_url": _config.DEFAULT_ENCLAVE_URL}
+        return {"gateway_url": _config.DEFAULT_GATEWAY_URL, "enclave_url": _config.DEFAULT_ENCLAVE_URL}

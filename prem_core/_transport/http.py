@@ -105,7 +105,7 @@ def no_cookies() -> CookieJar:
 class Endpoints:
     """Where each party is, how to authenticate, and how long to wait (seconds)."""
 
-    proxy_url: str
+    gateway_url: str
     enclave_url: str
     timeout: float | httpx.Timeout
     api_key: str | None = field(default=None, repr=False)
@@ -117,7 +117,7 @@ class Endpoints:
         timeout: float | httpx.Timeout | None = None,
     ) -> httpx.Request:
         """The HTTP request that a `Send` describes; `timeout` in place of the client's own."""
-        url = _url((self.proxy_url if step.party == "gateway" else self.enclave_url) + step.path)
+        url = _url((self.gateway_url if step.party == "gateway" else self.enclave_url) + step.path)
         headers = {
             "accept": "text/event-stream, application/json",
             # Sealed bytes do not compress, and a reply that is not unpacked cannot be a bomb.

@@ -203,7 +203,7 @@ def _service(
 ) -> Iterator[Check]:
     urls: dict[str, str] = {}
     for party, setting, default in (
-        ("gateway", "proxy_url", _config.DEFAULT_PROXY_URL),
+        ("gateway", "gateway_url", _config.DEFAULT_GATEWAY_URL),
         ("enclave", "enclave_url", _config.DEFAULT_ENCLAVE_URL),
     ):
         given = getattr(connection, setting)

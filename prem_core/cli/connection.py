@@ -44,7 +44,7 @@ class Connection:
     """How a command was told to reach the service. It holds no secret, and nothing is resolved yet."""
 
     api_key_env: str | None = None
-    proxy_url: str | None = None
+    gateway_url: str | None = None
     enclave_url: str | None = None
     enclave_public_key: str | None = None
     keys: str | None = None
@@ -112,7 +112,7 @@ class Connection:
             pinned = None if self.enclave_public_key is None else parse_public_key(self.enclave_public_key)
         return {
             "api_key": self.api_key(),
-            "proxy_url": self.proxy_url,
+            "gateway_url": self.gateway_url,
             "enclave_url": self.enclave_url,
             "enclave_public_key": pinned,
             "encryption_keys": self.encryption_keys(),
@@ -130,7 +130,7 @@ _KINDS: Final[dict[str, Any]] = {
         "The environment variable that holds the API key, instead of PREM_API_KEY.",
         metavar="NAME",
     ),
-    "proxy_url": _option(str | None, "The gateway. By default PREM_PROXY_URL, or Prem's.", metavar="URL"),
+    "gateway_url": _option(str | None, "The gateway. By default PREM_GATEWAY_URL, or Prem's.", metavar="URL"),
     "enclave_url": _option(
         str | None, "The enclave, asked for its key. By default PREM_ENCLAVE_URL, or Prem's.", metavar="URL"
     ),

@@ -16,7 +16,7 @@ from prem_core.cli import USAGE_ERROR
 from prem_core.cli.errors import Ending
 
 #: Parameters of commands that say where to go, or how to authenticate there.
-_ELSEWHERE: Final = ("proxy_url", "enclave_url", "enclave_public_key", "api_key_env", "keys")
+_ELSEWHERE: Final = ("gateway_url", "enclave_url", "enclave_public_key", "api_key_env", "keys")
 
 #: Commands that call the service. The others have nothing to do with an enclave that is gone when they end.
 COMMANDS: Final = frozenset({"chat", "transcribe", "models", "doctor", "proxy"})
@@ -44,7 +44,7 @@ def embedded(command: str, given: Mapping[str, Any]) -> Iterator[None]:
     from prem_core.enclave import LocalEnclave
 
     with LocalEnclave() as prem:
-        direct = _direct(prem.proxy_url.partition("//")[2].partition(":")[0])
+        direct = _direct(prem.gateway_url.partition("//")[2].partition(":")[0])
         chosen = {VARIABLES[name][0]: value for name, value in prem.client_options.items()}
         with _environment({**chosen, **direct}):
             yield

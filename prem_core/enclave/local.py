@@ -65,7 +65,7 @@ class LocalEnclave:
     ::
 
         with LocalEnclave() as prem:
-            prem.proxy_url, prem.enclave_url, prem.api_key
+            prem.gateway_url, prem.enclave_url, prem.api_key
 
     Also an async context manager, and usable through `start` and `stop`. It can be started again after
     it was stopped; the API key and the enclave's key stay, the ports stay only if they were given.
@@ -137,7 +137,7 @@ class LocalEnclave:
     def __repr__(self) -> str:
         if self._servers is None:
             return "LocalEnclave(stopped)"
-        return f"LocalEnclave(proxy_url={self.proxy_url!r}, enclave_url={self.enclave_url!r})"
+        return f"LocalEnclave(gateway_url={self.gateway_url!r}, enclave_url={self.enclave_url!r})"
 
     @property
     def api_key(self) -> str:
@@ -150,7 +150,7 @@ class LocalEnclave:
         return self._private_key.public_key()
 
     @property
-    def proxy_url(self) -> str:
+    def gateway_url(self) -> str:
         """The gateway's URL. Raises RuntimeError while it is not running."""
         return self._url(0)
 
@@ -161,8 +161,8 @@ class LocalEnclave:
 
     @property
     def client_options(self) -> dict[str, str]:
-        """What a client needs: `api_key`, `proxy_url`, `enclave_url`."""
-        return {"api_key": self.api_key, "proxy_url": self.proxy_url, "enclave_url": self.enclave_url}
+        """What a client needs: `api_key`, `gateway_url`, `enclave_url`."""
+        return {"api_key": self.api_key, "gateway_url": self.gateway_url, "enclave_url": self.enclave_url}
 
     def rotate_key(self, private_key: PrivateKey | None = None) -> PublicKey:
         """Turn the enclave's key, and give the new public one.

@@ -71,7 +71,7 @@ class LocalProxy:
         host: The address to listen on; any but a loopback one needs `allow_remote`.
         port: The port; 0 for a free one.
         api_key: Used for every caller; by default each uses the key that it sends.
-        proxy_url: The gateway. Environment: PREM_PROXY_URL, PROXY_URL.
+        gateway_url: The gateway. Environment: PREM_GATEWAY_URL, PROXY_URL.
         enclave_url: The enclave, asked for its public key. Environment: PREM_ENCLAVE_URL, ENCLAVE_URL.
         enclave_public_key: The enclave's key, pinned; see `PremClient`.
         encryption_keys: One KEM result for all requests of all callers, instead of a fresh one each.
@@ -101,7 +101,7 @@ class LocalProxy:
         host: str = HOST,
         port: int = 0,
         api_key: str | None = None,
-        proxy_url: str | None = None,
+        gateway_url: str | None = None,
         enclave_url: str | None = None,
         enclave_public_key: PublicKey | bytes | str | None = None,
         encryption_keys: EncryptionKeys | None = None,
@@ -137,7 +137,7 @@ class LocalProxy:
         self._make = functools.partial(
             AsyncPremClient,
             api_key=NO_KEY,
-            proxy_url=proxy_url,
+            gateway_url=gateway_url,
             enclave_url=enclave_url,
             enclave_public_key=enclave_public_key,
             encryption_keys=encryption_keys,

@@ -12,7 +12,7 @@ from prem_core._adapters.settings import PARAM_FIELDS, ModelSettings, check_para
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.request_schema import PARAM_NAMES
 
-OPTIONS = {"api_key": "sk_test_x", "proxy_url": "http://127.0.0.1:9"}
+OPTIONS = {"api_key": "sk_test_x", "gateway_url": "http://127.0.0.1:9"}
 
 
 class Plain(ModelSettings):

@@ -84,8 +84,8 @@ def test_standard_input_is_the_question_or_stands_below_it(
         (["Hi", "--reasoning-effort", "huge"], b"", "--reasoning-effort"),
         (["Hi", "--timeout", "0"], b"", "--timeout"),
         (["Hi", "--max-retries", "-1"], b"", "--max-retries"),
-        (["Hi", "--proxy-url", "ftp://x"], b"", "proxy_url"),
-        (["Hi", "--proxy-url", "http://example.org"], b"", "plain http"),
+        (["Hi", "--gateway-url", "ftp://x"], b"", "gateway_url"),
+        (["Hi", "--gateway-url", "http://example.org"], b"", "plain http"),
         (["Hi", "--enclave-public-key", "abc"], b"", "1216 bytes"),
         (["Hi", "--api-key-env", "NOT_SET_ANYWHERE"], b"", "NOT_SET_ANYWHERE is not set"),
         (["Hi", "--keys", "k"], b"", "CLIENT_KEK"),
@@ -333,7 +333,7 @@ def test_local_answers_on_this_machine_and_sends_no_key_of_the_users() -> None:
         theirs.settimeout(0)
         url = f"http://127.0.0.1:{theirs.getsockname()[1]}"
         ended = run(
-            "--local", "chat", OPENS, PREM_API_KEY="sk_live_of_the_user", PREM_PROXY_URL=url, PREM_ENCLAVE_URL=url,
+            "--local", "chat", OPENS, PREM_API_KEY="sk_live_of_the_user", PREM_GATEWAY_URL=url, PREM_ENCLAVE_URL=url,
             HTTP_PROXY=url, HTTPS_PROXY=url, ALL_PROXY=url,
         )  # fmt: skip
         assert (ended.returncode, ended.stdout, ended.stderr) == (
@@ -346,7 +346,7 @@ def test_local_answers_on_this_machine_and_sends_no_key_of_the_users() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["--proxy-url", "--enclave-url", "--api-key-env", "--enclave-public-key", "--keys"]
+    "option", ["--gateway-url", "--enclave-url", "--api-key-env", "--enclave-public-key", "--keys"]
 )
 def test_local_and_another_place_cannot_both_be_meant(prem: Prem, option: str) -> None:
     prem("--local", "chat", "Hi", option, "x").in_one_line(2, "--local", option)

@@ -80,7 +80,7 @@ def wire(prem: Prem, http: httpx.Client) -> Wire:
     key = http.get(f"{prem.exports['PREM_ENCLAVE_URL']}/publicKey").json()["publicKey"]
     local: Any = SimpleNamespace(
         api_key=prem.exports["PREM_API_KEY"],
-        proxy_url=prem.exports["PREM_PROXY_URL"],
+        gateway_url=prem.exports["PREM_GATEWAY_URL"],
         public_key=PublicKey(bytes.fromhex(key)),
     )
     return Wire(local, http)

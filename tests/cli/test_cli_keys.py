@@ -65,7 +65,7 @@ def test_keys_are_made_for_the_enclave_that_is_asked_and_a_client_uses_them(
     assert f"cipher text  sha256:{hashlib.sha256(loaded.cipher_text).hexdigest()}\n" in ended.out
     with PremClient(
         api_key=enclave.api_key,
-        proxy_url=enclave.proxy_url,
+        gateway_url=enclave.gateway_url,
         enclave_url=enclave.enclave_url,
         encryption_keys=loaded,
     ) as client:

@@ -59,7 +59,7 @@ def test_where_all_is_well_it_says_so_and_what_is_not_verified(
     well = ["python", "package", "gateway URL", "enclave URL", "gateway", "enclave", "enclave key", "API key"]
     assert states(checks, *well, "models", "chat", "audio") == ["ok"] * 11
     assert __version__ in checks["package"][1]
-    assert checks["gateway URL"][1] == f"{here['PREM_PROXY_URL']} (PREM_PROXY_URL)"
+    assert checks["gateway URL"][1] == f"{here['PREM_GATEWAY_URL']} (PREM_GATEWAY_URL)"
     assert re.search(r"answered in \d+ ms \(status 401\); plain http, on this machine", checks["gateway"][1])
     assert checks["enclave key"][1] == f"sha256:{enclave.public_key.fingerprint()} (fetched)"
     assert checks["API key"][1] == "sk_test…: the gateway takes it"
@@ -104,7 +104,7 @@ def test_a_missing_key_fails(prem: Prem, here: dict[str, str]) -> None:
 def test_whoever_cannot_be_reached_fails_and_the_rest_is_still_checked(
     prem: Prem, here: dict[str, str], party: str
 ) -> None:
-    option = {"gateway": "--proxy-url", "enclave": "--enclave-url"}[party]
+    option = {"gateway": "--gateway-url", "enclave": "--enclave-url"}[party]
     checks = examined(prem, option, NOBODY, status=1, **here)
     assert checks[f"{party} URL"] == ("ok", f"{NOBODY} ({option})")
     assert checks[party] == ("failed", "nobody listens there (connection refused)")
@@ -115,9 +115,9 @@ def test_whoever_cannot_be_reached_fails_and_the_rest_is_still_checked(
 
 
 def test_an_unusable_url_is_said_and_not_shown_with_its_password(prem: Prem, here: dict[str, str]) -> None:
-    checks = examined(prem, status=1, **{**here, "PREM_PROXY_URL": "https://me:hunter2@gateway"})
+    checks = examined(prem, status=1, **{**here, "PREM_GATEWAY_URL": "https://me:hunter2@gateway"})
     state, detail = checks["gateway URL"]
-    assert (state, "PREM_PROXY_URL" in detail) == ("failed", True)
+    assert (state, "PREM_GATEWAY_URL" in detail) == ("failed", True)
     assert "hunter2" not in str(checks)
     assert "gateway" not in checks
 

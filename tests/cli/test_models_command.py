@@ -34,7 +34,7 @@ def test_json_has_all_that_the_service_says(prem: Prem, here: dict[str, str]) ->
 
 def test_errors_are_one_line_with_the_support_id(prem: Prem, here: dict[str, str]) -> None:
     prem("models", **{**here, "PREM_API_KEY": "sk_test_wrong"}).in_one_line(1, "prem models: ", "support_")
-    elsewhere = {**here, "PREM_PROXY_URL": "http://127.0.0.1:9"}
+    elsewhere = {**here, "PREM_GATEWAY_URL": "http://127.0.0.1:9"}
     prem("models", "--max-retries", "0", **elsewhere).in_one_line(1, "gateway")
 
 

@@ -54,7 +54,14 @@ SOON = 3.0
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
-    for name in ("PREM_API_KEY", "PREM_PROXY_URL", "PROXY_URL", "PREM_ENCLAVE_URL", "ENCLAVE_URL"):
+    for name in (
+        "PREM_API_KEY",
+        "PREM_GATEWAY_URL",
+        "PREM_PROXY_URL",
+        "PROXY_URL",
+        "PREM_ENCLAVE_URL",
+        "ENCLAVE_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -917,7 +924,7 @@ def test_a_gateway_that_cannot_be_reached_is_a_connection_error(api, make):
     with Gateway() as closed:
         pass
     with Gateway() as gateway:
-        client = make(gateway, proxy_url=closed.url, max_retries=0)
+        client = make(gateway, gateway_url=closed.url, max_retries=0)
         with pytest.raises(errors.APIConnectionError, match="gateway"):
             api.create(client)
 
@@ -1133,7 +1140,7 @@ async def test_an_async_client_nobody_closed_gives_its_sockets_back_when_it_is_f
 NOBODY_CLOSES = """
 import asyncio, sys
 from prem_core import AsyncPremClient, PremClient
-settings = dict(api_key="k", proxy_url=sys.argv[1], enclave_url=sys.argv[1])
+settings = dict(api_key="k", gateway_url=sys.argv[1], enclave_url=sys.argv[1])
 params = dict(model="m", messages=[dict(role="user", content="hi")])
 client = PremClient(**settings)
 client.chat.completions.create(**params)
@@ -1183,9 +1190,9 @@ def test_a_program_that_closes_nothing_ends_without_a_warning():
     [
         ({"api_key": None}, errors.ConfigurationError, "PREM_API_KEY"),
         ({"api_key": "sk SECRET"}, errors.ConfigurationError, "API key"),
-        ({"proxy_url": "http://gateway.prem.io"}, errors.ConfigurationError, "proxy_url"),
+        ({"gateway_url": "http://gateway.prem.io"}, errors.ConfigurationError, "gateway_url"),
         ({"enclave_url": "http://conf-engine.prem.io"}, errors.ConfigurationError, "enclave_url"),
-        ({"proxy_url": "gateway.prem.io"}, errors.ConfigurationError, "proxy_url"),
+        ({"gateway_url": "gateway.prem.io"}, errors.ConfigurationError, "gateway_url"),
         ({"timeout": 0}, errors.ConfigurationError, "timeout"),
         ({"timeout": None}, errors.ConfigurationError, "timeout"),
         ({"max_retries": -1}, errors.ConfigurationError, "max_retries"),
@@ -1212,14 +1219,14 @@ def test_the_other_clients_http_client_is_refused():
 
 
 def test_plain_http_to_another_machine_is_allowed_where_it_is_meant():
-    with PremClient(api_key="k", proxy_url="http://gateway.internal", allow_insecure=True) as client:
+    with PremClient(api_key="k", gateway_url="http://gateway.internal", allow_insecure=True) as client:
         assert "http://gateway.internal" in repr(client)
 
 
 def test_settings_come_from_the_environment(api, monkeypatch):
     with Gateway() as gateway:
         monkeypatch.setenv("PREM_API_KEY", "sk_live_env")
-        monkeypatch.setenv("PREM_PROXY_URL", gateway.url)
+        monkeypatch.setenv("PREM_GATEWAY_URL", gateway.url)
         monkeypatch.setenv("ENCLAVE_URL", gateway.url)
         client = api.client_class()
         api.create(client)
@@ -1308,7 +1315,7 @@ def test_a_certificate_nobody_vouches_for_is_refused(api, make, certificate):
     assert gateway.calls == []
 
 
-BUILT_IN = {"proxy_url": "https://gateway.prem.io", "enclave_url": "https://conf-engine.prem.io"}
+BUILT_IN = {"gateway_url": "https://gateway.prem.io", "enclave_url": "https://conf-engine.prem.io"}
 
 
 @pytest.fixture
@@ -1324,7 +1331,10 @@ def test_the_published_endpoints_are_read(page):
     body = {"proxy": "https://new-gateway.prem.io/", "enclave": "https://new-enclave.prem.io"}
     page.other = lambda call: call.reply(json.dumps(body).encode())
     found = discover_endpoints(f"{page.url}/endpoints.json")
-    assert found == {"proxy_url": "https://new-gateway.prem.io", "enclave_url": "https://new-enclave.prem.io"}
+    assert found == {
+        "gateway_url": "https://new-gateway.prem.io",
+        "enclave_url": "https://new-enclave.prem.io",
+    }
     assert page.paths() == ["/endpoints.json"]
     assert "authorization" not in page.calls[0].headers
     with PremClient(api_key="k", **found) as client:
@@ -1356,7 +1366,7 @@ def test_a_page_that_cannot_be_used_leaves_the_built_in_endpoints_and_a_warning(
     page, status, body, monkeypatch
 ):
     # The page is asked, not the environment: a page without a name must not fall back on that.
-    monkeypatch.setenv("PREM_PROXY_URL", "https://environment")
+    monkeypatch.setenv("PREM_GATEWAY_URL", "https://environment")
     monkeypatch.setenv("PREM_ENCLAVE_URL", "https://environment")
     page.other = lambda call: call.reply(body, status, JSON)
     with pytest.warns(UserWarning, match="built-in"):

@@ -7,7 +7,7 @@ from support.fake_gateway import said
 
 from prem_core._config import (
     DEFAULT_ENCLAVE_URL,
-    DEFAULT_PROXY_URL,
+    DEFAULT_GATEWAY_URL,
     VARIABLES,
     from_environment,
     is_loopback,
@@ -29,11 +29,11 @@ def _no_environment(monkeypatch):
 
 
 def test_the_defaults_are_https():
-    assert resolve_url("proxy_url", None, DEFAULT_PROXY_URL) == "https://gateway.prem.io"
+    assert resolve_url("gateway_url", None, DEFAULT_GATEWAY_URL) == "https://gateway.prem.io"
     assert resolve_url("enclave_url", None, DEFAULT_ENCLAVE_URL) == "https://conf-engine.prem.io"
 
 
-@pytest.mark.parametrize("setting", ["proxy_url", "enclave_url"])
+@pytest.mark.parametrize("setting", ["gateway_url", "enclave_url"])
 def test_an_argument_wins_over_the_environment_and_that_over_the_default(setting, monkeypatch):
     prefixed, plain = VARIABLES[setting]
     assert resolve_url(setting, None, D) == D
@@ -47,7 +47,7 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default(setting
 def test_the_variables_have_the_documented_names():
     assert VARIABLES == {
         "api_key": ("PREM_API_KEY",),
-        "proxy_url": ("PREM_PROXY_URL", "PROXY_URL"),
+        "gateway_url": ("PREM_GATEWAY_URL", "PREM_PROXY_URL", "PROXY_URL"),
         "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
     }
 
@@ -55,10 +55,10 @@ def test_the_variables_have_the_documented_names():
 @pytest.mark.parametrize("value", ["", " ", "\n\t"])
 def test_an_empty_variable_counts_as_unset(value, monkeypatch):
     monkeypatch.setenv("PREM_API_KEY", value)
-    monkeypatch.setenv("PREM_PROXY_URL", value)
+    monkeypatch.setenv("PREM_GATEWAY_URL", value)
     monkeypatch.setenv("PROXY_URL", "https://plain")
     assert from_environment("api_key") is None
-    assert resolve_url("proxy_url", None, D) == "https://plain"
+    assert resolve_url("gateway_url", None, D) == "https://plain"
 
 
 def test_a_variable_is_read_without_the_space_around_it(monkeypatch):
@@ -135,7 +135,7 @@ def test_every_api_key_that_is_accepted_can_stand_in_a_header(key):
     ],
 )
 def test_an_endpoint_is_taken_without_its_trailing_slash(url, expected):
-    assert resolve_url("proxy_url", url, D) == expected
+    assert resolve_url("gateway_url", url, D) == expected
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_what_is_no_url_is_refused_by_its_setting(url):
     ],
 )
 def test_an_endpoint_with_more_than_a_host_and_a_path_is_refused_and_not_quoted(url):
-    with pytest.raises(ConfigurationError, match="proxy_url") as caught:
-        resolve_url("proxy_url", url, D)
+    with pytest.raises(ConfigurationError, match="gateway_url") as caught:
+        resolve_url("gateway_url", url, D)
     assert "SECRET" not in said(caught.value)
 
 
@@ -201,14 +201,14 @@ def test_an_endpoint_with_more_than_a_host_and_a_path_is_refused_and_not_quoted(
 )
 def test_plain_http_to_another_machine_is_refused_unless_it_is_meant(url):
     with pytest.raises(ConfigurationError, match="allow_insecure"):
-        resolve_url("proxy_url", url, D)
-    assert resolve_url("proxy_url", url, D, allow_insecure=True) == url
+        resolve_url("gateway_url", url, D)
+    assert resolve_url("gateway_url", url, D, allow_insecure=True) == url
 
 
 def test_an_environment_variable_is_held_to_the_same_rules(monkeypatch):
-    monkeypatch.setenv("PREM_PROXY_URL", "http://gateway.prem.io")
-    with pytest.raises(ConfigurationError, match="proxy_url"):
-        resolve_url("proxy_url", None, D)
+    monkeypatch.setenv("PREM_GATEWAY_URL", "http://gateway.prem.io")
+    with pytest.raises(ConfigurationError, match="gateway_url"):
+        resolve_url("gateway_url", None, D)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.255.254", "::1"])
@@ -226,7 +226,7 @@ def test_another_machine_is_not_loopback(host):
 @given(st.text(max_size=40))
 def test_no_text_breaks_the_reading_of_an_endpoint(url):
     try:
-        found = resolve_url("proxy_url", f"https://{url}", D)
+        found = resolve_url("gateway_url", f"https://{url}", D)
     except ConfigurationError:
         return
     assert found.startswith("https://")
@@ -236,9 +236,9 @@ def test_no_text_breaks_the_reading_of_an_endpoint(url):
 @pytest.mark.parametrize("url", [" https://host", "https://host\n", "\thttps://host/ "])
 def test_space_around_an_endpoint_is_dropped_or_refused(url):
     try:
-        assert resolve_url("proxy_url", url, D) == "https://host"
+        assert resolve_url("gateway_url", url, D) == "https://host"
     except ConfigurationError as error:
-        assert "proxy_url" in str(error)
+        assert "gateway_url" in str(error)
 
 
 @pytest.mark.parametrize("value", [1, 0.001, 30.0, 10**9])

@@ -594,7 +594,7 @@ class TestClients:
         loaded = EncryptionKeys.load(tmp_path / "k", KEK)
         values = {
             "api_key": enclave.api_key,
-            "proxy_url": enclave.proxy_url,
+            "gateway_url": enclave.gateway_url,
             "enclave_url": enclave.enclave_url,
             "encryption_keys": loaded,
         }
@@ -614,7 +614,7 @@ class TestClients:
             with (
                 PremClient(
                     api_key=prem.api_key,
-                    proxy_url=prem.proxy_url,
+                    gateway_url=prem.gateway_url,
                     enclave_url=prem.enclave_url,
                     encryption_keys=loaded,
                 ) as client,

@@ -10,6 +10,6 @@ from prem_core.enclave import LocalEnclave
 def as_a_reader(enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the pages take for granted: an API key in the environment, and the project's root to stand in."""
     monkeypatch.setenv("PREM_API_KEY", enclave.api_key)
-    monkeypatch.setenv("PREM_PROXY_URL", enclave.proxy_url)
+    monkeypatch.setenv("PREM_GATEWAY_URL", enclave.gateway_url)
     monkeypatch.setenv("PREM_ENCLAVE_URL", enclave.enclave_url)
     monkeypatch.chdir(ROOT)

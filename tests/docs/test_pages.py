@@ -77,8 +77,8 @@ def test_the_settings_table_has_the_defaults_of_a_client() -> None:
     for name in ("timeout", "max_retries", "max_concurrency", "allow_insecure"):
         assert shown[name] == str(defaults[name])
     assert shown["max_buffer_size"] == f"{defaults['max_buffer_size'] // 1024**2} MB"
-    assert (shown["proxy_url"], shown["enclave_url"]) == (
-        _config.DEFAULT_PROXY_URL,
+    assert (shown["gateway_url"], shown["enclave_url"]) == (
+        _config.DEFAULT_GATEWAY_URL,
         _config.DEFAULT_ENCLAVE_URL,
     )
     assert {name for name, default in shown.items() if default == "none"} <= {

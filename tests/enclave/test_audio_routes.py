@@ -404,7 +404,7 @@ def test_hanging_up_ends_the_listening_and_frees_the_place(run: Run, monkeypatch
     sealed = wire.seal_audio({"model": WHISPER}, SILENCE)
     with pytest.raises(httpx.ReadTimeout):
         wire.http.post(
-            wire.prem.proxy_url + TRANSCRIPTIONS, json=sealed.body, headers=wire.headers, timeout=0.5
+            wire.prem.gateway_url + TRANSCRIPTIONS, json=sealed.body, headers=wire.headers, timeout=0.5
         )
     assert eventually(lambda: len(seen) == 1)
     while stepped.acquire(timeout=0.3):

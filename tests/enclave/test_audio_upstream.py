@@ -303,7 +303,7 @@ def test_hanging_up_reaches_the_server(wire: Wire, listener: Listener) -> None:
     sealed = wire.seal_audio({"model": WHISPER}, AUDIO)
     with pytest.raises(httpx.ReadTimeout):
         wire.http.post(
-            wire.prem.proxy_url + TRANSCRIPTIONS, json=sealed.body, headers=wire.headers, timeout=0.3
+            wire.prem.gateway_url + TRANSCRIPTIONS, json=sealed.body, headers=wire.headers, timeout=0.3
         )
     assert listener.left.wait(2)
 

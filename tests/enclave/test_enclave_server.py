@@ -457,7 +457,7 @@ def test_a_stopped_enclave_leaves_no_thread_and_no_port(http: httpx.Client) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with LocalEnclave() as prem:
-            url = prem.proxy_url
+            url = prem.gateway_url
             sealed, response = Wire(prem, http).chat(params())
             sealed.chunks(response)
     assert eventually(lambda: set(threading.enumerate()) <= before)
@@ -468,12 +468,12 @@ def test_a_stopped_enclave_leaves_no_thread_and_no_port(http: httpx.Client) -> N
 def test_it_can_be_started_again_on_the_same_port(http: httpx.Client) -> None:
     prem = LocalEnclave()
     with prem:
-        port = httpx.URL(prem.proxy_url).port
+        port = httpx.URL(prem.gateway_url).port
     assert port is not None
     prem = LocalEnclave(port=port)
     for _ in range(2):
         with prem:
-            assert httpx.URL(prem.proxy_url).port == port
+            assert httpx.URL(prem.gateway_url).port == port
             sealed, response = Wire(prem, http).chat(params())
             assert sealed.chunks(response)
     prem.stop()
@@ -493,7 +493,7 @@ def test_a_port_in_use_is_an_oserror_that_names_it() -> None:
 def test_starting_twice_and_asking_while_stopped_are_clear_errors(run: Run) -> None:
     with pytest.raises(RuntimeError, match="running already"):
         run().prem.start()
-    for name in ("proxy_url", "enclave_url", "client_options"):
+    for name in ("gateway_url", "enclave_url", "client_options"):
         with pytest.raises(RuntimeError, match="not running"):
             getattr(LocalEnclave(), name)
 
@@ -529,7 +529,7 @@ def test_client_options_are_what_a_client_needs(shared: Wire) -> None:
     prem = shared.prem
     assert prem.client_options == {
         "api_key": prem.api_key,
-        "proxy_url": prem.proxy_url,
+        "gateway_url": prem.gateway_url,
         "enclave_url": prem.enclave_url,
     }
     assert prem.api_key.startswith("sk_test_local_")
@@ -541,7 +541,7 @@ async def test_it_is_an_async_context_manager_too() -> None:
             sealed = Wire(prem, unused).seal(params())
         headers = {"Authorization": f"Bearer {prem.api_key}"}
         replies = await asyncio.gather(
-            *(http.post(prem.proxy_url + CHAT, json=sealed.body, headers=headers) for _ in range(8))
+            *(http.post(prem.gateway_url + CHAT, json=sealed.body, headers=headers) for _ in range(8))
         )
         assert all(sealed.chunks(reply) for reply in replies)
 

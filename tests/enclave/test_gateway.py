@@ -55,13 +55,13 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 def test_a_missing_or_wrong_key_is_401(shared: Wire, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     for method, path in (("POST", CHAT), ("POST", AUDIO), ("GET", "/models")):
-        envelope = refused(shared.http.request(method, shared.prem.proxy_url + path, headers=headers), 401)
+        envelope = refused(shared.http.request(method, shared.prem.gateway_url + path, headers=headers), 401)
         assert envelope["error"] == "Access token is missing or invalid"
 
 
 def test_the_bare_key_is_accepted_as_the_published_document_shows_it(shared: Wire) -> None:
     response = shared.http.get(
-        f"{shared.prem.proxy_url}/models", headers={"Authorization": shared.prem.api_key}
+        f"{shared.prem.gateway_url}/models", headers={"Authorization": shared.prem.api_key}
     )
     assert response.status_code == 200
 
@@ -86,22 +86,22 @@ def test_a_key_with_the_scope_may_ask(run: Run) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", ""])
-@pytest.mark.parametrize("url", ["proxy_url", "enclave_url"])
+@pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
 def test_a_foreign_host_is_refused_by_both_servers(shared: Wire, host: str, url: str) -> None:
     target = getattr(shared.prem, url)
-    path = "/models" if url == "proxy_url" else "/publicKey"
+    path = "/models" if url == "gateway_url" else "/publicKey"
     headers = {**shared.headers, "Host": host.format(port=httpx.URL(target).port)}
     refused(shared.http.get(target + path, headers=headers), 403)
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
 def test_every_name_of_this_machine_is_accepted(shared: Wire, name: str) -> None:
-    headers = {**shared.headers, "Host": f"{name}:{httpx.URL(shared.prem.proxy_url).port}"}
-    assert shared.http.get(f"{shared.prem.proxy_url}/models", headers=headers).status_code == 200
+    headers = {**shared.headers, "Host": f"{name}:{httpx.URL(shared.prem.gateway_url).port}"}
+    assert shared.http.get(f"{shared.prem.gateway_url}/models", headers=headers).status_code == 200
 
 
 def test_both_servers_listen_on_loopback_only(shared: Wire) -> None:
-    assert shared.prem.proxy_url.startswith("http://127.0.0.1:")
+    assert shared.prem.gateway_url.startswith("http://127.0.0.1:")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing; tells this machine's outer address
@@ -110,7 +110,7 @@ def test_both_servers_listen_on_loopback_only(shared: Wire) -> None:
         outer = probe.getsockname()[0]
     if outer.startswith("127."):
         pytest.skip("this machine has no other address")
-    for url in (shared.prem.proxy_url, shared.prem.enclave_url):
+    for url in (shared.prem.gateway_url, shared.prem.enclave_url):
         with socket.socket() as sock:
             sock.settimeout(1)
             assert sock.connect_ex((outer, httpx.URL(url).port)) != 0
@@ -155,7 +155,7 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not(run:
             yield b"x" * 1000
 
     refused(wire.post(b"x" * 100_001), 413)
-    response = wire.http.post(wire.prem.proxy_url + CHAT, content=pieces(), headers=wire.headers)
+    response = wire.http.post(wire.prem.gateway_url + CHAT, content=pieces(), headers=wire.headers)
     refused(response, 413)
     sealed, response = wire.chat(params())
     assert sealed.chunks(response), "the connection is still good"
@@ -164,7 +164,7 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not(run:
 def test_an_unknown_route_is_404_and_a_wrong_method_405(shared: Wire) -> None:
     refused(shared.get("/v1/chat/completions"), 404)
     refused(shared.get(f"{CHAT}/"), 404)
-    assert shared.http.delete(shared.prem.proxy_url + CHAT).headers["allow"] == "POST"
+    assert shared.http.delete(shared.prem.gateway_url + CHAT).headers["allow"] == "POST"
     refused(shared.get(CHAT), 405)
 
 
@@ -238,7 +238,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nothing(
 ) -> None:
     seen: list[Exchange] = []
     wire = run(on_exchange=seen.append)
-    url = httpx.URL(wire.prem.proxy_url)
+    url = httpx.URL(wire.prem.gateway_url)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{url.port}\r\nAuthorization: {wire.prem.api_key}\r\n"
     with socket.create_connection(("127.0.0.1", url.port or 0)) as sock:
         sock.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
@@ -364,7 +364,7 @@ def test_hanging_up_before_the_first_chunk_frees_the_place_at_once(run: Run, ups
     upstream.stalls()
     with pytest.raises(httpx.ReadTimeout):
         wire.http.post(
-            wire.prem.proxy_url + CHAT, json=wire.seal(params()).body, headers=wire.headers, timeout=0.3
+            wire.prem.gateway_url + CHAT, json=wire.seal(params()).body, headers=wire.headers, timeout=0.3
         )
     assert upstream.left.wait(2)
     assert eventually(lambda: len(seen) == 1)

@@ -258,7 +258,7 @@ def test_hanging_up_reaches_the_server(wire: Wire, upstream: Upstream) -> None:
     upstream.stalls(chunk("hi"))
     with pytest.raises(httpx.ReadTimeout):
         wire.http.post(
-            f"{wire.prem.proxy_url}/rvenc/chat/completions",
+            f"{wire.prem.gateway_url}/rvenc/chat/completions",
             json=wire.seal(params()).body,
             headers=wire.headers,
             timeout=0.3,

@@ -24,7 +24,7 @@ LIVE = {
     name: value
     for name, variable in (
         ("api_key", "PREM_API_KEY"),
-        ("proxy_url", "PREM_PROXY_URL"),
+        ("gateway_url", "PREM_GATEWAY_URL"),
         ("enclave_url", "PREM_ENCLAVE_URL"),
     )
     if (value := os.environ.get(variable))
@@ -43,7 +43,7 @@ def options(enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         return LIVE if "api_key" in LIVE else enclave.client_options
     # Nothing listens there: what answers is the cassette.
     here = "http://127.0.0.1:9"
-    return {"api_key": "sk_test_replayed", "proxy_url": here, "enclave_url": here, "max_retries": 0}
+    return {"api_key": "sk_test_replayed", "gateway_url": here, "enclave_url": here, "max_retries": 0}
 
 
 def test_a_recorded_exchange_is_replayed_on_its_decrypted_parameters(options: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def test_a_service_that_is_not_there_is_a_connection_error() -> None:
     model = ChatPremEncrypted(
         model="m",
         api_key="sk_test_x",
-        proxy_url="http://127.0.0.1:9",
+        gateway_url="http://127.0.0.1:9",
         enclave_url="http://127.0.0.1:9",
         max_retries=0,
     )

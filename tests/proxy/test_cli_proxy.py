@@ -77,7 +77,7 @@ def prem() -> Iterator[Start]:
 
 
 def places(enclave: LocalEnclave) -> dict[str, str]:
-    return {"PREM_PROXY_URL": enclave.proxy_url, "PREM_ENCLAVE_URL": enclave.enclave_url}
+    return {"PREM_GATEWAY_URL": enclave.gateway_url, "PREM_ENCLAVE_URL": enclave.enclave_url}
 
 
 def refused(*arguments: str, **environment: str) -> str:
@@ -172,7 +172,7 @@ def test_other_machines_are_let_in_with_a_warning(prem: Start, enclave: LocalEnc
         (["--timeout", "0"], "timeout"),
         (["--audio-timeout", "0"], "audio_timeout"),
         (["--enclave-public-key", "abc"], "1216 bytes"),
-        (["--proxy-url", "http://gateway.example"], "plain http"),
+        (["--gateway-url", "http://gateway.example"], "plain http"),
         (["--api-key-from-env"], "PREM_API_KEY"),
         (["--api-key-env", "MINE"], "--api-key-from-env"),
         (["--keys", "/no/such/file"], "KEK"),

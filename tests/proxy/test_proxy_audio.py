@@ -187,7 +187,7 @@ def test_a_large_recording_stays_in_memory_and_takes_little_of_it(
     mark = secrets.token_hex(16)
     recording = tmp_path / "long.wav"
     recording.write_bytes(b"RIFF" + mark.encode() + bytes(20 * MB))
-    options = {"proxy_url": upstream_enclave.proxy_url, "enclave_url": upstream_enclave.enclave_url}
+    options = {"gateway_url": upstream_enclave.gateway_url, "enclave_url": upstream_enclave.enclave_url}
     with (
         Apart(**options) as proxy,
         openai.OpenAI(base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0) as official,

@@ -25,7 +25,7 @@ def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:
     mark = secrets.token_hex(8)
     with (
         LocalEnclave(api_key=f"sk_test_{mark}") as prem,
-        Apart(proxy_url=prem.proxy_url, enclave_url=prem.enclave_url) as proxy,
+        Apart(gateway_url=prem.gateway_url, enclave_url=prem.enclave_url) as proxy,
         # Its connection to the proxy stays open meanwhile, and so does the proxy's own to the gateway.
         openai.OpenAI(base_url=proxy.base_url, api_key=prem.api_key, max_retries=0) as official,
     ):

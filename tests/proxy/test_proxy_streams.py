@@ -393,7 +393,7 @@ def test_hanging_up_in_the_middle_of_a_body_is_noticed_too(
 
 def test_hanging_up_on_a_request_without_a_body_is_noticed_too(run: Run, enclave: LocalEnclave) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a gateway that never answers
-        proxy = run(enclave, proxy_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        proxy = run(enclave, gateway_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(f"{proxy.base_url}/models", headers=headers(enclave), trust_env=False, timeout=0.3)
         assert eventually(lambda: proxy.exchanges.latest()[0].state == "left")
@@ -487,7 +487,7 @@ async def test_it_can_be_started_again_on_the_same_port_and_used_as_an_async_con
     enclave: LocalEnclave, run: Run
 ) -> None:
     del run
-    with LocalProxy(proxy_url=enclave.proxy_url, enclave_url=enclave.enclave_url) as first:
+    with LocalProxy(gateway_url=enclave.gateway_url, enclave_url=enclave.enclave_url) as first:
         port = httpx.URL(first.url).port
         with pytest.raises(RuntimeError, match="already"):
             first.start()
@@ -495,7 +495,7 @@ async def test_it_can_be_started_again_on_the_same_port_and_used_as_an_async_con
     with pytest.raises(RuntimeError, match="not running"):
         _ = first.url
     assert port is not None
-    again = LocalProxy(port=port, proxy_url=enclave.proxy_url, enclave_url=enclave.enclave_url)
+    again = LocalProxy(port=port, gateway_url=enclave.gateway_url, enclave_url=enclave.enclave_url)
     for _ in range(2):
         async with again:
             async with openai.AsyncOpenAI(base_url=again.base_url, api_key=enclave.api_key) as client:

@@ -157,7 +157,7 @@ def test_both_clients_read_the_same_however_the_network_cuts_it(
 ) -> None:
     answers, url = script
     answers.said, answers.at = said, at
-    options: Any = {"api_key": "k", "proxy_url": url, "enclave_url": url, "max_retries": 0}
+    options: Any = {"api_key": "k", "gateway_url": url, "enclave_url": url, "max_retries": 0}
     asked: Any = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
 
     async def asynchronously() -> list[Any]:

@@ -219,7 +219,9 @@ def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
     assert len(routes) >= 4
     for method, path in routes:
         for headers in ({}, {"Authorization": "Bearer sk_test_guess"}):
-            answer = shared.http.request(method, shared.prem.proxy_url + path, headers=headers, content=b"{}")
+            answer = shared.http.request(
+                method, shared.prem.gateway_url + path, headers=headers, content=b"{}"
+            )
             assert answer.status_code == 401, path
 
 
@@ -240,13 +242,13 @@ def test_every_route_of_the_enclave_but_its_key_answers_the_gateway_only(shared:
         assert answer.status_code == (200 if path == "/publicKey" else 403), path
 
 
-@pytest.mark.parametrize("url", ["proxy_url", "enclave_url"])
+@pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
 def test_both_servers_bound_the_body(url: str) -> None:
     with LocalEnclave(body_limit=1000) as prem, httpx.Client(trust_env=False) as http:
         headers = {"Authorization": f"Bearer {prem.api_key}"}
         target = getattr(prem, url) + "/rvenc/chat/completions"
         # The enclave's does not even look at a body that does not come from the gateway.
-        refused = 413 if url == "proxy_url" else 403
+        refused = 413 if url == "gateway_url" else 403
         for body in (b"x" * 1001, b"x" * 5_000_000):
             assert http.post(target, content=body, headers=headers).status_code == refused
 
@@ -261,7 +263,7 @@ def _raw(url: str, request: str) -> bytes:
         return answer
 
 
-@pytest.mark.parametrize("url", ["proxy_url", "enclave_url"])
+@pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
 @pytest.mark.parametrize(
     "request_text",
     [
@@ -279,7 +281,7 @@ def test_a_request_that_does_not_name_this_machine_is_refused(
     assert _raw(getattr(shared.prem, url), request_text).startswith(b"HTTP/1.1 403 ")
 
 
-@pytest.mark.parametrize("url", ["proxy_url", "enclave_url"])
+@pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
 def test_a_request_that_names_two_machines_is_refused(shared: Wire, url: str) -> None:
     two = "GET /publicKey HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n"
     assert _raw(getattr(shared.prem, url), two).startswith(b"HTTP/1.1 400 ")
@@ -295,5 +297,5 @@ def test_the_kernel_lists_its_sockets_on_loopback_alone(shared: Wire) -> None:
             if state == "0A":
                 host, _, port = local.partition(":")
                 listening.setdefault(int(port, 16), set()).add(host)
-    for url in (shared.prem.proxy_url, shared.prem.enclave_url):
+    for url in (shared.prem.gateway_url, shared.prem.enclave_url):
         assert listening[urlsplit(url).port or 0] == {"0100007F"}

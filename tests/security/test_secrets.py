@@ -289,7 +289,7 @@ def _without_keys(options: dict[str, Any]) -> dict[str, Any]:
 def _use_enclave(world: World, things: dict[str, list[Any]]) -> None:
     seen: list[Exchange] = []
     stopped = LocalEnclave(
-        api_key=API_KEY, private_key=marked.PRIVATE, upstream=world.says.proxy_url, upstream_api_key=API_KEY
+        api_key=API_KEY, private_key=marked.PRIVATE, upstream=world.says.gateway_url, upstream_api_key=API_KEY
     )
     with LocalEnclave(api_key=API_KEY, private_key=marked.PRIVATE, on_exchange=seen.append) as prem:
         WAYS["client"]({**prem.client_options, "encryption_keys": PAIR}, model="openai/gpt-oss-120b")
@@ -302,7 +302,7 @@ def _use_enclave(world: World, things: dict[str, list[Any]]) -> None:
 
 
 def _use_proxy(world: World, things: dict[str, list[Any]]) -> None:
-    options = {"proxy_url": world.says.proxy_url, "enclave_url": world.says.enclave_url, "max_retries": 0}
+    options = {"gateway_url": world.says.gateway_url, "enclave_url": world.says.enclave_url, "max_retries": 0}
     asked = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
     stopped = prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=PAIR, **options)
     with prem_proxy.LocalProxy(encryption_keys=PAIR, **options) as proxy:
@@ -451,7 +451,7 @@ def test_no_frame_of_ours_that_an_error_passes_holds_a_key(name: str, world: Wor
 
 
 def test_a_url_with_credentials_is_refused_and_not_quoted() -> None:
-    for where in ("proxy_url", "enclave_url"):
+    for where in ("gateway_url", "enclave_url"):
         for url in (f"https://user:{API_KEY}@gateway.example", f"https://{API_KEY}@gateway.example"):
             for make in (PremClient, AsyncPremClient):
                 error = caught(

@@ -259,7 +259,7 @@ def test_an_http_proxy_of_the_environment_is_used_and_sees_ciphertext(
     route = "audio/transcriptions" if name.endswith("hear") else "chat/completions"
     assert proxy.asked == [
         f"GET {enclave.enclave_url}/publicKey HTTP/1.1",
-        f"POST {enclave.proxy_url}/rvenc/{route} HTTP/1.1",
+        f"POST {enclave.gateway_url}/rvenc/{route} HTTP/1.1",
     ]
     assert b'"encryptedInference"' in proxy.seen
     assert WORDS(bytes(proxy.seen)) == set()

@@ -451,7 +451,7 @@ class Gateway:
 
     def settings(self, **values: Any) -> dict[str, Any]:
         """Keyword arguments for a client of this gateway."""
-        return {"api_key": "sk_test_key", "proxy_url": self.url, "enclave_url": self.url} | values
+        return {"api_key": "sk_test_key", "gateway_url": self.url, "enclave_url": self.url} | values
 
     def give_key(self, call: Call) -> None:
         """Answer with the enclave's key."""

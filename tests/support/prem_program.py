@@ -28,7 +28,7 @@ def settings(prem: LocalEnclave) -> dict[str, str]:
     """The environment in which `prem` asks this enclave."""
     return {
         "PREM_API_KEY": prem.api_key,
-        "PREM_PROXY_URL": prem.proxy_url,
+        "PREM_GATEWAY_URL": prem.gateway_url,
         "PREM_ENCLAVE_URL": prem.enclave_url,
     }
 

@@ -21,7 +21,7 @@ WHISPER = "openai/whisper-large-v3"
 
 def in_front_of(prem: LocalEnclave, **options: Any) -> LocalProxy:
     """A proxy that asks `prem`."""
-    return LocalProxy(**{"proxy_url": prem.proxy_url, "enclave_url": prem.enclave_url, **options})
+    return LocalProxy(**{"gateway_url": prem.gateway_url, "enclave_url": prem.enclave_url, **options})
 
 
 def chat(content: str = "Say hello.", **more: Any) -> dict[str, Any]:

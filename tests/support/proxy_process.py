@@ -1,6 +1,6 @@
 """A proxy in a process of its own, which can be asked what it holds.
 
-    python apart.py '{"proxy_url": …}'
+    python apart.py '{"gateway_url": …}'
 
 prints its URL. Then each line on standard input is a question, and gets a line of JSON: ``holds TEXT``, where an object
 of the process holds a string or bytes with that text; ``files``, which files it has made or opened for writing;

@@ -109,7 +109,7 @@ class Wire:
     def post(self, body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.http.post(
-            self.prem.proxy_url + path,
+            self.prem.gateway_url + path,
             content=content,
             headers={**self.headers, "content-type": "application/json", **(headers or {})},
         )
@@ -129,12 +129,12 @@ class Wire:
     def stream(self, params: Any) -> Iterator[tuple[Sealed, httpx.Response]]:
         sealed = self.seal(params)
         with self.http.stream(
-            "POST", self.prem.proxy_url + CHAT, json=sealed.body, headers=self.headers
+            "POST", self.prem.gateway_url + CHAT, json=sealed.body, headers=self.headers
         ) as response:
             yield sealed, response
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return self.http.get(self.prem.proxy_url + path, headers=self.headers, **options)
+        return self.http.get(self.prem.gateway_url + path, headers=self.headers, **options)
 
 
 def params(content: Any = "Say hello.", **more: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def foreign(kind):
 
 def endpoints(url="https://gateway", **values):
     return Endpoints(
-        **{"proxy_url": url, "enclave_url": url, "timeout": 5.0, "api_key": "sk_test_SECRET"} | values
+        **{"gateway_url": url, "enclave_url": url, "timeout": 5.0, "api_key": "sk_test_SECRET"} | values
     )
 
 

@@ -50,7 +50,7 @@ async def asynchronous() -> None:
 def langchain() -> None:
     with LocalEnclave(tier="base") as prem:
         llm = ChatPremEncrypted(
-            model="m", api_key=prem.api_key, proxy_url=prem.proxy_url, enclave_url=prem.enclave_url
+            model="m", api_key=prem.api_key, gateway_url=prem.gateway_url, enclave_url=prem.enclave_url
         )
         assert_type(llm.invoke("Hello!"), AIMessage)
 

@@ -93,14 +93,14 @@ def enclave(
 
 
 def _show(prem: LocalEnclave) -> None:
-    typer.echo(f"proxy        {prem.proxy_url}")
+    typer.echo(f"proxy        {prem.gateway_url}")
     typer.echo(f"enclave      {prem.enclave_url}")
     typer.echo(f"API key      {prem.api_key}")
     typer.echo(f"enclave key  sha256:{prem.public_key.fingerprint()}")
     typer.echo()
     for name, value in (
         ("PREM_API_KEY", prem.api_key),
-        ("PREM_PROXY_URL", prem.proxy_url),
+        ("PREM_GATEWAY_URL", prem.gateway_url),
         ("PREM_ENCLAVE_URL", prem.enclave_url),
     ):
         typer.echo(f"export {name}={shlex.quote(value)}")

@@ -103,7 +103,7 @@ def proxy(
             host=host,
             port=port,
             api_key=connection.api_key() if api_key_from_env or local else None,
-            proxy_url=connection.proxy_url,
+            gateway_url=connection.gateway_url,
             enclave_url=connection.enclave_url,
             enclave_public_key=connection.enclave_public_key,
             encryption_keys=connection.encryption_keys(),

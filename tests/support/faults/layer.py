@@ -234,9 +234,9 @@ class FaultLayer:
 
     @property
     def client_options(self) -> dict[str, str]:
-        """What a client needs: `api_key`, `proxy_url`, `enclave_url`."""
+        """What a client needs: `api_key`, `gateway_url`, `enclave_url`."""
         gateway, enclave = (f"http://127.0.0.1:{self._ports[party]}" for party in PARTIES)
-        return {"api_key": self.enclave.api_key, "proxy_url": gateway, "enclave_url": enclave}
+        return {"api_key": self.enclave.api_key, "gateway_url": gateway, "enclave_url": enclave}
 
     def strike(self, fault: Fault, times: int | None = None) -> None:
         """Let `fault` strike the next exchanges with its party: so many, or all that follow."""
@@ -382,7 +382,7 @@ class FaultLayer:
 
     @contextlib.asynccontextmanager
     async def _passed_on(self, exchange: Exchange, body: bytes) -> AsyncIterator[tuple[Head, Pieces]]:
-        url = self.enclave.proxy_url if exchange.party == "gateway" else self.enclave.enclave_url
+        url = self.enclave.gateway_url if exchange.party == "gateway" else self.enclave.enclave_url
         host = urlsplit(url).netloc
         headers = {**exchange.headers, "host": host, "connection": "close", "content-length": str(len(body))}
         lines = [f"{exchange.method} {exchange.target} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]

@@ -620,7 +620,7 @@ def run_http(data: bytes) -> Outcome:
 
 
 def _served(data: bytes, prem: LocalEnclave) -> Outcome:
-    url = urlsplit(prem.enclave_url if b"@ENCLAVE@" in data else prem.proxy_url)
+    url = urlsplit(prem.enclave_url if b"@ENCLAVE@" in data else prem.gateway_url)
     host = f"127.0.0.1:{url.port}".encode()
     head, blank, body = data.replace(b"@ENCLAVE@", b"").partition(b"\r\n\r\n")
     body = (
@@ -632,7 +632,7 @@ def _served(data: bytes, prem: LocalEnclave) -> Outcome:
     SERVED.runs += 1
     if SERVED.runs % 8 == 0:
         good = b"GET /models HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: sk_test_fuzz\r\n\r\n"
-        port = urlsplit(prem.proxy_url).port or 0
+        port = urlsplit(prem.gateway_url).port or 0
         assert _asked(port, good % port).kind == "200", "it does not answer any more"
     logged, SERVED.logged[:] = SERVED.logged[:], []
     assert logged == [], f"it logs that {logged[0].replace(':', ',')}"

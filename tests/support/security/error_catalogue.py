@@ -55,7 +55,7 @@ class World:
     def options(self, at: str = "says", **changed: Any) -> dict[str, Any]:
         """Settings of a client or model."""
         prem: LocalEnclave = getattr(self, at)
-        urls = {"proxy_url": prem.proxy_url, "enclave_url": prem.enclave_url}
+        urls = {"gateway_url": prem.gateway_url, "enclave_url": prem.enclave_url}
         return {**urls, "api_key": API_KEY, "encryption_keys": PAIR, "max_retries": 0, **changed}
 
 
@@ -133,7 +133,7 @@ TROUBLES: dict[str, Trouble] = {
     "a model that is not there": Trouble(prem_core.NotFoundError, at="quotes", params={"model": PROMPT}),
     "an engine that fails midway": Trouble(prem_core.InternalServerError, params={"model": "failing"}),
     "an upstream that is not there": Trouble(prem_core.InternalServerError, at="fails"),
-    "a gateway that is not there": Trouble(prem_core.APIConnectionError, options={"proxy_url": _NOBODY}),
+    "a gateway that is not there": Trouble(prem_core.APIConnectionError, options={"gateway_url": _NOBODY}),
     "an enclave that is not there": Trouble(
         prem_core.APIConnectionError, options={"enclave_url": _NOBODY, "encryption_keys": None}
     ),
@@ -199,7 +199,7 @@ def raised(world: World, name: str, way: str) -> Exception:
             options["api_key"] = world.stranger.api_key
         if trouble.gateway is not None:
             gateway = stack.enter_context(Gateway(trouble.gateway))
-            options |= {"proxy_url": gateway.url, "enclave_url": gateway.url, "encryption_keys": None}
+            options |= {"gateway_url": gateway.url, "enclave_url": gateway.url, "encryption_keys": None}
         return caught(lambda: WAYS[way](options, **trouble.params), trouble.kind)
 
 
@@ -263,7 +263,7 @@ def _from_environment(name: str, value: str, call: Callable[[], object]) -> obje
 
 
 _HEX, _BASE64 = KEK.hex(), base64.b64encode(KEK).decode()
-_PLAIN_HTTP = {"proxy_url": "http://gateway.example", "api_key": API_KEY}
+_PLAIN_HTTP = {"gateway_url": "http://gateway.example", "api_key": API_KEY}
 _FILE_DATA = base64.b64encode(FILE).decode()
 
 Other = tuple[type[Exception], Callable[[World], object]]
