@@ -25,6 +25,7 @@ import httpx
 
 from prem_core import _config
 from prem_core._audio.upload import DEFAULT_MODEL as AUDIO_MODEL
+from prem_core._crypto import keyfile
 from prem_core._errors import (
     APIConnectionError,
     AuthenticationError,
@@ -36,7 +37,7 @@ from prem_core._protocol import assumptions
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.routes import MODELS_ROUTE
 from prem_core._rate_limit.limits import Limits
-from prem_core._transport.http import TRANSLATIONS, ssl_context, translate
+from prem_core._transport.http import HTTPX_ERRORS, ssl_context, translate
 from prem_core._version import __version__
 from prem_core.cli.commands.chat import DEFAULT_MODEL
 from prem_core.cli.connection import Connection, find_kek
@@ -151,14 +152,14 @@ def _environment(connection: Connection, *, local: bool) -> Iterator[Check]:
         "network", State.INFO, f"set: {_listed([each for name in _NETWORK for each in _network(name)])}"
     )
 
-    if connection.kek_file is None and not _is_set(_config.KEK_VARIABLE):
+    if connection.kek_file is None and not _is_set(keyfile.KEK_VARIABLE):
         yield Check(
-            "KEK", State.INFO, f"{_config.KEK_VARIABLE} is not set; only prem keys and --keys need one"
+            "KEK", State.INFO, f"{keyfile.KEK_VARIABLE} is not set; only prem keys and --keys need one"
         )
     else:
-        where = connection.kek_file or _config.KEK_VARIABLE
+        where = connection.kek_file or keyfile.KEK_VARIABLE
         yield _attempt(
-            "KEK", lambda: find_kek(connection.kek_file), f"{where} holds {_config.KEK_BYTES} bytes"
+            "KEK", lambda: find_kek(connection.kek_file), f"{where} holds {keyfile.KEK_BYTES} bytes"
         )
     limits = Limits()
     yield Check(
@@ -202,15 +203,10 @@ def _service(
     fingerprint: str | None,
 ) -> Iterator[Check]:
     urls: dict[str, str] = {}
-    for party, setting, default in (
-        ("gateway", "gateway_url", _config.DEFAULT_GATEWAY_URL),
-        ("enclave", "enclave_url", _config.DEFAULT_ENCLAVE_URL),
-    ):
+    for party, setting in (("gateway", "gateway_url"), ("enclave", "enclave_url")):
         given = getattr(connection, setting)
         try:
-            urls[party] = _config.resolve_url(
-                setting, given, default, allow_insecure=connection.allow_insecure
-            )
+            urls[party] = _config.resolve_url(setting, given, allow_insecure=connection.allow_insecure)
         except PremError as error:
             yield Check(f"{party} URL", State.FAILED, f"{error} ({_origin(setting, given, local=local)})")
         else:
@@ -257,7 +253,7 @@ def _reachable(party: str, url: str, path: str, connection: Connection) -> Check
             http.stream("GET", url + path) as reply,
         ):
             status = reply.status_code
-    except tuple(foreign for foreign, _, _ in TRANSLATIONS) as error:
+    except HTTPX_ERRORS as error:
         return Check(party, State.FAILED, _why(error) or str(translate(error, party, reading=False)))
     took = f"answered in {1000 * (time.monotonic() - begun):.0f} ms (status {status})"
     if url.startswith("https:"):

@@ -19,11 +19,9 @@ import typer
 from prem_core._config import (
     DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT,
-    KEK_VARIABLE,
     VARIABLES,
     from_environment,
     positive,
-    resolve_kek,
 )
 from prem_core._errors import ConfigurationError
 from prem_core.cli import USAGE_ERROR
@@ -95,12 +93,12 @@ class Connection:
         """
         if self.keys is None:
             return None
-        from prem_core._crypto import keyfile
+        from prem_core import EncryptionKeys
 
         kek = find_kek(self.kek_file)
         if kek is None:
-            raise ConfigurationError(f"no KEK for --keys: set {KEK_VARIABLE}, or give --kek-file")
-        return keyfile.read(self.keys, kek)
+            raise ConfigurationError("no KEK for --keys: set CLIENT_KEK, or give --kek-file")
+        return EncryptionKeys.load(self.keys, kek)
 
     def _options(self) -> dict[str, Any]:
         import httpx
@@ -144,7 +142,7 @@ _KINDS: Final[dict[str, Any]] = {
     ),
     "kek_file": _option(
         str | None,
-        f"The file with the KEK that opens --keys. By default {KEK_VARIABLE} does.",
+        "The file with the KEK that opens --keys. By default CLIENT_KEK does.",
         metavar="FILE",
     ),
     "timeout": _option(
@@ -205,4 +203,4 @@ def find_kek(path: str | None) -> bytes | None:
 
     if path:
         return keyfile.read_kek(path)
-    return resolve_kek() if os.environ.get(KEK_VARIABLE, "").strip() else None
+    return keyfile.resolve_kek() if os.environ.get("CLIENT_KEK", "").strip() else None

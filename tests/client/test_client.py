@@ -1246,7 +1246,7 @@ def test_a_client_shows_neither_its_key_nor_its_keys(client_class):
 
 @pytest.mark.parametrize("client_class", [PremClient, AsyncPremClient])
 def test_a_client_is_not_pickled(client_class):
-    with pytest.raises(TypeError, match="not pickled"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(client_class(api_key="sk_test_SECRET"))
 
 
@@ -1322,7 +1322,7 @@ BUILT_IN = {"gateway_url": "https://gateway.prem.io", "enclave_url": "https://co
 def page(certificate, monkeypatch):
     """An https page whose body the test sets."""
     server, trusting = certificate
-    monkeypatch.setattr("prem_core._client.client.ssl_context", lambda: trusting)
+    monkeypatch.setattr("prem_core._client.endpoints.ssl_context", lambda: trusting)
     with Gateway(tls=server) as gateway:
         yield gateway
 

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_gateway import said
 
+from prem_core import _config
 from prem_core._config import (
-    DEFAULT_ENCLAVE_URL,
-    DEFAULT_GATEWAY_URL,
+    DEFAULT_URLS,
     VARIABLES,
+    environment_source,
     from_environment,
     is_loopback,
     not_negative,
@@ -17,8 +18,6 @@ from prem_core._config import (
     resolve_url,
 )
 from prem_core._errors import ConfigurationError
-
-D = "https://default"
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +28,35 @@ def _no_environment(monkeypatch):
 
 
 def test_the_defaults_are_https():
-    assert resolve_url("gateway_url", None, DEFAULT_GATEWAY_URL) == "https://gateway.prem.io"
-    assert resolve_url("enclave_url", None, DEFAULT_ENCLAVE_URL) == "https://conf-engine.prem.io"
+    assert resolve_url("gateway_url", None) == "https://gateway.prem.io"
+    assert resolve_url("enclave_url", None) == "https://conf-engine.prem.io"
 
 
 @pytest.mark.parametrize("setting", ["gateway_url", "enclave_url"])
+@pytest.mark.filterwarnings("ignore:PROXY_URL is used")
 def test_an_argument_wins_over_the_environment_and_that_over_the_default(setting, monkeypatch):
-    prefixed, plain = VARIABLES[setting]
-    assert resolve_url(setting, None, D) == D
-    monkeypatch.setenv(plain, "https://plain")
-    assert resolve_url(setting, None, D) == "https://plain"
-    monkeypatch.setenv(prefixed, "https://prefixed")
-    assert resolve_url(setting, None, D) == "https://prefixed"
-    assert resolve_url(setting, "https://argument", D) == "https://argument"
+    assert resolve_url(setting, None) == DEFAULT_URLS[setting]
+    for variable in reversed(VARIABLES[setting]):
+        monkeypatch.setenv(variable, f"https://{variable.lower()}")
+        assert resolve_url(setting, None) == f"https://{variable.lower()}"
+        assert environment_source(setting) == variable
+    assert resolve_url(setting, "https://argument") == "https://argument"
+
+
+def test_a_plain_proxy_url_that_wins_is_warned_of_once(monkeypatch):
+    monkeypatch.setattr(_config, "_warned_of_proxy_url", False)
+    monkeypatch.setenv("PROXY_URL", "https://corporate.example")
+    with pytest.warns(UserWarning, match="PROXY_URL is used as Prem's gateway.*set PREM_GATEWAY_URL"):
+        assert resolve_url("gateway_url", None) == "https://corporate.example"
+    assert resolve_url("gateway_url", None) == "https://corporate.example"
+
+
+@pytest.mark.filterwarnings("ignore:PROXY_URL is used")
+@pytest.mark.parametrize("variable", VARIABLES["gateway_url"])
+def test_an_error_names_the_variable_that_a_url_comes_from(variable, monkeypatch):
+    monkeypatch.setenv(variable, "http://corporate.example:8080")
+    with pytest.raises(ConfigurationError, match=rf"gateway_url \(from {variable}\) is plain http"):
+        resolve_url("gateway_url", None)
 
 
 def test_the_variables_have_the_documented_names():
@@ -56,9 +71,9 @@ def test_the_variables_have_the_documented_names():
 def test_an_empty_variable_counts_as_unset(value, monkeypatch):
     monkeypatch.setenv("PREM_API_KEY", value)
     monkeypatch.setenv("PREM_GATEWAY_URL", value)
-    monkeypatch.setenv("PROXY_URL", "https://plain")
+    monkeypatch.setenv("PREM_PROXY_URL", "https://other")
     assert from_environment("api_key") is None
-    assert resolve_url("gateway_url", None, D) == "https://plain"
+    assert resolve_url("gateway_url", None) == "https://other"
 
 
 def test_a_variable_is_read_without_the_space_around_it(monkeypatch):
@@ -135,7 +150,7 @@ def test_every_api_key_that_is_accepted_can_stand_in_a_header(key):
     ],
 )
 def test_an_endpoint_is_taken_without_its_trailing_slash(url, expected):
-    assert resolve_url("gateway_url", url, D) == expected
+    assert resolve_url("gateway_url", url) == expected
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,7 @@ def test_an_endpoint_is_taken_without_its_trailing_slash(url, expected):
 )
 def test_what_is_no_url_is_refused_by_its_setting(url):
     with pytest.raises(ConfigurationError, match="enclave_url"):
-        resolve_url("enclave_url", url, D)
+        resolve_url("enclave_url", url)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +195,7 @@ def test_what_is_no_url_is_refused_by_its_setting(url):
 )
 def test_an_endpoint_with_more_than_a_host_and_a_path_is_refused_and_not_quoted(url):
     with pytest.raises(ConfigurationError, match="gateway_url") as caught:
-        resolve_url("gateway_url", url, D)
+        resolve_url("gateway_url", url)
     assert "SECRET" not in said(caught.value)
 
 
@@ -201,14 +216,14 @@ def test_an_endpoint_with_more_than_a_host_and_a_path_is_refused_and_not_quoted(
 )
 def test_plain_http_to_another_machine_is_refused_unless_it_is_meant(url):
     with pytest.raises(ConfigurationError, match="allow_insecure"):
-        resolve_url("gateway_url", url, D)
-    assert resolve_url("gateway_url", url, D, allow_insecure=True) == url
+        resolve_url("gateway_url", url)
+    assert resolve_url("gateway_url", url, allow_insecure=True) == url
 
 
 def test_an_environment_variable_is_held_to_the_same_rules(monkeypatch):
     monkeypatch.setenv("PREM_GATEWAY_URL", "http://gateway.prem.io")
     with pytest.raises(ConfigurationError, match="gateway_url"):
-        resolve_url("gateway_url", None, D)
+        resolve_url("gateway_url", None)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.255.254", "::1"])
@@ -226,7 +241,7 @@ def test_another_machine_is_not_loopback(host):
 @given(st.text(max_size=40))
 def test_no_text_breaks_the_reading_of_an_endpoint(url):
     try:
-        found = resolve_url("gateway_url", f"https://{url}", D)
+        found = resolve_url("gateway_url", f"https://{url}")
     except ConfigurationError:
         return
     assert found.startswith("https://")
@@ -236,7 +251,7 @@ def test_no_text_breaks_the_reading_of_an_endpoint(url):
 @pytest.mark.parametrize("url", [" https://host", "https://host\n", "\thttps://host/ "])
 def test_space_around_an_endpoint_is_dropped_or_refused(url):
     try:
-        assert resolve_url("gateway_url", url, D) == "https://host"
+        assert resolve_url("gateway_url", url) == "https://host"
     except ConfigurationError as error:
         assert "gateway_url" in str(error)
 

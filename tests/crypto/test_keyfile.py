@@ -20,7 +20,7 @@ from nacl.secret import Aead
 from support.fake_gateway import said
 
 from prem_core import AsyncPremClient, EnclaveKeyError, EncryptionKeys, PremClient
-from prem_core._config import KEK_VARIABLE, resolve_kek
+from prem_core._crypto.keyfile import KEK_VARIABLE, resolve_kek
 from prem_core._crypto import keyfile
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, PrivateKey
 from prem_core._errors import ConfigurationError
@@ -107,7 +107,7 @@ class TestRoundTrip:
     def test_keys_of_unknown_origin_stay_so(self, tmp_path):
         EncryptionKeys(SECRET, CIPHER_TEXT).save(tmp_path / "k", KEK)
         assert EncryptionKeys.load(tmp_path / "k", KEK).enclave_fingerprint is None
-        assert keyfile.look(tmp_path / "k").enclave_fingerprint is None
+        assert keyfile.read_header(tmp_path / "k").enclave_fingerprint is None
 
     def test_no_two_files_have_the_same_nonce_or_sealed_secret(self, tmp_path):
         images = []
@@ -143,14 +143,14 @@ class TestFormat:
         path.write_bytes(header + bytes(Aead(KEK).encrypt(SECRET, header, bytes(24))))
         path.chmod(0o600)
         assert EncryptionKeys.load(path, KEK) == KEYS
-        assert keyfile.look(path).created == datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
+        assert keyfile.read_header(path).created == datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
 
     def test_the_secret_is_not_in_the_file(self, path):
         assert SECRET not in path.read_bytes()
         assert KEK not in path.read_bytes()
 
     def test_a_file_as_seen_without_the_kek_shows_no_secret(self, path):
-        file = keyfile.look(path)
+        file = keyfile.read_header(path)
         assert file.enclave_fingerprint == "ab" * 32
         assert "PREMKEYS" not in repr(file)
         assert not any(form in repr(file) for form in spelled(SECRET))
@@ -202,7 +202,7 @@ class TestDamage:
         for seconds in (1 << 40, 1 << 63, (1 << 64) - 1):
             image = path.read_bytes()
             path.write_bytes(image[:10] + seconds.to_bytes(8) + image[18:])
-            refused(lambda: keyfile.look(path), match="date is impossible")
+            refused(lambda: keyfile.read_header(path), match="date is impossible")
 
 
 class TestRefused:
@@ -228,7 +228,7 @@ class TestRefused:
 
     def test_where_there_are_no_such_bits_they_are_not_asked_for(self, path, monkeypatch):
         path.chmod(0o666)
-        file = keyfile.look(path)
+        file = keyfile.read_header(path)
         monkeypatch.setattr(keyfile.os, "name", "nt")
         file.check_mode()
 

@@ -22,7 +22,8 @@ from support.fake_gateway import (
 from prem_core import _errors as errors
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
-from prem_core._protocol.flow import MAX_ERROR_BODY, FetchKey, Head, Send, complete_chat
+from prem_core._protocol.error_body import MAX_ERROR_BODY
+from prem_core._protocol.flow import ResponseHead, Send, chat
 from prem_core._protocol.request_schema import chat_plaintext
 from prem_core._protocol.routes import CHAT_ROUTE
 
@@ -167,7 +168,7 @@ def test_given_keys_are_used_for_every_request_under_fresh_nonces(ask):
 
 
 def test_no_step_shows_what_it_carries():
-    steps = complete_chat(chat_plaintext({**PARAMS, "safety_identifier": "SECRET"}), default_settings())
+    steps = chat(chat_plaintext({**PARAMS, "safety_identifier": "SECRET"}), default_settings(), stream=False)
     enclave = Enclave()
     fetch = next(steps)
     send = steps.send(enclave.public)
@@ -175,7 +176,7 @@ def test_no_step_shows_what_it_carries():
     for step in (
         fetch,
         send,
-        Head(200, {"authorization": "SECRET"}),
+        ResponseHead(200, {"authorization": "SECRET"}),
         default_settings(keys=enclave_keys(enclave)),
     ):
         assert "SECRET" not in repr(step)
@@ -207,7 +208,7 @@ def test_a_turned_key_is_fetched_once_more_and_the_request_sealed_to_it(ask):
     pair = Pair(enclave=new, answers=[KEY_ROTATED, lambda opened: opened.stream()])
     pair.keys = [old.public, new.public]
     ask(pair)
-    assert pair.fetches == [FetchKey(None), FetchKey(old.public)]
+    assert pair.fetches == [None, old.public]
     assert len(pair.sent) == 2
     assert pair.sleeps == []
     assert pair.opened[0].params["messages"] == PARAMS["messages"]

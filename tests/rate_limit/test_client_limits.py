@@ -673,7 +673,7 @@ def test_a_call_that_gave_up_on_the_key_does_not_give_up_for_others():
         ThreadPoolExecutor(2) as pool,
     ):
         hasty = PremClient(**gateway.settings(total_timeout=0.2))
-        hasty._key_lock = client._key_lock
+        hasty._requester._key_lock = client._requester._key_lock
         gave_up = pool.submit(ask, hasty)
         time.sleep(0.05)
         patient = pool.submit(ask, client)

@@ -6,13 +6,14 @@ The cryptography is real in both: a `PrivateKey` opens what the client sealed an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -22,17 +23,19 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey, PublicKey
 from prem_core._errors import PremError
 from prem_core._protocol.flow import (
+    Acquire,
     FetchKey,
-    Head,
+    Flow,
+    FlowSettings,
     Read,
+    Release,
+    ResponseHead,
     Send,
-    Settings,
     Sleep,
-    StreamBegun,
-    complete_chat,
+    Step,
+    chat,
     fetch_public_key,
     list_models,
-    stream_chat,
 )
 from prem_core._protocol.request_schema import chat_plaintext
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model
@@ -174,10 +177,10 @@ class Reply:
 Answer = Callable[[Opened], "Reply | bytes | PremError"]
 
 
-def default_settings(**values: Any) -> Settings:
+def default_settings(**values: Any) -> FlowSettings:
     """A client's settings, without jitter."""
-    policy = RetryPolicy(max_retries=values.pop("max_retries", 2), dice=lambda: 0.0)
-    return Settings(**{"retry": policy, "max_buffer_size": 10 * 1024 * 1024} | values)
+    policy = RetryPolicy(max_retries=values.pop("max_retries", 2), rng=lambda: 0.0)
+    return FlowSettings(**{"retry": policy, "max_buffer_size": 10 * 1024 * 1024} | values)
 
 
 class Pair:
@@ -192,7 +195,7 @@ class Pair:
 
     def __init__(
         self,
-        client: Settings | None = None,
+        client: FlowSettings | None = None,
         enclave: Enclave | None = None,
         answers: Sequence[Answer | Reply | bytes | PremError] = (),
     ) -> None:
@@ -204,20 +207,22 @@ class Pair:
         self.sent: list[Send] = []
         self.opened: list[Opened] = []
         self._known: PublicKey | None = None
-        #: Those for which no known key would do.
-        self.fetches: list[FetchKey] = []
+        #: The stale key of each fetch; None where no key was known.
+        self.fetches: list[PublicKey | None] = []
         self.sleeps: list[float] = []
+        self.releases: list[Release] = []
         self.reads = 0
         self._pieces: Iterator[bytes | PremError] = iter(())
 
     def complete(self, **params: Any) -> ChatCompletion:
         """A chat completion as a whole."""
-        return self.run(complete_chat(chat_plaintext({**PARAMS, **params}), self.client))
+        return self.run(chat(chat_plaintext({**PARAMS, **params}), self.client, stream=False))
 
     def stream(self, **params: Any) -> Iterator[ChatCompletionChunk]:
         """A streamed chat completion. The request goes out at once, as with the clients."""
-        begun = self.run(stream_chat(chat_plaintext({**PARAMS, **params, "stream": True}), self.client))
-        return self._rest(begun)
+        plaintext = chat_plaintext({**PARAMS, **params, "stream": True})
+        chunks = self.results(chat(plaintext, self.client, stream=True))
+        return itertools.chain((next(chunks),), chunks)
 
     def models(self, kind: str | None = None) -> list[Model]:
         """The models list."""
@@ -227,19 +232,26 @@ class Pair:
         """The enclave's key, fetched."""
         return self.run(fetch_public_key(self.client))
 
-    def run(self, steps: Generator[Any, Any, Any]) -> Any:
-        """Do what the exchange says until it returns."""
-        try:
-            step = next(steps)
+    def run(self, flow: Flow) -> Any:
+        """The last result of `flow`."""
+        return list(self.results(flow))[-1]
+
+    def results(self, flow: Flow) -> Iterator[Any]:
+        """Perform the steps of `flow`, and yield its results."""
+        outcome: Any = None
+        with contextlib.suppress(StopIteration):
+            step = next(flow)
             while True:
-                try:
-                    outcome = self._perform(step)
-                except PremError as error:
-                    step = steps.throw(error)
+                if isinstance(step, Step):
+                    try:
+                        outcome = self._perform(step)
+                    except PremError as error:
+                        step = flow.throw(error)
+                        continue
                 else:
-                    step = steps.send(outcome)
-        except StopIteration as stop:
-            return stop.value
+                    yield step
+                    outcome = None
+                step = flow.send(outcome)
 
     def _perform(self, step: Any) -> Any:
         if isinstance(step, Read):
@@ -248,12 +260,15 @@ class Pair:
         if isinstance(step, Sleep):
             self.sleeps.append(step.seconds)
             return None
+        if isinstance(step, Release):
+            self.releases.append(step)
+            return None
+        if isinstance(step, Acquire):
+            if self.releases and (pause := self.releases[-1].pause) is not None:
+                self.sleeps.append(pause)
+            return self._key(None) if step.key else None
         if isinstance(step, FetchKey):
-            # As a client does it: a known key is given again, until it is the stale one.
-            if self._known is None or self._known == step.stale:
-                self.fetches.append(step)
-                self._known = self._given(self.keys.pop(0) if len(self.keys) > 1 else self.keys[0])
-            return self._known
+            return self._key(step.stale)
         assert isinstance(step, Send)
         self.sent.append(step)
         answer: Any = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -265,7 +280,14 @@ class Pair:
         answer = self._given(answer)
         reply = Reply([answer]) if isinstance(answer, bytes) else answer
         self._pieces = iter(reply.pieces)
-        return Head(reply.status, reply.headers, reply.received)
+        return ResponseHead(reply.status, reply.headers, reply.received)
+
+    def _key(self, stale: PublicKey | None) -> PublicKey:
+        # As a client does it: a known key is returned again, unless it is the stale one.
+        if self._known is None or self._known == stale:
+            self.fetches.append(stale)
+            self._known = self._given(self.keys.pop(0) if len(self.keys) > 1 else self.keys[0])
+        return self._known
 
     def _given(self, value: Any) -> Any:
         if isinstance(value, PremError):
@@ -275,14 +297,6 @@ class Pair:
     def _read(self) -> bytes:
         # An empty piece means the end, so none may come before it.
         return self._given(next((piece for piece in self._pieces if piece != b""), b""))
-
-    def _rest(self, begun: StreamBegun) -> Iterator[ChatCompletionChunk]:
-        yield from begun.chunks
-        while not begun.reader.done:
-            piece = self._read()
-            if not piece:
-                begun.reader.finish()
-            yield from begun.reader.feed(piece)
 
 
 def until(condition: Callable[[], bool], timeout: float = 5.0) -> bool:

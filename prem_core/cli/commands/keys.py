@@ -77,14 +77,14 @@ def generate(
         if new_kek:
             keyfile.write_kek(new_kek, kek)
         try:
-            keyfile.write(path, made, kek, overwrite=force)
+            made.save(path, kek, overwrite=force)
         except PremError:
             if new_kek:  # it seals nothing
                 os.unlink(new_kek)
             raise
-    typer.echo(f"keys         {keyfile.shown(path)}")
+    typer.echo(f"keys         {keyfile.quote_path(path)}")
     if new_kek:
-        typer.echo(f"KEK          {keyfile.shown(new_kek)}")
+        typer.echo(f"KEK          {keyfile.quote_path(new_kek)}")
     typer.echo(f"enclave key  sha256:{made.enclave_fingerprint}")
     typer.echo(f"cipher text  sha256:{hashlib.sha256(made.cipher_text).hexdigest()}")
 
@@ -108,7 +108,7 @@ def inspect(
     with ending_in(USAGE_ERROR):
         kek = find_kek(kek_file)
     with ending_in(FAILURE):
-        file = keyfile.look(path)
+        file = keyfile.read_header(path)
         typer.echo(f"version      {file.version}")
         typer.echo(f"created      {file.created.isoformat()}")
         known = file.enclave_fingerprint
