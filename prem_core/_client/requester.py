@@ -87,7 +87,9 @@ class _Requester:
             if self._own_chunk_timeout
             else _read_timeout(timeout),
         )
-        self.limits = resolve_limits(options["limits"], options["max_concurrency"], options["requests_per_second"])
+        self.limits = resolve_limits(
+            options["limits"], options["max_concurrency"], options["requests_per_second"]
+        )
         #: How many fetches of the enclave's key have failed, and the last failure.
         self._failures = 0
         self._failure: PremError | None = None

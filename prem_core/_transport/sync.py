@@ -251,7 +251,9 @@ class SyncDriver:
             threading.Thread(target=_abort, args=(response, data, permit), daemon=True).start()
 
 
-def _abort(response: httpx.Response, data: Iterator[bytes] | None = None, permit: Permit | None = None) -> None:
+def _abort(
+    response: httpx.Response, data: Iterator[bytes] | None = None, permit: Permit | None = None
+) -> None:
     del data
     try:
         # Closing a socket neither wakes a thread that reads from it nor informs the other side. This does both.

@@ -51,7 +51,9 @@ def test_without_a_rate_no_request_waits():
 
 
 @pytest.mark.parametrize(("rate", "burst", "wait"), [(0.5, 1, 2.0), (1.0, 1, 1.0), (4.0, 4, 0.25)])
-def test_a_configured_rate_allows_one_seconds_requests_at_once_and_then_one_after_the_other(rate, burst, wait):
+def test_a_configured_rate_allows_one_seconds_requests_at_once_and_then_one_after_the_other(
+    rate, burst, wait
+):
     limiter = RateLimiter(rate, 0.0)
     for now in (0.0, 1000.0):  # a long idle time saves up no more than the burst
         for _ in range(burst):
