@@ -1,8 +1,8 @@
 """Send 200 prompts against the BASE tier's limits, and report errors, retries and requests in flight.
 
 The embedded enclave has the limits of the BASE tier (5 concurrent requests; a bucket of 5 requests, refilled with 1 a
-second). The prompts are short, so that its 38,000 tokens a minute do not matter. One process, one model object. The tier
-needs at least 195 seconds for 200 requests.
+second). The prompts are short, so that its 38,000 tokens a minute do not matter. One process, one model object. The
+tier needs at least 195 seconds for 200 requests.
 
     python benchmarks/limits_base_tier.py [--prompts 200] [--ways batch,abatch,fan-out,streams]
 """

@@ -98,38 +98,38 @@ class Limits:
         self._queue = AdmissionQueue(*self._settings, time.monotonic())
         self._timer: _Timer | None = None
 
-    # What a permit uses.
+    # What a permit uses. Another kind of limits may grant its permits elsewhere.
 
     def _request(self, waiter: Waiter) -> None:
-        """Let `waiter` wait for a slot. If one is free, it is often granted before this returns."""
+        """Let `waiter` wait for a slot. If one is free, it is mostly granted before this returns."""
         self._do(partial(self._queue.enqueue, waiter))
 
     def _wake_when_granted(self, waiter: Waiter, wake: Callable[[], object]) -> None:
-        """Have `wake` called, from any thread, when the request may start; at once if it may already."""
-        self._do(partial(self._set_wake, waiter, wake))
+        """Call `wake` when the request may start: on any thread, and at once if it may start already."""
+
+        def operation() -> None:
+            waiter.wake = wake
+            if waiter.granted:
+                self._wake(waiter)
+
+        self._do(operation)
 
     def _release(
         self, waiter: Waiter, pause: float | None, rate_limited: bool, spacing: float | None
     ) -> None:
         """See `Permit.release`."""
-        self._do(partial(self._remove, waiter, pause, rate_limited, spacing))
 
-    # The operations: done by the thread that holds the lock.
+        def operation() -> None:
+            # First the pause: the slot must not be granted to a request that would be answered 429 as well.
+            now = time.monotonic()
+            if rate_limited:
+                self._queue.count_rate_limit(waiter, now, spacing)
+            if pause is not None:
+                self._queue.pause(now, pause)
+            self._queue.remove(waiter)
+            waiter.wake = None
 
-    def _set_wake(self, waiter: Waiter, wake: Callable[[], object]) -> None:
-        waiter.wake = wake
-        if waiter.granted:
-            self._wake(waiter)
-
-    def _remove(self, waiter: Waiter, pause: float | None, rate_limited: bool, spacing: float | None) -> None:
-        # First the pause: the slot must not be granted to a request that would be answered 429 as well.
-        now = time.monotonic()
-        if rate_limited:
-            self._queue.count_rate_limit(waiter, now, spacing)
-        if pause is not None:
-            self._queue.pause(now, pause)
-        self._queue.remove(waiter)
-        waiter.wake = None
+        self._do(operation)
 
     def _do(self, operation: Callable[[], object] | None = None) -> None:
         """Do an operation, or leave it to the thread that holds the lock; then grant what can be granted."""
