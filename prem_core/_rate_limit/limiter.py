@@ -25,7 +25,7 @@ from typing import Final
 FAST_INCREASE: Final = 0.5
 
 #: The part of the halved rate that is added each second after a further 429. The service is then tested about every
-#: 25 seconds at any speed: under the BASE tier's limits about one request in 20 is answered 429, and so little of the
+#: 25 seconds at any speed: under the BASE tier's limits about one request in 16 is answered 429, and so little of the
 #: tier's rate is lost that its bucket of five absorbs it.
 INCREASE_SHARE: Final = 0.04
 
@@ -51,15 +51,8 @@ class RateLimiter:
     """
 
     __slots__ = (
-        "_burst",
-        "_ceiling",
-        "_decreased",
-        "_increase",
-        "_level",
-        "_paused_until",
-        "_rate",
-        "_updated",
-    )
+        "_burst", "_ceiling", "_decreased", "_increase", "_level", "_paused_until", "_rate", "_updated",
+    )  # fmt: skip
 
     def __init__(self, requests_per_second: float | None, now: float) -> None:
         self._ceiling = self._rate = requests_per_second
