@@ -26,7 +26,7 @@ from prem_core._protocol.flow import Flow, FlowSettings, Send, fetch_public_key
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, RetryPolicy
-from prem_core._rate_limit.limits import limits_of
+from prem_core._rate_limit.limits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import POOL_LIMITS, BodyStream, no_cookies, ssl_context
 from prem_core._transport.loops import LoopClient, LoopClients
@@ -87,7 +87,9 @@ class _Requester:
             if self._own_chunk_timeout
             else _read_timeout(timeout),
         )
-        self.limits = limits_of(options["limits"], options["max_concurrency"], options["requests_per_second"])
+        self.limits = resolve_limits(
+            options["limits"], options["max_concurrency"], options["requests_per_second"]
+        )
         #: How many fetches of the enclave's key have failed, and the last failure.
         self._failures = 0
         self._failure: PremError | None = None
