@@ -97,8 +97,10 @@ class _Requester:
     def call_settings(self, timeout: Timeout = None) -> FlowSettings:
         """The settings of a call that starts now."""
         settings = self._settings
-        if timeout is not None and not self._own_chunk_timeout:
-            settings = dataclasses.replace(settings, chunk_timeout=_read_timeout(timeout))
+        if timeout is not None:
+            _checked(timeout)
+            if not self._own_chunk_timeout:
+                settings = dataclasses.replace(settings, chunk_timeout=_read_timeout(timeout))
         if self._total_timeout is not None:
             settings = dataclasses.replace(settings, deadline=settings.clock() + self._total_timeout)
         return settings
@@ -183,7 +185,6 @@ class Requester(_Requester):
 
     def run(self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None) -> Any:
         """The result of the flow made from the call's settings."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         return self._driver(timeout, settings.deadline).run(flow(settings))
 
@@ -191,7 +192,6 @@ class Requester(_Requester):
         self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None
     ) -> tuple[SyncDriver, Iterator[Any]]:
         """The flow's results as an iterator, and the driver that produces them."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         driver = self._driver(timeout, settings.deadline)
         return driver, driver.stream(flow(settings))
@@ -255,7 +255,6 @@ class AsyncRequester(_Requester):
 
     async def run(self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None) -> Any:
         """The result of the flow made from the call's settings."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         return await (await self._driver(timeout, settings.deadline)).run(flow(settings))
 
@@ -263,7 +262,6 @@ class AsyncRequester(_Requester):
         self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None
     ) -> tuple[AsyncDriver, AsyncGenerator[Any, None]]:
         """The flow's results as an iterator, and the driver that produces them."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         driver = await self._driver(timeout, settings.deadline)
         return driver, driver.stream(flow(settings))

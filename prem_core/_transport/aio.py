@@ -30,10 +30,10 @@ from prem_core._transport.http import (
     DRAIN_MAX_READS,
     DRAIN_TIMEOUT,
     HTTPX_ERRORS,
+    BodyStream,
     BuildRequest,
     KnownKey,
     is_decoded,
-    release_body,
     response_head,
     translate,
 )
@@ -157,7 +157,8 @@ class AsyncDriver:
                 await connection.close()
                 raise
             finally:
-                release_body(request)
+                if isinstance(request.stream, BodyStream):
+                    request.stream.release()
         except HTTPX_ERRORS as error:
             failure = translate(error, step.party, reading=False)
         else:

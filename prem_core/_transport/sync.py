@@ -31,11 +31,11 @@ from prem_core._transport.http import (
     DRAIN_MAX_READS,
     DRAIN_TIMEOUT,
     HTTPX_ERRORS,
+    BodyStream,
     BuildRequest,
     KnownKey,
     is_decoded,
     limit_to_deadline,
-    release_body,
     response_head,
     translate,
 )
@@ -147,7 +147,8 @@ class SyncDriver:
             try:
                 response = self._client.send(request, stream=True, follow_redirects=False)
             finally:
-                release_body(request)
+                if isinstance(request.stream, BodyStream):
+                    request.stream.release()
         except HTTPX_ERRORS as error:
             failure = self._failure(error, reading=False)
         else:
