@@ -1,6 +1,6 @@
 """Include sections of other files in pages, and refuse pages that load anything from another host.
 
-A line ``--8<-- "README.md", Speed`` in a page is replaced by the text below that heading, so that each table exists once.
+A line ``--8<-- "README.md", Speed`` in a page is replaced by the text below that heading: each table exists once.
 (`pymdownx.snippets` includes whole files with such a line, but sections only between markers.)
 """
 
