@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import runpy
+from typing import Any
 
 import griffe
 import pytest
 from support.documentation import DOCS
 
+from prem_core._client.options import AsyncClientOptions, SyncClientOptions
 from prem_core._protocol.request_schema import ChatOptions, TranscriptionOptions
 
 
@@ -21,21 +23,23 @@ def loaded() -> griffe.Object:
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("documented", "options"),
     [
         ("_client.chat.Completions.create", ChatOptions),
         ("_client.audio.Transcriptions.create", TranscriptionOptions),
+        ("_client.client.PremClient", SyncClientOptions),
+        ("_client.client.AsyncPremClient", AsyncClientOptions),
     ],
 )
-def test_the_parameters_of_a_request_are_listed(
-    method: str, options: type[object], loaded: griffe.Object
+def test_the_parameters_of_a_request_and_the_options_of_a_client_are_listed(
+    documented: str, options: Any, loaded: griffe.Object
 ) -> None:
-    docstring = loaded[method].docstring
+    docstring = loaded[documented].docstring
     sections = [
         section for section in docstring.parsed if section.kind is griffe.DocstringSectionKind.parameters
     ]
     listed = {parameter.name for section in sections for parameter in section.value}
-    assert set(options.__annotations__) <= listed
+    assert options.__optional_keys__ <= listed
     assert not any(name.startswith("*") for name in listed)
 
 
