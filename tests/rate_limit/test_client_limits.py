@@ -54,8 +54,9 @@ async def test_tasks_have_no_more_than_max_concurrency_requests_open():
         async with AsyncPremClient(**gateway.settings()) as client:
             tasks = [asyncio.ensure_future(ask(client)) for _ in range(10)]
             tasks += [asyncio.ensure_future(read(client)) for _ in range(10)]
-            await asyncio.to_thread(eventually, lambda: len(gateway.chats()) == 5)
-            assert (client.stats.in_flight, client.stats.waiting) == (5, 15)
+            assert await asyncio.to_thread(eventually, lambda: client.stats.waiting == 15)
+            assert await asyncio.to_thread(eventually, lambda: len(gateway.chats()) == 5)
+            assert client.stats.in_flight == 5
             held.release.set()
             await asyncio.gather(*tasks)
     assert client.stats == Stats(requests=20)
