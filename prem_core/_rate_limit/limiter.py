@@ -64,8 +64,10 @@ class RateLimiter:
 
     def wait(self, now: float) -> float:
         """Seconds until a request may start; 0 or less if it may start now."""
-        self._advance(now)
         pause = self._paused_until - now
+        if self._rate is None:
+            return pause
+        self._advance(now)
         if self._rate is None or self._level >= 1 - ROUNDING:
             return pause
         pause = max(0.0, pause)
@@ -78,8 +80,8 @@ class RateLimiter:
 
     def start(self, now: float) -> None:
         """Take the token of a request that starts."""
-        self._advance(now)
         if self._rate is not None:
+            self._advance(now)
             self._level -= 1
 
     def pause(self, now: float, seconds: float) -> None:
@@ -177,6 +179,9 @@ class Stats:
 class AdmissionQueue:
     """Say which requests may start: first come, first served.
 
+    Attributes:
+        waiting: The waiters that were not granted yet.
+
     Args:
         max_concurrency: Slots; None for any number.
         requests_per_second: See `RateLimiter`.
@@ -188,35 +193,35 @@ class AdmissionQueue:
         self._rate = RateLimiter(requests_per_second, now)
         self._positions = itertools.count()
         self._sequence = itertools.count()
-        # A waiter that was removed stays in the heap until it comes to its top; `_waiting` has those that count.
+        # A waiter that was removed stays in the heap until it comes to its top; `waiting` has those that count.
         self._heap: list[tuple[int, int, Waiter]] = []
-        self._waiting: set[Waiter] = set()
+        self.waiting: set[Waiter] = set()
         self._open: set[Waiter] = set()
         self._requests = self._retries = self._rate_limited = 0
 
     @property
     def stats(self) -> Stats:
         """The counts."""
-        return Stats(self._requests, self._retries, self._rate_limited, len(self._open), len(self._waiting))
+        return Stats(self._requests, self._retries, self._rate_limited, len(self._open), len(self.waiting))
 
     def enqueue(self, waiter: Waiter) -> None:
         """Add a waiter: behind all others, or for a retry at its former place."""
         if waiter.position is None:
             waiter.position = next(self._positions)
-        self._waiting.add(waiter)
+        self.waiting.add(waiter)
         heapq.heappush(self._heap, (waiter.position, next(self._sequence), waiter))
 
     def remove(self, waiter: Waiter) -> None:
         """Free its slot or its place; does nothing if it has neither."""
         self._open.discard(waiter)
-        self._waiting.discard(waiter)
+        self.waiting.discard(waiter)
 
     def pop_ready(self, now: float) -> list[Waiter]:
         """The waiters whose requests may start now. Each has a slot from here on."""
         ready: list[Waiter] = []
-        while self._has_candidate() and self._rate.wait(now) <= 0:
+        while self.waiting and self._has_candidate() and self._rate.wait(now) <= 0:
             waiter = heapq.heappop(self._heap)[-1]
-            self._waiting.discard(waiter)
+            self.waiting.discard(waiter)
             self._open.add(waiter)
             self._rate.start(now)
             waiter.granted, waiter.started = True, now
@@ -246,6 +251,6 @@ class AdmissionQueue:
             self._rate.slow_down(now, waiter.started, spacing)
 
     def _has_candidate(self) -> bool:
-        while self._heap and self._heap[0][-1] not in self._waiting:
+        while self._heap and self._heap[0][-1] not in self.waiting:
             heapq.heappop(self._heap)
         return bool(self._heap) and len(self._open) < self._slots

@@ -143,11 +143,12 @@ class Limits:
                 self._lock.release()
 
     def _grant(self) -> None:
-        now = time.monotonic()
-        while ready := self._queue.pop_ready(now):
+        queue, now = self._queue, time.monotonic()
+        while queue.waiting and (ready := queue.pop_ready(now)):
             for waiter in ready:
-                self._wake(waiter)
-        wait = self._queue.wait(now)
+                if waiter.wake is not None:
+                    self._wake(waiter)
+        wait = queue.wait(now) if queue.waiting else None
         due = math.inf if wait is None else now + wait
         if self._timer is not None:
             self._timer.set(due)
