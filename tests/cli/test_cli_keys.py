@@ -163,7 +163,7 @@ def test_a_kek_file_that_cannot_be_used_is_said(keys: Prem, tmp_path: Path) -> N
 def test_a_file_that_is_there_is_replaced_only_by_force(keys: Prem, tmp_path: Path) -> None:
     assert keys("generate", "k", *PIN, CLIENT_KEK=KEK).status == 0
     before = EncryptionKeys.load(tmp_path / "k", KEK)
-    in_one_line(keys("generate", "k", *PIN, CLIENT_KEK=KEK), 2, "is there already")
+    in_one_line(keys("generate", "k", *PIN, CLIENT_KEK=KEK), 2, "already exists")
     assert EncryptionKeys.load(tmp_path / "k", KEK) == before
     assert keys("generate", "k", *PIN, "--force", CLIENT_KEK=KEK).status == 0
     assert EncryptionKeys.load(tmp_path / "k", KEK) != before
@@ -172,7 +172,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(keys: Prem, tmp_path: Pa
 def test_a_kek_is_never_replaced_not_by_force_either(keys: Prem, tmp_path: Path) -> None:
     assert keys("generate", "k", *PIN, "--new-kek", "kek").status == 0
     before = (tmp_path / "kek").read_bytes()
-    in_one_line(keys("generate", "k2", *PIN, "--new-kek", "kek", "--force"), 2, "is there already")
+    in_one_line(keys("generate", "k2", *PIN, "--new-kek", "kek", "--force"), 2, "already exists")
     for option in ("--new-kek", "--kek-file"):
         in_one_line(keys("generate", "./kek", *PIN, option, "kek", "--force"), 2, "two files")
     in_one_line(keys("generate", "k2", *PIN, "--kek-file", "kek", "--new-kek", "kek2"), 2, "one of them")

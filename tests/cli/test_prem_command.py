@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from prem_core._version import __version__
 from prem_core.cli import COMMANDS
 from prem_core.cli.app import application
 from prem_core.cli.errors import Ending, ended, ending_in
-from prem_core.cli.files import write_file
 from prem_core.cli.output import as_json, clean, one_line
 
 
@@ -261,26 +259,3 @@ def test_a_line_is_one_line() -> None:
 def test_json_is_readable_and_always_utf_8() -> None:
     assert as_json({"a": "é"}) == '{"a": "é"}'
     assert as_json({"a": "\udcff"}) == '{"a": "\\udcff"}'
-
-
-def test_a_file_is_written_where_there_are_no_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: object) -> None:
-        raise PermissionError(1, "no hard links here")
-
-    monkeypatch.setattr(os, "link", none)
-    write_file(tmp_path / "a", "one")
-    with pytest.raises(Ending, match="is there already"):
-        write_file(tmp_path / "a", "two")
-    write_file(tmp_path / "a", "three", overwrite=True)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "three")]
-
-
-def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(Ending, match="none/a cannot be written"):
-        write_file(tmp_path / "none" / "a", "one")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(Ending, match="folder"):
-        write_file(tmp_path / "folder", "one", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

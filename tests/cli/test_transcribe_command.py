@@ -169,7 +169,7 @@ def test_options_reach_the_model(
         (["-", "-"], "once"),
         (["empty"], "no recording in empty"),
         (["a.wav", "x/a.mp3", "--output-dir", "out"], "would both be written to out/a.txt"),
-        (["a.wav", "b.mp3", "--output-dir", "taken"], "taken/b.txt is there already"),
+        (["a.wav", "b.mp3", "--output-dir", "taken"], "taken/b.txt already exists"),
         (["a.wav", "--output-dir", "a.wav"], "cannot be made"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(
 ) -> None:
     (recordings / "a.txt").write_text("mine")
     prem("transcribe", "a.wav", "--output-dir", ".", **there).in_one_line(
-        2, "a.txt is there already", "--force"
+        2, "a.txt already exists", "--force"
     )
     assert (recordings / "a.txt").read_text() == "mine"
     assert prem("transcribe", "a.wav", "--output-dir", ".", "--force", **there) == Ended(0, "", "")
@@ -226,7 +226,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
     upstream.transcribes(meanwhile)
     ended = prem("transcribe", "a.wav", "--output-dir", ".", **there)
     assert ended.status == 1
-    assert "a.txt is there already" in ended.err
+    assert "a.txt already exists" in ended.err
     assert (recordings / "a.txt").read_text() == "mine"
     assert [path.name for path in recordings.iterdir() if path.name.startswith(".")] == []
 

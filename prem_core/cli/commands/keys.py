@@ -70,6 +70,8 @@ def generate(
             raise ConfigurationError("no KEK: set CLIENT_KEK, or give --kek-file or --new-kek")
         if new_kek:
             keyfile.check_not_exists(new_kek)
+        if not force and os.path.isfile(path):
+            raise ConfigurationError(f"{keyfile.shown(path)} already exists; --force replaces it")
         keyfile.check_not_exists(path, overwrite=force)
         pinned = None if enclave_public_key is None else parse_public_key(enclave_public_key)
     made = generate_encryption_keys(enclave_url=enclave_url, enclave_public_key=pinned)

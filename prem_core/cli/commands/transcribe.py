@@ -301,7 +301,10 @@ def _writer(form: Format, folder: Path, sources: Sequence[Source], *, overwrite:
     Raises:
         Ending: Two of them would have one name, or one is there already; nothing was sent yet.
     """
-    from prem_core.cli.files import taken, write_file
+    from prem_core._crypto.files import write_atomically
+
+    def exists(path: Path) -> str:
+        return f"{path} already exists; --force replaces it"
 
     paths: dict[str, Path] = {}
     for source in sources:
@@ -309,7 +312,7 @@ def _writer(form: Format, folder: Path, sources: Sequence[Source], *, overwrite:
         if other := next((name for name, each in paths.items() if each == path), None):
             raise Ending(f"{other} and {source.source} would both be written to {path}", USAGE_ERROR)
         if not overwrite and path.exists():
-            raise Ending(taken(path), USAGE_ERROR)
+            raise Ending(exists(path), USAGE_ERROR)
         paths[source.source] = path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -317,6 +320,12 @@ def _writer(form: Format, folder: Path, sources: Sequence[Source], *, overwrite:
         raise Ending(f"--output-dir: {folder} cannot be made ({error.strerror})", USAGE_ERROR) from None
 
     def take(source: Source, text: str) -> None:
-        write_file(paths[source.source], text, overwrite=overwrite)
+        path = paths[source.source]
+        try:
+            write_atomically(path, text.encode("utf-8", "surrogateescape"), overwrite=overwrite)
+        except FileExistsError:
+            raise Ending(exists(path), FAILURE) from None
+        except OSError as error:
+            raise Ending(f"{path} cannot be written ({error.strerror})", FAILURE) from None
 
     return take
