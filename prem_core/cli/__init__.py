@@ -26,11 +26,11 @@ from typing import Final
 #: The subcommands, in the order of the help.
 COMMANDS: Final = ("chat", "transcribe", "models", "doctor", "proxy", "enclave", "keys")
 
-FAILURE: Final = 1
-USAGE_ERROR: Final = 2
-STOPPED_SHORT: Final = 3
-INTERRUPTED: Final = 130
-READER_LEFT: Final = 141
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_TRUNCATED: Final = 3
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
 
 
 def main() -> None:
@@ -41,5 +41,5 @@ def main() -> None:
         if (missing.name or "").partition(".")[0] == "prem_core":
             raise
         sys.stderr.write(f'prem: the command line needs {missing.name}: pip install "prem-encrypted[cli]"\n')
-        sys.exit(USAGE_ERROR)
+        sys.exit(EXIT_USAGE)
     application()()

@@ -40,7 +40,7 @@ from prem_core._transport.http import TRANSLATIONS, ssl_context, translate
 from prem_core._version import __version__
 from prem_core.cli.commands.chat import DEFAULT_MODEL
 from prem_core.cli.connection import Connection, find_kek
-from prem_core.cli.errors import Ending
+from prem_core.cli.errors import CliError
 
 if TYPE_CHECKING:
     from prem_core import Model, PremClient
@@ -60,7 +60,7 @@ class State(StrEnum):
     OK = "ok"
     FAILED = "failed"
     NOT_VERIFIED = "not verified"
-    NOT_TRIED = "not tried"
+    SKIPPED = "not tried"
     INFO = "info"
 
 
@@ -229,7 +229,7 @@ def _service(
     listed: list[Model] | None = None
     try:
         client = connection.client(max_retries=0)
-    except (PremError, Ending) as error:
+    except (PremError, CliError) as error:
         yield Check("settings", State.FAILED, str(error))
     else:
         with client:
@@ -364,17 +364,17 @@ def _scopes(
 ) -> Iterator[Check]:
     if listed is None or not key_known:
         why = "without a key that the gateway takes" if listed is None else "without the enclave's key"
-        yield Check("chat", State.NOT_TRIED, why)
-        yield Check("audio", State.NOT_TRIED, why)
+        yield Check("chat", State.SKIPPED, why)
+        yield Check("audio", State.SKIPPED, why)
         return
     if calls:
         yield _chats(client, model or _first(listed, "CHAT") or DEFAULT_MODEL)
     else:
-        yield Check("chat", State.NOT_TRIED, "--no-calls")
+        yield Check("chat", State.SKIPPED, "--no-calls")
     if audio:
         yield _hears(client, _first(listed, "AUDIO_TRANSCRIPTION") or AUDIO_MODEL)
     else:
-        yield Check("audio", State.NOT_TRIED, "it costs a second of audio; --audio tries it")
+        yield Check("audio", State.SKIPPED, "it costs a second of audio; --audio tries it")
 
 
 def _first(listed: list[Model], kind: str) -> str | None:
@@ -456,7 +456,7 @@ def _unverified(connection: Connection, *, local: bool) -> Iterator[Check]:
         f"{len(names)} points of the protocol that no published document settles (README): {', '.join(names)}",
     )
     if local:
-        yield Check("Prem's service", State.NOT_TRIED, "--local asks an embedded enclave on this machine")
+        yield Check("Prem's service", State.SKIPPED, "--local asks an embedded enclave on this machine")
 
 
 def _is_assumed(name: str) -> bool:

@@ -10,10 +10,10 @@ from typing import Any, Final, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from prem_core.cli import FAILURE, INTERRUPTED, READER_LEFT, USAGE_ERROR
+from prem_core.cli import EXIT_BROKEN_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from prem_core.cli.embedded import embedded
-from prem_core.cli.errors import UsageError, ended, write_no_more
-from prem_core.cli.output import one_line, prepare, say
+from prem_core.cli.errors import UsageError, discard_stdout, error_boundary
+from prem_core.cli.output import configure_stdout, one_line, write_stderr
 
 #: Options of `prem` itself, which people put behind the command's name.
 _GLOBAL: Final = ("--local", "--debug")
@@ -44,7 +44,7 @@ class Command(TyperCommand):
         call = ctx.find_object(Call) or Call()
         name = ctx.command_path.partition(" ")[2].partition(" ")[0]
         place = embedded(name, ctx.params) if call.local else contextlib.nullcontext()
-        with ended(ctx.command_path, debug=call.debug), place:
+        with error_boundary(ctx.command_path, debug=call.debug), place:
             return super().invoke(ctx)
 
 
@@ -53,7 +53,7 @@ class Group(TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run what the command line says, and exit."""
-        prepare()
+        configure_stdout()
         # Or it would be "python -m prem_core.cli" in every usage.
         options["prog_name"] = options.get("prog_name") or "prem"
         status: Any
@@ -63,16 +63,16 @@ class Group(TyperGroup):
         except UsageError as error:
             status = _wrong(error)
         except typer.Abort:
-            status = FAILURE
+            status = EXIT_FAILURE
         except KeyboardInterrupt:
-            status = INTERRUPTED
+            status = EXIT_INTERRUPTED
         except BrokenPipeError:
-            write_no_more()
-            status = READER_LEFT
+            discard_stdout()
+            status = EXIT_BROKEN_PIPE
         except OSError as error:
-            write_no_more()
-            say(f"prem: {error}")
-            status = FAILURE
+            discard_stdout()
+            write_stderr(f"prem: {error}")
+            status = EXIT_FAILURE
         # A command's own result is no status; typer gives either.
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -80,12 +80,12 @@ class Group(TyperGroup):
 def _wrong(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-        return USAGE_ERROR
+        return EXIT_USAGE
     path = error.ctx.command_path if error.ctx is not None else "prem"
     text = one_line(error.format_message()).rstrip(".")
     if getattr(error, "option_name", None) in _GLOBAL:
         where = f"it goes before the command: prem {error.option_name} {path.partition(' ')[2]}"
     else:
         where = f"see {path} --help"
-    say(f"{path}: {text} ({where})")
-    return USAGE_ERROR
+    write_stderr(f"{path}: {text} ({where})")
+    return EXIT_USAGE

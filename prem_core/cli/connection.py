@@ -26,8 +26,8 @@ from prem_core._config import (
     resolve_kek,
 )
 from prem_core._errors import ConfigurationError
-from prem_core.cli import USAGE_ERROR
-from prem_core.cli.errors import ending_in
+from prem_core.cli import EXIT_USAGE
+from prem_core.cli.errors import exit_with
 
 if TYPE_CHECKING:
     from prem_core import AsyncPremClient, EncryptionKeys, PremClient
@@ -58,7 +58,7 @@ class Connection:
 
         Raises:
             ConfigurationError: A setting cannot work.
-            Ending: The key that was pinned is none.
+            CliError: The key that was pinned is none.
         """
         from prem_core import PremClient
 
@@ -108,7 +108,7 @@ class Connection:
         from prem_core._protocol.response_body import parse_public_key
 
         positive("--timeout", self.timeout)
-        with ending_in(USAGE_ERROR):
+        with exit_with(EXIT_USAGE):
             pinned = None if self.enclave_public_key is None else parse_public_key(self.enclave_public_key)
         return {
             "api_key": self.api_key(),
@@ -161,7 +161,9 @@ _KINDS: Final[dict[str, Any]] = {
 }
 
 
-def connected(*, timeout: float = DEFAULT_TIMEOUT) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_connection_options(
+    *, timeout: float = DEFAULT_TIMEOUT
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of a connection, and their values as its parameter `connection`.
 
     Args:

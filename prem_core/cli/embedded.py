@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from prem_core._config import VARIABLES
-from prem_core.cli import USAGE_ERROR
-from prem_core.cli.errors import Ending
+from prem_core.cli import EXIT_USAGE
+from prem_core.cli.errors import CliError
 
 #: Parameters of commands that say where to go, or how to authenticate there.
 _ELSEWHERE: Final = ("gateway_url", "enclave_url", "enclave_public_key", "api_key_env", "keys")
@@ -31,15 +31,15 @@ def embedded(command: str, given: Mapping[str, Any]) -> Iterator[None]:
         given: Its parameters, by name.
 
     Raises:
-        Ending: The command has no use for it, or an option names another place.
+        CliError: The command has no use for it, or an option names another place.
         ImportError: The extra ``enclave`` is not installed.
     """
     if command not in COMMANDS:
-        raise Ending(f"--local goes with {', '.join(sorted(COMMANDS))} only", USAGE_ERROR)
+        raise CliError(f"--local goes with {', '.join(sorted(COMMANDS))} only", EXIT_USAGE)
     for name in _ELSEWHERE:
         if given.get(name) is not None:
             option = f"--{name.replace('_', '-')}"
-            raise Ending(f"--local and {option}: give one of them", USAGE_ERROR)
+            raise CliError(f"--local and {option}: give one of them", EXIT_USAGE)
 
     from prem_core.enclave import LocalEnclave
 

@@ -16,14 +16,14 @@ from typing import Any, Final
 import typer
 
 from prem_core._errors import ConfigurationError, InvalidParameterError, PremError
-from prem_core.cli import FAILURE, INTERRUPTED, READER_LEFT, USAGE_ERROR
-from prem_core.cli.output import clean, is_terminal, say
+from prem_core.cli import EXIT_BROKEN_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
+from prem_core.cli.output import is_terminal, strip_controls, write_stderr
 
 #: The base of every wrong call. typer's releases differ in where it lives.
 UsageError: Final[Any] = typer.BadParameter.__base__
 
 
-class Ending(Exception):
+class CliError(Exception):
     """An end in one line, with an exit status that the error's class does not tell."""
 
     def __init__(self, text: str, status: int) -> None:
@@ -32,16 +32,16 @@ class Ending(Exception):
 
 
 @contextlib.contextmanager
-def ending_in(status: int) -> Iterator[None]:
+def exit_with(status: int) -> Iterator[None]:
     """Have this package's errors end in `status`, whatever their class."""
     try:
         yield
     except PremError as error:
-        raise Ending(str(error), status) from error
+        raise CliError(str(error), status) from error
 
 
 @contextlib.contextmanager
-def ended(command: str, *, debug: bool = False) -> Iterator[None]:
+def error_boundary(command: str, *, debug: bool = False) -> Iterator[None]:
     """Around a command's work, whichever way it ends.
 
     Args:
@@ -54,25 +54,25 @@ def ended(command: str, *, debug: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        write_no_more()
-        status = READER_LEFT
+        discard_stdout()
+        status = EXIT_BROKEN_PIPE
     except (typer.Exit, typer.Abort, UsageError):  # typer's own; `Group` ends on them
         raise
     except Exception as error:
         if debug:
             _show(error)
         if isinstance(error, OSError):  # of standard output, most likely: a full disk
-            write_no_more()
-        text, status = _told(error)
-        say(f"{command}: {text}")
+            discard_stdout()
+        text, status = _message_and_status(error)
+        write_stderr(f"{command}: {text}")
     else:
         return
     raise typer.Exit(status)
 
 
-def write_no_more() -> None:
+def discard_stdout() -> None:
     """Give standard output up: nobody takes what is written to it."""
     # At exit the interpreter flushes what is left, and would complain.
     with contextlib.suppress(OSError, ValueError):
@@ -81,22 +81,22 @@ def write_no_more() -> None:
         os.close(nowhere)
 
 
-def _told(error: Exception) -> tuple[str, int]:
-    if isinstance(error, Ending):
+def _message_and_status(error: Exception) -> tuple[str, int]:
+    if isinstance(error, CliError):
         return str(error), error.status
     if isinstance(error, PremError):
         wrong = isinstance(error, ConfigurationError | InvalidParameterError)
-        return str(error), USAGE_ERROR if wrong else FAILURE
+        return str(error), EXIT_USAGE if wrong else EXIT_FAILURE
     if isinstance(error, ModuleNotFoundError) and error.name and str(error).startswith("No module named"):
-        return f'this needs {error.name}: pip install "prem-encrypted[cli]"', USAGE_ERROR
+        return f'this needs {error.name}: pip install "prem-encrypted[cli]"', EXIT_USAGE
     if isinstance(error, ImportError):  # our own words, with the extra's name
-        return str(error), USAGE_ERROR
+        return str(error), EXIT_USAGE
     if isinstance(error, OSError):
-        return str(error), FAILURE
+        return str(error), EXIT_FAILURE
     # A fault of ours. Its text could hold anything; its kind cannot.
-    return f"unexpected {type(error).__name__}; prem --debug … shows where", FAILURE
+    return f"unexpected {type(error).__name__}; prem --debug … shows where", EXIT_FAILURE
 
 
 def _show(error: Exception) -> None:
     text = "".join(traceback.format_exception(error))
-    sys.stderr.write(clean(text) if is_terminal(sys.stderr) else text)
+    sys.stderr.write(strip_controls(text) if is_terminal(sys.stderr) else text)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from prem_core._adapters.content import image_part
-from prem_core.cli import USAGE_ERROR
-from prem_core.cli.errors import Ending
+from prem_core.cli import EXIT_USAGE
+from prem_core.cli.errors import CliError
 
 #: Bytes of one image. The service publishes no limit; this is OpenAI's, and more than any model looks at.
 MAX_BYTES: Final = 20 * 1024 * 1024
@@ -28,7 +28,7 @@ def part_of(image: str) -> dict[str, Any]:
         image: An http(s) or ``data:`` URL, or a path.
 
     Raises:
-        Ending: The file cannot be read, is too large, or is no PNG, JPEG, GIF or WebP image.
+        CliError: The file cannot be read, is too large, or is no PNG, JPEG, GIF or WebP image.
     """
     if image.startswith(("http://", "https://", "data:")):
         return image_part(url=image)
@@ -46,5 +46,5 @@ def part_of(image: str) -> dict[str, Any]:
     raise _refused(image, "is no PNG, JPEG, GIF or WebP image")
 
 
-def _refused(image: str, why: str) -> Ending:
-    return Ending(f"--image: {image} {why}", USAGE_ERROR)
+def _refused(image: str, why: str) -> CliError:
+    return CliError(f"--image: {image} {why}", EXIT_USAGE)

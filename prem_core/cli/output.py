@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 _CONTROLS: Final = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
-def prepare() -> None:
+def configure_stdout() -> None:
     """Settle how standard output is written to: as a terminal wants it, or in UTF-8."""
     out = sys.stdout
     if not isinstance(out, io.TextIOWrapper):  # None, or somebody's own
@@ -38,7 +38,7 @@ def is_terminal(stream: IO[str] | None) -> bool:
     return False
 
 
-def clean(text: str) -> str:
+def strip_controls(text: str) -> str:
     """`text` without what a terminal would obey."""
     return text.translate(_CONTROLS)
 
@@ -50,11 +50,11 @@ def one_line(text: str) -> str:
 
 def write(text: str) -> None:
     """Write `text` to standard output, at once."""
-    sys.stdout.write(clean(text) if is_terminal(sys.stdout) else text)
+    sys.stdout.write(strip_controls(text) if is_terminal(sys.stdout) else text)
     sys.stdout.flush()
 
 
-def say(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write a line to standard error."""
     if sys.stderr is not None:
         sys.stderr.write(one_line(text) + "\n")

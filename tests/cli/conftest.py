@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from support.prem_program import Ended, Prem, settings
+from support.prem_program import Prem, Result, client_environment
 from typer.testing import CliRunner
 
 from prem_core.cli.app import application
@@ -19,31 +19,31 @@ from prem_core.enclave import LocalEnclave
 def prem() -> Prem:
     """Run `prem` with these arguments, `stdin` and environment. It never shows a traceback, nor a key."""
 
-    def call(*arguments: str, stdin: str | bytes = b"", **environment: str) -> Ended:
+    def call(*arguments: str, stdin: str | bytes = b"", **environment: str) -> Result:
         before = dict(os.environ)
-        result = CliRunner().invoke(application(), arguments, input=stdin, env=environment)
-        assert dict(os.environ) == before  # --local puts back what it changed
-        assert isinstance(result.exception, SystemExit | None), result.exception
-        ended = Ended(result.exit_code, result.stdout, result.stderr)
-        assert "Traceback" not in ended.err
+        ran = CliRunner().invoke(application(), arguments, input=stdin, env=environment)
+        assert dict(os.environ) == before  # --local restores what it changed
+        assert isinstance(ran.exception, SystemExit | None), ran.exception
+        result = Result(ran.exit_code, ran.stdout, ran.stderr)
+        assert "Traceback" not in result.err
         for name, value in environment.items():
             if re.search("KEY|KEK|SECRET", name) and value:
-                assert value not in ended.out + ended.err
-        return ended
+                assert value not in result.out + result.err
+        return result
 
     return call
 
 
 @pytest.fixture
-def here(enclave: LocalEnclave) -> dict[str, str]:
+def enclave_env(enclave: LocalEnclave) -> dict[str, str]:
     """The environment in which `prem` asks the tests' enclave."""
-    return settings(enclave)
+    return client_environment(enclave)
 
 
 @pytest.fixture
-def there(upstream_enclave: LocalEnclave) -> dict[str, str]:
+def upstream_env(upstream_enclave: LocalEnclave) -> dict[str, str]:
     """... and the one with the scripted server behind it."""
-    return settings(upstream_enclave)
+    return client_environment(upstream_enclave)
 
 
 @pytest.fixture

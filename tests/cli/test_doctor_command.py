@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from support.paths import ROOT
-from support.prem_program import Prem, on_terminal, settings
+from support.prem_program import Prem, client_environment, run_on_terminal
 from support.scripted_upstream import Upstream
 
 from prem_core import EncryptionKeys
@@ -37,13 +37,13 @@ Checks = dict[str, tuple[str, str]]
 
 def examined(prem: Prem, *arguments: str, status: int, **environment: str) -> Checks:
     """The checks by name: how each went, and what it says."""
-    ended = prem("doctor", "--json", *arguments, **environment)
-    assert ended.status == status, ended
-    told = json.loads(ended.out)
+    result = prem("doctor", "--json", *arguments, **environment)
+    assert result.status == status, result
+    told = json.loads(result.out)
     assert told["ok"] is (status == 0)
     checks = {each["name"]: (each["state"], each["detail"]) for each in told["checks"]}
     failed = [name for name, (state, _) in checks.items() if state == "failed"]
-    assert ended.err == (f"prem doctor: failed: {', '.join(failed)}\n" if failed else "")
+    assert result.err == (f"prem doctor: failed: {', '.join(failed)}\n" if failed else "")
     assert bool(failed) is (status == 1)
     return checks
 
@@ -53,13 +53,13 @@ def states(checks: Checks, *names: str) -> list[str]:
 
 
 def test_where_all_is_well_it_says_so_and_what_is_not_verified(
-    prem: Prem, here: dict[str, str], enclave: LocalEnclave
+    prem: Prem, enclave_env: dict[str, str], enclave: LocalEnclave
 ) -> None:
-    checks = examined(prem, "--audio", status=0, **here)
+    checks = examined(prem, "--audio", status=0, **enclave_env)
     well = ["python", "package", "gateway URL", "enclave URL", "gateway", "enclave", "enclave key", "API key"]
     assert states(checks, *well, "models", "chat", "audio") == ["ok"] * 11
     assert __version__ in checks["package"][1]
-    assert checks["gateway URL"][1] == f"{here['PREM_GATEWAY_URL']} (PREM_GATEWAY_URL)"
+    assert checks["gateway URL"][1] == f"{enclave_env['PREM_GATEWAY_URL']} (PREM_GATEWAY_URL)"
     assert re.search(r"answered in \d+ ms \(status 401\); plain http, on this machine", checks["gateway"][1])
     assert checks["enclave key"][1] == f"sha256:{enclave.public_key.fingerprint()} (fetched)"
     assert checks["API key"][1] == "sk_test…: the gateway takes it"
@@ -67,26 +67,26 @@ def test_where_all_is_well_it_says_so_and_what_is_not_verified(
     assert states(checks, "attestation", "key's origin", "assumptions") == ["not verified"] * 3
 
 
-def test_the_assumptions_are_those_of_the_readme(prem: Prem, here: dict[str, str]) -> None:
-    detail = examined(prem, "--no-calls", status=0, **here)["assumptions"][1]
+def test_the_assumptions_are_those_of_the_readme(prem: Prem, enclave_env: dict[str, str]) -> None:
+    detail = examined(prem, "--no-calls", status=0, **enclave_env)["assumptions"][1]
     named = detail.partition("(README): ")[2].split(", ")
     assert set(named) == {name for name in dir(assumed) if re.search(rf"`{name}`[,| ]", README)}
     assert detail.startswith(f"{len(named)} ")
 
 
 def test_what_costs_is_left_out_where_it_is_not_wanted(
-    prem: Prem, there: dict[str, str], upstream: Upstream
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    checks = examined(prem, "--no-calls", status=0, **there)
+    checks = examined(prem, "--no-calls", status=0, **upstream_env)
     assert states(checks, "chat", "audio") == ["not tried"] * 2
     assert upstream.requests == []
-    assert examined(prem, status=0, **there)["chat"][0] == "ok"
+    assert examined(prem, status=0, **upstream_env)["chat"][0] == "ok"
     ((_, body),) = upstream.requests
     assert body["max_tokens"] == 1
 
 
-def test_a_wrong_key_fails_and_nothing_is_asked_with_it(prem: Prem, here: dict[str, str]) -> None:
-    checks = examined(prem, status=1, **{**here, "PREM_API_KEY": "sk_live_wrong"})
+def test_a_wrong_key_fails_and_nothing_is_asked_with_it(prem: Prem, enclave_env: dict[str, str]) -> None:
+    checks = examined(prem, status=1, **{**enclave_env, "PREM_API_KEY": "sk_live_wrong"})
     state, detail = checks["API key"]
     assert state == "failed"
     assert detail.startswith("sk_live…: the gateway does not know it")
@@ -94,18 +94,18 @@ def test_a_wrong_key_fails_and_nothing_is_asked_with_it(prem: Prem, here: dict[s
     assert states(checks, "gateway", "enclave key", "chat", "audio") == ["ok", "ok", "not tried", "not tried"]
 
 
-def test_a_missing_key_fails(prem: Prem, here: dict[str, str]) -> None:
-    checks = examined(prem, status=1, **{**here, "PREM_API_KEY": ""})
+def test_a_missing_key_fails(prem: Prem, enclave_env: dict[str, str]) -> None:
+    checks = examined(prem, status=1, **{**enclave_env, "PREM_API_KEY": ""})
     assert "PREM_API_KEY is not set" in checks["settings"][1]
     assert "not set: PREM_API_KEY" in checks["environment"][1]
 
 
 @pytest.mark.parametrize("party", ["gateway", "enclave"])
 def test_whoever_cannot_be_reached_fails_and_the_rest_is_still_checked(
-    prem: Prem, here: dict[str, str], party: str
+    prem: Prem, enclave_env: dict[str, str], party: str
 ) -> None:
     option = {"gateway": "--gateway-url", "enclave": "--enclave-url"}[party]
-    checks = examined(prem, option, NOBODY, status=1, **here)
+    checks = examined(prem, option, NOBODY, status=1, **enclave_env)
     assert checks[f"{party} URL"] == ("ok", f"{NOBODY} ({option})")
     assert checks[party] == ("failed", "nobody listens there (connection refused)")
     other, known = (("enclave", "API key"), ("gateway", "enclave key"))[party == "enclave"]
@@ -114,8 +114,10 @@ def test_whoever_cannot_be_reached_fails_and_the_rest_is_still_checked(
     assert checks["chat"][0] == "not tried"
 
 
-def test_an_unusable_url_is_said_and_not_shown_with_its_password(prem: Prem, here: dict[str, str]) -> None:
-    checks = examined(prem, status=1, **{**here, "PREM_GATEWAY_URL": "https://me:hunter2@gateway"})
+def test_an_unusable_url_is_said_and_not_shown_with_its_password(
+    prem: Prem, enclave_env: dict[str, str]
+) -> None:
+    checks = examined(prem, status=1, **{**enclave_env, "PREM_GATEWAY_URL": "https://me:hunter2@gateway"})
     state, detail = checks["gateway URL"]
     assert (state, "PREM_GATEWAY_URL" in detail) == ("failed", True)
     assert "hunter2" not in str(checks)
@@ -123,74 +125,75 @@ def test_an_unusable_url_is_said_and_not_shown_with_its_password(prem: Prem, her
 
 
 def test_another_fingerprint_than_the_one_wanted_fails(
-    prem: Prem, here: dict[str, str], enclave: LocalEnclave
+    prem: Prem, enclave_env: dict[str, str], enclave: LocalEnclave
 ) -> None:
     right = enclave.public_key.fingerprint()
     for spelled in (right, f"SHA256:{right.upper()}"):
         assert (
-            examined(prem, "--no-calls", "--fingerprint", spelled, status=0, **here)["enclave key"][0] == "ok"
+            examined(prem, "--no-calls", "--fingerprint", spelled, status=0, **enclave_env)["enclave key"][0]
+            == "ok"
         )
-    checks = examined(prem, "--no-calls", "--fingerprint", OTHER.fingerprint(), status=1, **here)
+    checks = examined(prem, "--no-calls", "--fingerprint", OTHER.fingerprint(), status=1, **enclave_env)
     assert checks["enclave key"] == ("failed", f"sha256:{right} is not what --fingerprint says")
 
 
 def test_a_pinned_key_is_held_against_the_published_one(
-    prem: Prem, here: dict[str, str], enclave: LocalEnclave
+    prem: Prem, enclave_env: dict[str, str], enclave: LocalEnclave
 ) -> None:
     pinned = ["--enclave-public-key", bytes(enclave.public_key).hex()]
-    checks = examined(prem, *pinned, status=0, **here)
+    checks = examined(prem, *pinned, status=0, **enclave_env)
     assert checks["enclave key"][1].endswith("(the pinned one)")
     assert "key's origin" not in checks
-    checks = examined(prem, "--enclave-public-key", bytes(OTHER).hex(), status=1, **here)
+    checks = examined(prem, "--enclave-public-key", bytes(OTHER).hex(), status=1, **enclave_env)
     assert f"pinned sha256:{OTHER.fingerprint()}, but" in checks["enclave key"][1]
     assert checks["chat"][0] == "not tried"
-    checks = examined(prem, "--enclave-public-key", "abc", status=1, **here)
+    checks = examined(prem, "--enclave-public-key", "abc", status=1, **enclave_env)
     assert "1216 bytes" in checks["enclave key"][1]
 
 
 def test_a_missing_scope_is_named(prem: Prem) -> None:
     with LocalEnclave(scopes=["audio.transcription"]) as narrow:
-        checks = examined(prem, "--audio", status=1, **settings(narrow))
+        checks = examined(prem, "--audio", status=1, **client_environment(narrow))
     assert states(checks, "API key", "chat", "audio") == ["ok", "failed", "ok"]
     assert checks["chat"][1].startswith("the key lacks the scope chats.completion: ")
 
 
 def test_a_limit_that_is_reached_says_nothing_of_the_key(prem: Prem) -> None:
     with LocalEnclave(tier=Tier(BASE._replace(concurrent=0))) as full:
-        checks = examined(prem, status=0, **settings(full))
+        checks = examined(prem, status=0, **client_environment(full))
     assert checks["chat"][0] == "not verified"
 
 
 def test_keys_from_a_file_are_held_against_the_enclave(
-    prem: Prem, here: dict[str, str], enclave: LocalEnclave, tmp_path: Path
+    prem: Prem, enclave_env: dict[str, str], enclave: LocalEnclave, tmp_path: Path
 ) -> None:
     kek = bytes(range(32)).hex()
     for name, key in (("right", enclave.public_key), ("wrong", OTHER)):
         EncryptionKeys.encapsulate(key).save(tmp_path / name, kek)
-    checks = examined(prem, "--keys", str(tmp_path / "right"), status=0, CLIENT_KEK=kek, **here)
+    checks = examined(prem, "--keys", str(tmp_path / "right"), status=0, CLIENT_KEK=kek, **enclave_env)
     assert states(checks, "KEK", "keys", "chat") == ["ok"] * 3
-    checks = examined(prem, "--keys", str(tmp_path / "wrong"), status=1, CLIENT_KEK=kek, **here)
+    checks = examined(prem, "--keys", str(tmp_path / "wrong"), status=1, CLIENT_KEK=kek, **enclave_env)
     assert f"another enclave key, sha256:{OTHER.fingerprint()}" in checks["keys"][1]
 
 
-def test_a_kek_of_a_wrong_form_fails(prem: Prem, here: dict[str, str]) -> None:
-    assert examined(prem, "--no-calls", status=0, **here)["KEK"][0] == "info"
-    state, detail = examined(prem, "--no-calls", status=1, CLIENT_KEK="hunter2", **here)["KEK"]
+def test_a_kek_of_a_wrong_form_fails(prem: Prem, enclave_env: dict[str, str]) -> None:
+    assert examined(prem, "--no-calls", status=0, **enclave_env)["KEK"][0] == "info"
+    state, detail = examined(prem, "--no-calls", status=1, CLIENT_KEK="hunter2", **enclave_env)["KEK"]
     assert (state, "32 bytes" in detail, "hunter2" in detail) == ("failed", True, False)
 
 
-def test_proxies_are_shown_without_their_password(prem: Prem, here: dict[str, str]) -> None:
+def test_proxies_are_shown_without_their_password(prem: Prem, enclave_env: dict[str, str]) -> None:
     on_the_way = {"HTTPS_PROXY": "http://me:hunter2@proxy.example:3128", "no_proxy": "127.0.0.1"}
-    checks = examined(prem, "--no-calls", status=0, **here, **on_the_way)
+    checks = examined(prem, "--no-calls", status=0, **enclave_env, **on_the_way)
     assert "HTTPS_PROXY (proxy.example:3128)" in checks["network"][1]
     assert "no_proxy" in checks["network"][1]
     assert "hunter2" not in str(checks)
 
 
 def test_local_examines_an_embedded_enclave(prem: Prem) -> None:
-    ended = prem("--local", "doctor", "--json", PREM_API_KEY="sk_live_of_the_user")
-    assert ended.status == 0, ended
-    checks = {each["name"]: each for each in json.loads(ended.out)["checks"]}
+    result = prem("--local", "doctor", "--json", PREM_API_KEY="sk_live_of_the_user")
+    assert result.status == 0, result
+    checks = {each["name"]: each for each in json.loads(result.out)["checks"]}
     assert checks["gateway URL"]["detail"].endswith("(--local)")
     assert checks["API key"]["detail"].startswith("sk_test…")
     assert checks["chat"]["state"] == "ok"
@@ -198,17 +201,17 @@ def test_local_examines_an_embedded_enclave(prem: Prem) -> None:
 
 
 def test_a_line_for_each_check_plain_in_a_pipe_and_coloured_on_a_terminal(
-    prem: Prem, here: dict[str, str]
+    prem: Prem, enclave_env: dict[str, str]
 ) -> None:
-    piped = prem("doctor", "--no-calls", **here)
+    piped = prem("doctor", "--no-calls", **enclave_env)
     lines = piped.out.splitlines()
     assert all(re.match(r"(ok|failed|not verified|not tried|info) ", line) for line in lines)
     assert "\x1b" not in piped.out
-    shown = on_terminal("doctor", "--no-calls", **here)
+    shown = run_on_terminal("doctor", "--no-calls", **enclave_env)
     assert shown.status == 0
     assert "\x1b[32mok" in shown.terminal
     assert len(shown.terminal.splitlines()) == len(lines)
-    assert here["PREM_API_KEY"] not in shown.terminal
+    assert enclave_env["PREM_API_KEY"] not in shown.terminal
 
 
 @pytest.fixture
@@ -260,9 +263,9 @@ def untrusted(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_certificate_that_nobody_vouches_for_fails(
-    prem: Prem, here: dict[str, str], untrusted: str
+    prem: Prem, enclave_env: dict[str, str], untrusted: str
 ) -> None:
-    checks = examined(prem, "--enclave-url", untrusted, status=1, **here)
+    checks = examined(prem, "--enclave-url", untrusted, status=1, **enclave_env)
     state, detail = checks["enclave"]
     assert (state, "not to be trusted" in detail, "self" in detail) == ("failed", True, True)
     assert checks["enclave key"][0] == "failed"

@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from support.prem_program import PREM, Ended, Prem, environment, on_terminal, settings
+from support.prem_program import PREM, Prem, Result, client_environment, environment, run_on_terminal
 
 from prem_core.enclave import LocalEnclave
 
@@ -17,31 +17,33 @@ LISTED = [
 ]
 
 
-def test_piped_it_is_a_line_for_each_with_tabs(prem: Prem, here: dict[str, str]) -> None:
-    assert prem("models", **here) == Ended(0, "".join(f"{line}\n" for line in LISTED), "")
+def test_piped_it_is_a_line_for_each_with_tabs(prem: Prem, enclave_env: dict[str, str]) -> None:
+    assert prem("models", **enclave_env) == Result(0, "".join(f"{line}\n" for line in LISTED), "")
 
 
-def test_one_type_can_be_asked_for(prem: Prem, here: dict[str, str]) -> None:
-    assert prem("models", "--type", "audio_transcription", **here).out == f"{LISTED[1]}\n"
-    prem("models", "--type", "video", **here).in_one_line(2, "--type")
+def test_one_type_can_be_asked_for(prem: Prem, enclave_env: dict[str, str]) -> None:
+    assert prem("models", "--type", "audio_transcription", **enclave_env).out == f"{LISTED[1]}\n"
+    prem("models", "--type", "video", **enclave_env).assert_error(2, "--type")
 
 
-def test_json_has_all_that_the_service_says(prem: Prem, here: dict[str, str]) -> None:
-    listed = json.loads(prem("models", "--json", **here).out)
+def test_json_has_all_that_the_service_says(prem: Prem, enclave_env: dict[str, str]) -> None:
+    listed = json.loads(prem("models", "--json", **enclave_env).out)
     assert [each["model"] for each in listed] == [line.split("\t")[0] for line in LISTED]
     assert listed[0]["input_modalities"] == ["text"]
 
 
-def test_errors_are_one_line_with_the_support_id(prem: Prem, here: dict[str, str]) -> None:
-    prem("models", **{**here, "PREM_API_KEY": "sk_test_wrong"}).in_one_line(1, "prem models: ", "support_")
-    elsewhere = {**here, "PREM_GATEWAY_URL": "http://127.0.0.1:9"}
-    prem("models", "--max-retries", "0", **elsewhere).in_one_line(1, "gateway")
+def test_errors_are_one_line_with_the_support_id(prem: Prem, enclave_env: dict[str, str]) -> None:
+    prem("models", **{**enclave_env, "PREM_API_KEY": "sk_test_wrong"}).assert_error(
+        1, "prem models: ", "support_"
+    )
+    elsewhere = {**enclave_env, "PREM_GATEWAY_URL": "http://127.0.0.1:9"}
+    prem("models", "--max-retries", "0", **elsewhere).assert_error(1, "gateway")
 
 
 def test_on_a_terminal_it_is_a_table_in_which_no_name_can_do_harm() -> None:
     with LocalEnclave(models=["a/[red]b\x1b[31m\n\tc"]) as prem:
-        shown = on_terminal("models", **settings(prem))
-        piped = on_terminal("models", piped="stdout", **settings(prem))
+        shown = run_on_terminal("models", **client_environment(prem))
+        piped = run_on_terminal("models", piped="stdout", **client_environment(prem))
     assert shown.status == 0
     head, row = shown.terminal.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
     assert head.split() == ["model", "type", "takes"]
@@ -53,7 +55,10 @@ def test_a_reader_that_wants_one_line_gets_it_without_a_complaint(tmp_path: Path
     names = [f"m/{number}" for number in range(20_000)]
     with LocalEnclave(models=names) as prem:
         piped = subprocess.Popen(
-            [*PREM, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(settings(prem))
+            [*PREM, "models"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(client_environment(prem)),
         )
         with piped:
             assert piped.stdout is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from support.prem_program import PREM, Prem, environment, on_terminal, run
+from support.prem_program import PREM, Prem, environment, run, run_on_terminal
 
 from prem_core import (
     APIConnectionError,
@@ -22,8 +22,8 @@ from prem_core import (
 from prem_core._version import __version__
 from prem_core.cli import COMMANDS
 from prem_core.cli.app import application
-from prem_core.cli.errors import Ending, ended, ending_in
-from prem_core.cli.output import as_json, clean, one_line
+from prem_core.cli.errors import CliError, error_boundary, exit_with
+from prem_core.cli.output import as_json, one_line, strip_controls
 
 
 def commands(command: Any, *path: str) -> Iterator[tuple[list[str], Any]]:
@@ -75,16 +75,16 @@ def test_no_option_takes_a_secret() -> None:
 
 
 def test_on_a_terminal_the_help_is_laid_out_for_it() -> None:
-    shown = on_terminal("models", "--help")
+    shown = run_on_terminal("models", "--help")
     assert shown.status == 0
     assert "─ Connection ─" in shown.terminal.replace("\x1b[2m", "").replace("\x1b[0m", "")
     assert "\b" not in shown.terminal
 
 
 def test_without_a_command_it_shows_the_help(prem: Prem) -> None:
-    ended = prem()
-    assert (ended.status, ended.out) == (2, "")
-    assert "transcribe" in ended.err
+    result = prem()
+    assert (result.status, result.out) == (2, "")
+    assert "transcribe" in result.err
 
 
 def test_the_version_is_shown(prem: Prem) -> None:
@@ -122,18 +122,18 @@ def test_a_shell_can_complete_it() -> None:
 def test_a_wrong_call_is_one_line_that_says_where_to_look(
     prem: Prem, arguments: list[str], said: list[str]
 ) -> None:
-    ended = prem(*arguments)
-    ended.in_one_line(2, *said)
-    assert "\x1b" not in ended.err
+    result = prem(*arguments)
+    result.assert_error(2, *said)
+    assert "\x1b" not in result.err
 
 
 def test_debug_shows_where_and_no_value() -> None:
-    ended = run(
+    result = run(
         "--debug", "chat", "a private question", "--max-retries", "0",
         PREM_API_KEY="sk_test_private", PREM_ENCLAVE_URL="http://127.0.0.1:9",
     )  # fmt: skip
-    assert ended.returncode == 1
-    said = ended.stderr.decode()
+    assert result.returncode == 1
+    said = result.stderr.decode()
     assert said.startswith("Traceback")
     assert "chat.py" in said
     assert said.splitlines()[-1].startswith("prem chat: enclave: ")
@@ -152,7 +152,7 @@ def test_debug_shows_where_and_no_value() -> None:
         ),
         (AuthenticationError("line one\nline\x1b two", status_code=401), 1, "prem x: line one line two"),
         (EnclaveKeyError("turned"), 1, "prem x: turned"),
-        (Ending("enough", 3), 3, "prem x: enough"),
+        (CliError("enough", 3), 3, "prem x: enough"),
         (ImportError('needs y: pip install "z[y]"'), 2, 'prem x: needs y: pip install "z[y]"'),
         (
             ModuleNotFoundError("No module named 'rich'", name="rich"),
@@ -166,14 +166,14 @@ def test_debug_shows_where_and_no_value() -> None:
 def test_an_error_is_a_status_and_a_line(
     capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
 ) -> None:
-    with pytest.raises(typer.Exit) as ending, ended("prem x"):
+    with pytest.raises(typer.Exit) as ending, error_boundary("prem x"):
         raise error
     assert ending.value.exit_code == status
     assert capsys.readouterr().err == (f"{said}\n" if said else "")
 
 
 def test_an_error_can_be_given_another_status() -> None:
-    with pytest.raises(Ending, match="a setting") as ending, ending_in(1):
+    with pytest.raises(CliError, match="a setting") as ending, exit_with(1):
         raise ConfigurationError("a setting")
     assert ending.value.status == 1
 
@@ -192,9 +192,9 @@ def test_a_missing_part_is_one_line_with_the_install_command(
 ) -> None:
     program = f"import sys; sys.modules[{absent!r}] = None; sys.argv[1:] = {arguments!r}\n"
     program += "from prem_core.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert absent in line
     assert f'pip install "prem-encrypted[{extra}]"' in line
 
@@ -214,32 +214,32 @@ def test_the_help_of_every_command_needs_typer_alone() -> None:
     ]
     program = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); sys.argv[1:] = ['--help']\n"
     program += "from prem_core.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert all(name in ended.stdout for name in COMMANDS)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert all(name in result.stdout for name in COMMANDS)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk that everybody has")
 @pytest.mark.parametrize("arguments", [["--help"], ["--local", "models"], ["--local", "chat", "Hi"]])
 def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
-        ended = subprocess.run(
+        result = subprocess.run(
             [*PREM, *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             env=environment({}),
             stdin=subprocess.DEVNULL,
         )
-    assert ended.returncode == 1
-    (line,) = ended.stderr.decode().splitlines()
+    assert result.returncode == 1
+    (line,) = result.stderr.decode().splitlines()
     assert line.startswith("prem")
     assert "No space left" in line
 
 
 def test_help_into_a_reader_that_leaves_is_quiet() -> None:
     script = f"{' '.join(PREM)} --help | head -1"
-    ended = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=30)
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    result = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=30)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 # --- what is written --------------------------------------------------------------------------------------
@@ -247,9 +247,9 @@ def test_help_into_a_reader_that_leaves_is_quiet() -> None:
 
 def test_a_terminal_gets_no_control_character_but_breaks_and_tabs() -> None:
     every = "".join(map(chr, range(0x100)))
-    left = clean(every)
+    left = strip_controls(every)
     assert [char for char in left if not char.isprintable()] == ["\t", "\n", "\xa0", "\xad"]
-    assert clean("né à 東京 👩‍🔬") == "né à 東京 👩‍🔬"
+    assert strip_controls("né à 東京 👩‍🔬") == "né à 東京 👩‍🔬"
 
 
 def test_a_line_is_one_line() -> None:

@@ -21,10 +21,19 @@ from prem_core.enclave import LocalEnclave
 PREM = [sys.executable, "-W", "error", "-m", "prem_core.cli"]
 
 #: Variables that would change how a terminal is written to.
-_LOOKS = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "COLUMNS", "LINES", "TERM", "COLORTERM")
+_STYLE_VARIABLES = (
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "PY_COLORS",
+    "COLUMNS",
+    "LINES",
+    "TERM",
+    "COLORTERM",
+)
 
 
-def settings(prem: LocalEnclave) -> dict[str, str]:
+def client_environment(prem: LocalEnclave) -> dict[str, str]:
     """The environment in which `prem` asks this enclave."""
     return {
         "PREM_API_KEY": prem.api_key,
@@ -35,7 +44,7 @@ def settings(prem: LocalEnclave) -> dict[str, str]:
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's environment, without what would change the looks."""
-    return {**{name: value for name, value in os.environ.items() if name not in _LOOKS}, **more}
+    return {**{name: value for name, value in os.environ.items() if name not in _STYLE_VARIABLES}, **more}
 
 
 def run(*arguments: str, stdin: str | bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:
@@ -50,15 +59,15 @@ def run(*arguments: str, stdin: str | bytes = b"", **more: str) -> subprocess.Co
 
 
 @dataclass
-class Ended:
-    """How a call ended."""
+class Result:
+    """How a call result."""
 
     status: int
     out: str
     err: str
 
-    def in_one_line(self, status: int, *said: str) -> None:
-        """It ended so, and standard error has nothing but a line with all of this."""
+    def assert_error(self, status: int, *said: str) -> None:
+        """It result so, and standard error has nothing but a line with all of this."""
         assert self.status == status, self
         (line,) = self.err.splitlines()
         assert line.startswith("prem")
@@ -67,11 +76,11 @@ class Ended:
 
 
 #: `prem` in this process: its arguments, `stdin=` and the environment.
-Prem = Callable[..., Ended]
+Prem = Callable[..., Result]
 
 
 @dataclass
-class Shown:
+class TerminalOutput:
     """What a terminal got, its line ends as they were written, and what went into the pipe beside it."""
 
     status: int
@@ -79,7 +88,7 @@ class Shown:
     piped: bytes = b""
 
 
-class OnTerminal:
+class TerminalProcess:
     """`prem` on a terminal of its own.
 
     Args:
@@ -139,7 +148,7 @@ class OnTerminal:
             assert time.monotonic() < end, bytes(self._terminal)
             time.sleep(0.01)
 
-    def end(self) -> Shown:
+    def end(self) -> TerminalOutput:
         """Wait for the program's own end."""
         status = self.process.wait(60)
         for reader in self._readers:
@@ -148,9 +157,9 @@ class OnTerminal:
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
-        return Shown(status, self._terminal.decode().replace("\r\n", "\n"), bytes(self._piped))
+        return TerminalOutput(status, self._terminal.decode().replace("\r\n", "\n"), bytes(self._piped))
 
 
-def on_terminal(*arguments: str, **options: Any) -> Shown:
+def run_on_terminal(*arguments: str, **options: Any) -> TerminalOutput:
     """Run `prem` on a terminal until it ends."""
-    return OnTerminal(*arguments, **options).end()
+    return TerminalProcess(*arguments, **options).end()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from prem_core._errors import PremError
-from prem_core.cli import FAILURE, STOPPED_SHORT, USAGE_ERROR
-from prem_core.cli.connection import Connection, connected
-from prem_core.cli.errors import Ending
-from prem_core.cli.output import clean, is_terminal, say, write, write_json
+from prem_core.cli import EXIT_FAILURE, EXIT_TRUNCATED, EXIT_USAGE
+from prem_core.cli.connection import Connection, with_connection_options
+from prem_core.cli.errors import CliError
+from prem_core.cli.output import is_terminal, strip_controls, write, write_json, write_stderr
 
 if TYPE_CHECKING:
     from prem_core import ChatCompletion, ChatCompletionChunk
@@ -40,7 +40,7 @@ class Effort(StrEnum):
     HIGH = "high"
 
 
-@connected()
+@with_connection_options()
 def chat(
     connection: Connection,
     question: Annotated[
@@ -113,8 +113,8 @@ def chat(
                     answer.add(chunk)
         except PremError as error:
             if answer.written:
-                raise Ending(
-                    f"the answer is cut, what stands above is not all of it: {error}", FAILURE
+                raise CliError(
+                    f"the answer is cut, what stands above is not all of it: {error}", EXIT_FAILURE
                 ) from error
             raise
         finally:
@@ -131,8 +131,8 @@ def _ask(words: list[str]) -> str:
         piped = "" if sys.stdin is None or is_terminal(sys.stdin) else _read_input()
         text = "\n\n".join(each for each in (given, piped) if each.strip())
     if not text.strip():
-        raise Ending(
-            "no question: write it behind the command, or pipe it in (see prem chat --help)", USAGE_ERROR
+        raise CliError(
+            "no question: write it behind the command, or pipe it in (see prem chat --help)", EXIT_USAGE
         )
     return text
 
@@ -140,18 +140,18 @@ def _ask(words: list[str]) -> str:
 def _read_input() -> str:
     data = sys.stdin.buffer.read(MAX_INPUT + 1)
     if len(data) > MAX_INPUT:
-        raise Ending(f"standard input has more than {MAX_INPUT // 1024**2} MB", USAGE_ERROR)
+        raise CliError(f"standard input has more than {MAX_INPUT // 1024**2} MB", EXIT_USAGE)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Ending("standard input is not text in UTF-8", USAGE_ERROR) from None
+        raise CliError("standard input is not text in UTF-8", EXIT_USAGE) from None
 
 
 def _messages(system: str | None, question: str, images: list[str]) -> list[dict[str, Any]]:
     try:
         f"{system}{question}".encode()
     except UnicodeEncodeError:  # bytes of a command line that are no text
-        raise Ending("the question is not text in UTF-8", USAGE_ERROR) from None
+        raise CliError("the question is not text in UTF-8", EXIT_USAGE) from None
     content: str | list[dict[str, Any]] = question
     if images:
         from prem_core._adapters.content import text_part
@@ -242,7 +242,7 @@ def _dim_writer() -> Any:
     console = Console(stderr=True)
 
     def dim(text: str) -> None:
-        console.print(Text(clean(text), style="dim"), end="", soft_wrap=True)
+        console.print(Text(strip_controls(text), style="dim"), end="", soft_wrap=True)
 
     return dim
 
@@ -252,12 +252,12 @@ def _finish(answer: _Answer, *, as_json: bool, stats: bool) -> None:
     if as_json:
         write_json(completion.model_dump(mode="json", exclude_none=True))
     if stats:
-        say(_figures(answer, completion))
+        write_stderr(_figures(answer, completion))
     for choice in completion.choices:
         if choice.message.refusal and not choice.message.content:
-            raise Ending(f"the model refused: {choice.message.refusal}", FAILURE)
+            raise CliError(f"the model refused: {choice.message.refusal}", EXIT_FAILURE)
         if choice.finish_reason in _SHORT:
-            raise Ending(f"the answer stopped {_SHORT[choice.finish_reason]}", STOPPED_SHORT)
+            raise CliError(f"the answer stopped {_SHORT[choice.finish_reason]}", EXIT_TRUNCATED)
 
 
 def _figures(answer: _Answer, completion: ChatCompletion) -> str:

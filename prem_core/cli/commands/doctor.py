@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prem_core.cli import FAILURE
+from prem_core.cli import EXIT_FAILURE
 from prem_core.cli.command import Call
-from prem_core.cli.connection import Connection, connected
-from prem_core.cli.errors import Ending
+from prem_core.cli.connection import Connection, with_connection_options
+from prem_core.cli.errors import CliError
 from prem_core.cli.output import is_terminal, one_line, write, write_json
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "failed": "bold red", "not verified": "yellow", "not tried": "dim", "info": "dim"}
 
 
-@connected()
+@with_connection_options()
 def doctor(
     ctx: typer.Context,
     connection: Connection,
@@ -70,7 +70,7 @@ def doctor(
         checks = [{"name": each.name, "state": str(each.state), "detail": each.detail} for each in made]
         write_json({"ok": not failed, "checks": checks})
     if failed:
-        raise Ending(f"failed: {', '.join(failed)}", FAILURE)
+        raise CliError(f"failed: {', '.join(failed)}", EXIT_FAILURE)
 
 
 def _show(check: Check) -> None:

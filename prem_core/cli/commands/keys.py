@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 
 from prem_core._errors import ConfigurationError, PremError
-from prem_core.cli import FAILURE, USAGE_ERROR
+from prem_core.cli import EXIT_FAILURE, EXIT_USAGE
 from prem_core.cli.command import Command
 from prem_core.cli.connection import find_kek
-from prem_core.cli.errors import ending_in
+from prem_core.cli.errors import exit_with
 
 keys = typer.Typer(
     no_args_is_help=True,
@@ -63,7 +63,7 @@ def generate(
     from prem_core._protocol.response_body import parse_public_key
 
     # Whatever can be refused is refused before the enclave is asked.
-    with ending_in(USAGE_ERROR):
+    with exit_with(EXIT_USAGE):
         _refuse_overlap(path, kek_file, new_kek)
         kek = keyfile.new_kek() if new_kek else find_kek(kek_file)
         if kek is None:
@@ -75,7 +75,7 @@ def generate(
         keyfile.check_not_exists(path, overwrite=force)
         pinned = None if enclave_public_key is None else parse_public_key(enclave_public_key)
     made = generate_encryption_keys(enclave_url=enclave_url, enclave_public_key=pinned)
-    with ending_in(FAILURE):
+    with exit_with(EXIT_FAILURE):
         if new_kek:
             keyfile.write_kek(new_kek, kek)
         try:
@@ -107,9 +107,9 @@ def inspect(
     """
     from prem_core._crypto import keyfile
 
-    with ending_in(USAGE_ERROR):
+    with exit_with(EXIT_USAGE):
         kek = find_kek(kek_file)
-    with ending_in(FAILURE):
+    with exit_with(EXIT_FAILURE):
         file = keyfile.look(path)
         typer.echo(f"version      {file.version}")
         typer.echo(f"created      {file.created.isoformat()}")

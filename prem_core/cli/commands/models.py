@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prem_core.cli.connection import Connection, connected
+from prem_core.cli.connection import Connection, with_connection_options
 from prem_core.cli.output import is_terminal, one_line, write, write_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Kind(StrEnum):
     IMAGE = "image"
 
 
-@connected()
+@with_connection_options()
 def models(
     connection: Connection,
     kind: Annotated[Kind | None, typer.Option("--type", help="Only models of this type.")] = None,

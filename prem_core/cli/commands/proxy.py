@@ -11,11 +11,11 @@ import typer
 
 from prem_core._config import DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import ConfigurationError
-from prem_core.cli import USAGE_ERROR
+from prem_core.cli import EXIT_USAGE
 from prem_core.cli.command import Call
-from prem_core.cli.connection import Connection, connected
-from prem_core.cli.errors import ending_in
-from prem_core.cli.output import say
+from prem_core.cli.connection import Connection, with_connection_options
+from prem_core.cli.errors import exit_with
+from prem_core.cli.output import write_stderr
 
 #: Of the service's own proxy too.
 PORT: Final = 3000
@@ -23,7 +23,7 @@ PORT: Final = 3000
 _UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
-@connected()
+@with_connection_options()
 def proxy(
     ctx: typer.Context,
     connection: Connection,
@@ -98,7 +98,7 @@ def proxy(
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with ending_in(USAGE_ERROR):
+    with exit_with(EXIT_USAGE):
         served = LocalProxy(
             host=host,
             port=port,
@@ -123,7 +123,9 @@ def proxy(
         raise ConfigurationError(str(error)) from error
     try:
         if allow_remote:
-            say(f"prem proxy: prompts, replies and keys travel unencrypted between {host} and those who ask")
+            write_stderr(
+                f"prem proxy: prompts, replies and keys travel unencrypted between {host} and those who ask"
+            )
         whose = (
             "whoever reaches it uses your API key" if api_key_from_env else "callers send their own API keys"
         )

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from support.prem_program import Ended, Prem, run
+from support.prem_program import Prem, Result, run
 
 from prem_core import EncryptionKeys, PremClient
 from prem_core._crypto.xwing import PrivateKey
@@ -26,18 +26,18 @@ def keys(prem: Prem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prem:
     """Run ``prem keys`` in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str, **environment: str) -> Ended:
-        ended = prem("keys", *arguments, **environment)
-        assert "\x1b" not in ended.out + ended.err
-        prints_no_secret(ended, tmp_path)
-        return ended
+    def call(*arguments: str, **environment: str) -> Result:
+        result = prem("keys", *arguments, **environment)
+        assert "\x1b" not in result.out + result.err
+        prints_no_secret(result, tmp_path)
+        return result
 
     return call
 
 
-def prints_no_secret(ended: Ended, folder: Path) -> None:
+def prints_no_secret(result: Result, folder: Path) -> None:
     """Nor does it print the KEK that it was given or drew, nor what a KEK opens."""
-    printed = ended.out + ended.err
+    printed = result.out + result.err
     keks = [KEK, *(path.read_text().strip() for path in folder.glob("*kek*") if path.is_file())]
     secrets = [bytes.fromhex(kek) for kek in keks if len(kek) == 64]
     for path in folder.glob("k*"):
@@ -51,18 +51,18 @@ def prints_no_secret(ended: Ended, folder: Path) -> None:
             assert form not in printed
 
 
-def in_one_line(ended: Ended, status: int, *said: str) -> None:
-    ended.in_one_line(status, "prem keys ", *said)
+def assert_error(result: Result, status: int, *said: str) -> None:
+    result.assert_error(status, "prem keys ", *said)
 
 
 def test_keys_are_made_for_the_enclave_that_is_asked_and_a_client_uses_them(
     keys: Prem, enclave: LocalEnclave, tmp_path: Path
 ) -> None:
-    ended = keys("generate", "k", "--enclave-url", enclave.enclave_url, CLIENT_KEK=KEK)
-    assert (ended.status, ended.err) == (0, "")
-    assert f"enclave key  sha256:{enclave.public_key.fingerprint()}\n" in ended.out
+    result = keys("generate", "k", "--enclave-url", enclave.enclave_url, CLIENT_KEK=KEK)
+    assert (result.status, result.err) == (0, "")
+    assert f"enclave key  sha256:{enclave.public_key.fingerprint()}\n" in result.out
     loaded = EncryptionKeys.load(tmp_path / "k", KEK)
-    assert f"cipher text  sha256:{hashlib.sha256(loaded.cipher_text).hexdigest()}\n" in ended.out
+    assert f"cipher text  sha256:{hashlib.sha256(loaded.cipher_text).hexdigest()}\n" in result.out
     with PremClient(
         api_key=enclave.api_key,
         gateway_url=enclave.gateway_url,
@@ -74,19 +74,19 @@ def test_keys_are_made_for_the_enclave_that_is_asked_and_a_client_uses_them(
 
 
 def test_it_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
-    ended = run("keys", "generate", str(tmp_path / "k"), *PIN, "--new-kek", str(tmp_path / "kek"))
-    assert (ended.returncode, ended.stderr) == (0, b"")
-    prints_no_secret(Ended(0, ended.stdout.decode(), ""), tmp_path)
+    result = run("keys", "generate", str(tmp_path / "k"), *PIN, "--new-kek", str(tmp_path / "kek"))
+    assert (result.returncode, result.stderr) == (0, b"")
+    prints_no_secret(Result(0, result.stdout.decode(), ""), tmp_path)
 
 
 def test_the_enclave_comes_from_the_environment_too(keys: Prem, enclave: LocalEnclave) -> None:
-    ended = keys("generate", "k", CLIENT_KEK=KEK, PREM_ENCLAVE_URL=enclave.enclave_url)
-    assert enclave.public_key.fingerprint() in ended.out
+    result = keys("generate", "k", CLIENT_KEK=KEK, PREM_ENCLAVE_URL=enclave.enclave_url)
+    assert enclave.public_key.fingerprint() in result.out
 
 
 def test_a_new_kek_is_kept_in_a_file_and_never_printed(keys: Prem, tmp_path: Path) -> None:
-    ended = keys("generate", "k", *PIN, "--new-kek", "kek")
-    assert (ended.status, ended.err) == (0, "")
+    result = keys("generate", "k", *PIN, "--new-kek", "kek")
+    assert (result.status, result.err) == (0, "")
     assert re.fullmatch(r"[0-9a-f]{64}\n", (tmp_path / "kek").read_text())
     if os.name != "nt":
         assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
@@ -116,54 +116,54 @@ def test_inspect_shows_what_the_file_says_and_with_the_kek_that_it_opens(keys: P
 
 def test_inspect_says_that_another_kek_does_not_open_it(keys: Prem) -> None:
     assert keys("generate", "k", *PIN, "--new-kek", "kek").status == 0
-    ended = keys("inspect", "k", CLIENT_KEK=KEK)
-    in_one_line(ended, 1, "the KEK is not the one", "damaged")
-    assert ended.out.endswith("opens        no\n")
+    result = keys("inspect", "k", CLIENT_KEK=KEK)
+    assert_error(result, 1, "the KEK is not the one", "damaged")
+    assert result.out.endswith("opens        no\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permission bits")
 def test_inspect_shows_a_loose_mode_and_what_to_do(keys: Prem, tmp_path: Path) -> None:
     EncryptionKeys(bytes(32), bytes(1120)).save(tmp_path / "k", KEK)
     (tmp_path / "k").chmod(0o644)
-    ended = keys("inspect", "k")
-    in_one_line(ended, 1, "chmod 600 k")
-    assert "mode         0644\n" in ended.out
-    assert "enclave key  unknown\n" in ended.out
+    result = keys("inspect", "k")
+    assert_error(result, 1, "chmod 600 k")
+    assert "mode         0644\n" in result.out
+    assert "enclave key  unknown\n" in result.out
 
 
 def test_inspect_says_what_is_no_key_file(keys: Prem, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("PREM_API_KEY=sk_live_1")
     (tmp_path / "later").write_bytes(b"PREMKEYS\0\2")
-    in_one_line(keys("inspect", "text"), 1, "no file of encryption keys")
-    in_one_line(keys("inspect", "later"), 1, "version 2")
-    in_one_line(keys("inspect", "none"), 1, "No such file")
-    in_one_line(keys("inspect", "."), 1, "directory")
+    assert_error(keys("inspect", "text"), 1, "no file of encryption keys")
+    assert_error(keys("inspect", "later"), 1, "version 2")
+    assert_error(keys("inspect", "none"), 1, "No such file")
+    assert_error(keys("inspect", "."), 1, "directory")
 
 
 def test_without_a_kek_nothing_is_made(keys: Prem, tmp_path: Path) -> None:
-    in_one_line(keys("generate", "k", *PIN), 2, "CLIENT_KEK", "--kek-file", "--new-kek")
+    assert_error(keys("generate", "k", *PIN), 2, "CLIENT_KEK", "--kek-file", "--new-kek")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kek", [KEK[:-1], KEK[:-2] + "zz", "hunter2"])
 def test_a_wrong_kek_is_refused_and_not_quoted(keys: Prem, kek: str) -> None:
-    for ended in (keys("generate", "k", *PIN, CLIENT_KEK=kek), keys("inspect", "k", CLIENT_KEK=kek)):
-        in_one_line(ended, 2, "CLIENT_KEK must be 32 bytes")
-        assert kek[:7] not in ended.err
+    for result in (keys("generate", "k", *PIN, CLIENT_KEK=kek), keys("inspect", "k", CLIENT_KEK=kek)):
+        assert_error(result, 2, "CLIENT_KEK must be 32 bytes")
+        assert kek[:7] not in result.err
 
 
 def test_a_kek_file_that_cannot_be_used_is_said(keys: Prem, tmp_path: Path) -> None:
-    in_one_line(keys("generate", "k", *PIN, "--kek-file", "none"), 2, "none", "No such file")
+    assert_error(keys("generate", "k", *PIN, "--kek-file", "none"), 2, "none", "No such file")
     (tmp_path / "kek").write_text(KEK)
     (tmp_path / "kek").chmod(0o644)
     if os.name != "nt":
-        in_one_line(keys("generate", "k", *PIN, "--kek-file", "kek"), 2, "chmod 600 kek")
+        assert_error(keys("generate", "k", *PIN, "--kek-file", "kek"), 2, "chmod 600 kek")
 
 
 def test_a_file_that_is_there_is_replaced_only_by_force(keys: Prem, tmp_path: Path) -> None:
     assert keys("generate", "k", *PIN, CLIENT_KEK=KEK).status == 0
     before = EncryptionKeys.load(tmp_path / "k", KEK)
-    in_one_line(keys("generate", "k", *PIN, CLIENT_KEK=KEK), 2, "already exists")
+    assert_error(keys("generate", "k", *PIN, CLIENT_KEK=KEK), 2, "already exists")
     assert EncryptionKeys.load(tmp_path / "k", KEK) == before
     assert keys("generate", "k", *PIN, "--force", CLIENT_KEK=KEK).status == 0
     assert EncryptionKeys.load(tmp_path / "k", KEK) != before
@@ -172,30 +172,32 @@ def test_a_file_that_is_there_is_replaced_only_by_force(keys: Prem, tmp_path: Pa
 def test_a_kek_is_never_replaced_not_by_force_either(keys: Prem, tmp_path: Path) -> None:
     assert keys("generate", "k", *PIN, "--new-kek", "kek").status == 0
     before = (tmp_path / "kek").read_bytes()
-    in_one_line(keys("generate", "k2", *PIN, "--new-kek", "kek", "--force"), 2, "already exists")
+    assert_error(keys("generate", "k2", *PIN, "--new-kek", "kek", "--force"), 2, "already exists")
     for option in ("--new-kek", "--kek-file"):
-        in_one_line(keys("generate", "./kek", *PIN, option, "kek", "--force"), 2, "two files")
-    in_one_line(keys("generate", "k2", *PIN, "--kek-file", "kek", "--new-kek", "kek2"), 2, "one of them")
+        assert_error(keys("generate", "./kek", *PIN, option, "kek", "--force"), 2, "two files")
+    assert_error(keys("generate", "k2", *PIN, "--kek-file", "kek", "--new-kek", "kek2"), 2, "one of them")
     assert (tmp_path / "kek").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k", "kek"]
 
 
 def test_keys_that_cannot_be_written_leave_no_new_kek(keys: Prem, tmp_path: Path) -> None:
-    in_one_line(keys("generate", "no/k", *PIN, "--new-kek", "kek"), 1, "cannot be written")
+    assert_error(keys("generate", "no/k", *PIN, "--new-kek", "kek"), 1, "cannot be written")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_enclave_that_cannot_be_reached_is_a_failure_and_leaves_nothing(
     keys: Prem, tmp_path: Path
 ) -> None:
-    ended = keys("generate", "k", "--new-kek", "kek", "--enclave-url", "http://127.0.0.1:9")
-    in_one_line(ended, 1)
+    result = keys("generate", "k", "--new-kek", "kek", "--enclave-url", "http://127.0.0.1:9")
+    assert_error(result, 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_options_that_cannot_work_are_wrong_calls(keys: Prem) -> None:
-    in_one_line(keys("generate", "k", "--enclave-public-key", "abc", CLIENT_KEK=KEK), 2, "1216 bytes")
-    in_one_line(keys("generate", "k", "--enclave-url", "http://example.org", CLIENT_KEK=KEK), 2, "plain http")
+    assert_error(keys("generate", "k", "--enclave-public-key", "abc", CLIENT_KEK=KEK), 2, "1216 bytes")
+    assert_error(
+        keys("generate", "k", "--enclave-url", "http://example.org", CLIENT_KEK=KEK), 2, "plain http"
+    )
     assert keys("generate").status == 2
     assert keys("show", "k").status == 2
 

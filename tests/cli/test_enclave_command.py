@@ -146,17 +146,17 @@ def test_models_and_the_tier_can_be_chosen(prem: Callable[..., Prem], http: http
     ],
 )
 def test_an_option_that_cannot_work_is_said_in_short_with_status_2(arguments: list[str], said: str) -> None:
-    ended = run("enclave", *arguments)
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert "Traceback" not in ended.stderr
+    result = run("enclave", *arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_port_in_use_is_said_in_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ended = run("enclave", "--port", str(taken.getsockname()[1]))
-    assert ended.returncode == 2
-    assert len(ended.stderr.splitlines()) == 1
-    assert str(taken) not in ended.stderr
+        result = run("enclave", "--port", str(taken.getsockname()[1]))
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert str(taken) not in result.stderr
