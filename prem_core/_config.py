@@ -19,8 +19,11 @@ from prem_core._errors import ConfigurationError
 DEFAULT_GATEWAY_URL: Final = "https://gateway.prem.io"
 DEFAULT_ENCLAVE_URL: Final = "https://conf-engine.prem.io"
 
+#: Where API keys are made.
+DASHBOARD_URL: Final = "https://dashboard.prem.io"
+
 #: Where the current pair is published.
-ENDPOINTS_URL: Final = "https://dashboard.prem.io/endpoints.json"
+ENDPOINTS_URL: Final = f"{DASHBOARD_URL}/endpoints.json"
 
 #: The SDK's defaults: seconds, and bytes.
 DEFAULT_TIMEOUT: Final = 30.0
@@ -43,9 +46,15 @@ KEK_VARIABLE: Final = "CLIENT_KEK"
 KEK_BYTES: Final = 32
 
 
+def environment_source(setting: str) -> str | None:
+    """The environment variable that holds the setting, or None. An empty variable counts as unset."""
+    return next((name for name in VARIABLES[setting] if os.environ.get(name, "").strip()), None)
+
+
 def from_environment(setting: str) -> str | None:
-    """The setting's value in the environment, or None. An empty variable counts as unset."""
-    return next((value for name in VARIABLES[setting] if (value := os.environ.get(name, "").strip())), None)
+    """The setting's value in the environment, or None."""
+    name = environment_source(setting)
+    return None if name is None else os.environ[name].strip()
 
 
 def resolve_api_key(api_key: str | None) -> str:
