@@ -13,7 +13,7 @@ from prem_core._version import __version__
 from prem_core.cli import COMMANDS, EXIT_BROKEN_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from prem_core.cli.connection import GlobalOptions, global_options
 from prem_core.cli.embedded import embedded_enclave
-from prem_core.cli.errors import UsageError, cli_names, discard_stdout, error_boundary
+from prem_core.cli.errors import UsageError, cli_names, discard_stdout, error_boundary, warnings_on_one_line
 from prem_core.cli.output import configure_stdout, one_line, write_stderr
 
 #: How to use an option of `prem` itself, for users who put it after the subcommand.
@@ -115,6 +115,7 @@ class Command(TyperCommand):
         options = global_options(ctx)
         subcommand = ctx.command_path.split()[1]
         with (
+            warnings_on_one_line(ctx.command_path),
             error_boundary(ctx.command_path, debug=options.debug, names=cli_names(ctx)),
             embedded_enclave(subcommand, ctx.params, options),
         ):

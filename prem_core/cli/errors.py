@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -80,6 +81,17 @@ def error_boundary(
     else:
         return
     raise typer.Exit(status)
+
+
+@contextlib.contextmanager
+def warnings_on_one_line(command: str) -> Iterator[None]:
+    """Write every warning in the block as one line to standard error."""
+    before = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: write_stderr(f"{command}: warning: {message}")
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def discard_stdout() -> None:

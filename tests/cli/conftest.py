@@ -1,4 +1,4 @@
-"""Running `prem` in this process, for the many small cases; `prem_program` runs it as a user does."""
+"""Fixtures that run `prem` in this process. `support.prem_program` runs it as a program of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prem_core.enclave import LocalEnclave
 
 @pytest.fixture
 def prem() -> Prem:
-    """Run `prem` with these arguments, `stdin` and environment. It never shows a traceback, nor a key."""
+    """Run `prem` in this process. It never prints a traceback or the value of a secret variable."""
 
     def call(*arguments: str, stdin: str | bytes = b"", **environment: str) -> Result:
         before = dict(os.environ)
@@ -36,13 +36,13 @@ def prem() -> Prem:
 
 @pytest.fixture
 def enclave_env(enclave: LocalEnclave) -> dict[str, str]:
-    """The environment in which `prem` asks the tests' enclave."""
+    """The variables with which `prem` uses the tests' enclave."""
     return client_environment(enclave)
 
 
 @pytest.fixture
 def upstream_env(upstream_enclave: LocalEnclave) -> dict[str, str]:
-    """... and the one with the scripted server behind it."""
+    """The variables with which `prem` uses an enclave whose answers come from `upstream`."""
     return client_environment(upstream_enclave)
 
 

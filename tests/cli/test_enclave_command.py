@@ -1,134 +1,87 @@
-"""``prem enclave`` as a user runs it: a process of its own."""
+"""``prem enclave``: what it prints, its options, and how it stops."""
 
 from __future__ import annotations
 
-import os
-import queue
-import re
 import signal
 import socket
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from support.prem_program import PREM
+from support.prem_program import Prem, ServerProcess
 from support.raw_client import Wire, params
 from support.scripted_upstream import Upstream, chunk
 
 from prem_core._crypto.xwing import PublicKey
 
-
-class Prem:
-    """A running ``prem enclave``, its output read line by line."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [*PREM, "enclave", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
-        )
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.output = ""
-        self.exports: dict[str, str] = {}
-
-    def wait_until_ready(self) -> None:
-        while "PREM_ENCLAVE_URL" not in self.output:
-            self.output += self._lines.get(timeout=20)
-        self.exports = dict(re.findall(r"^export (\w+)=(.*)$", self.output, re.M))
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        code = self.process.wait(10)
-        self._reader.join(5)
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.process.stdout.close()
-        with self.process.stderr as stderr:
-            self.errors = stderr.read()
-        return code
+Start = Callable[..., ServerProcess]
 
 
 @pytest.fixture
-def prem() -> Iterator[Callable[..., Prem]]:
-    running: list[Prem] = []
+def start() -> Iterator[Start]:
+    """Start ``prem enclave`` with these options and environment variables."""
+    running: list[ServerProcess] = []
 
-    def start(*arguments: str, **environment: str) -> Prem:
-        running.append(Prem("--port", "0", "--enclave-port", "0", *arguments, **environment))
-        running[-1].wait_until_ready()
+    def start(*options: str, **environment: str) -> ServerProcess:
+        command = ["enclave", "--port", "0", "--enclave-port", "0", *options]
+        running.append(ServerProcess(*command, ready="Ctrl-C", **environment))
         return running[-1]
 
     yield start
     for each in running:
-        if each.process.returncode is None:
-            each.end(signal.SIGKILL)
+        each.kill()
 
 
-def wire(prem: Prem, http: httpx.Client) -> Wire:
-    key = http.get(f"{prem.exports['PREM_ENCLAVE_URL']}/publicKey").json()["publicKey"]
+def wire(server: ServerProcess, http: httpx.Client) -> Wire:
+    key = http.get(f"{server.exports['PREM_ENCLAVE_URL']}/publicKey").json()["publicKey"]
     local: Any = SimpleNamespace(
-        api_key=prem.exports["PREM_API_KEY"],
-        gateway_url=prem.exports["PREM_GATEWAY_URL"],
+        api_key=server.exports["PREM_API_KEY"],
+        gateway_url=server.exports["PREM_GATEWAY_URL"],
         public_key=PublicKey(bytes.fromhex(key)),
     )
     return Wire(local, http)
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PREM, *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=30
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_prints_what_a_client_needs_and_ends_cleanly(
-    prem: Callable[..., Prem], http: httpx.Client, number: int
+def test_it_prints_the_settings_of_a_client_and_stops_cleanly_on_a_signal(
+    start: Start, http: httpx.Client, number: int
 ) -> None:
-    started = prem()
-    client = wire(started, http)
+    server = start()
+    client = wire(server, http)
     sealed, response = client.chat(params())
     assert sealed.chunks(response)
-    assert client.prem.public_key.fingerprint() in started.output
-    assert client.prem.api_key in started.output
-    assert "\x1b" not in started.output
-    assert started.end(number) == 0
-    assert started.errors == ""
+    assert f"gateway      {client.prem.gateway_url}\n" in server.output
+    assert f"API key      {client.prem.api_key}\n" in server.output
+    assert f"sha256:{client.prem.public_key.fingerprint()}\n" in server.output
+    assert "another terminal" in server.output
+    assert "\x1b" not in server.output
+    assert server.stop(number) == 0
+    assert server.errors == ""
 
 
-def test_the_key_to_accept_comes_from_a_named_variable(prem: Callable[..., Prem]) -> None:
-    assert prem("--api-key-env", "MY_KEY", MY_KEY="sk_test_mine").exports["PREM_API_KEY"] == "sk_test_mine"
-
-
-def test_it_ends_cleanly_with_a_stream_open(
-    prem: Callable[..., Prem], http: httpx.Client, upstream: Upstream
+def test_it_stops_cleanly_while_a_stream_is_open(
+    start: Start, http: httpx.Client, upstream: Upstream
 ) -> None:
     upstream.stalls(chunk("hi"))
-    started = prem("--upstream", upstream.url, "--upstream-api-key-env", "UP", UP="sk-up")
-    client = wire(started, http)
+    server = start("--upstream", upstream.url, "--upstream-api-key-env", "UP", UP="sk-up")
+    client = wire(server, http)
     with client.stream(params()) as (_, response):
-        pieces = response.iter_raw()
-        assert next(pieces)
-        assert started.end() == 0
+        chunks = response.iter_raw()
+        assert next(chunks)
+        assert server.stop() == 0
         with pytest.raises(httpx.TransportError):
-            list(pieces)
-    assert started.errors == ""
+            list(chunks)
+    assert server.errors == ""
     assert upstream.requests[0][0]["authorization"] == "Bearer sk-up"
 
 
-def test_models_and_the_tier_can_be_chosen(prem: Callable[..., Prem], http: httpx.Client) -> None:
-    client = wire(prem("--model", "a/one", "--model", "b/two", "--tier", "base"), http)
+def test_models_tier_and_api_key_are_options(start: Start, http: httpx.Client) -> None:
+    models = ["--model", "a/one", "--model", "b/two"]
+    server = start(*models, "--tier", "base", "--api-key-env", "MY_KEY", MY_KEY="sk_test_mine")
+    assert server.exports["PREM_API_KEY"] == "sk_test_mine"
+    client = wire(server, http)
     assert [entry["model"] for entry in client.get("/models").json()["data"]] == ["a/one", "b/two"]
     statuses = [client.chat(params(model="a/one"))[1].status_code for _ in range(8)]
     assert statuses[:5] == [200] * 5
@@ -136,27 +89,22 @@ def test_models_and_the_tier_can_be_chosen(prem: Callable[..., Prem], http: http
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("options", "message"),
     [
         (["--tier", "gold"], "gold"),
         (["--port", "70000"], "65535"),
         (["--host", "0.0.0.0"], "--host"),
-        (["--upstream", "localhost:11434", "--port", "0"], "http or https"),
-        (["--api-key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
+        (["--upstream", "localhost:11434", "--port", "0"], "--upstream must be an http or https URL"),
+        (["--api-key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
     ],
 )
-def test_an_option_that_cannot_work_is_said_in_short_with_status_2(arguments: list[str], said: str) -> None:
-    result = run("enclave", *arguments)
-    assert result.returncode == 2
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_wrong_option_is_a_usage_error_on_one_line(prem: Prem, options: list[str], message: str) -> None:
+    prem("enclave", *options).assert_error(2, "prem enclave: ", message)
 
 
-def test_a_port_in_use_is_said_in_one_line() -> None:
+def test_a_port_in_use_is_a_usage_error_on_one_line(prem: Prem) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        result = run("enclave", "--port", str(taken.getsockname()[1]))
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert str(taken) not in result.stderr
+        port = str(taken.getsockname()[1])
+        prem("enclave", "--port", port).assert_error(2, "prem enclave: ", port)

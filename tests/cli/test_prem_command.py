@@ -1,16 +1,18 @@
-"""What every command of `prem` has: help, manners in failing, and what is in no extra of its own."""
+"""What all commands of `prem` share: help, errors, exit codes, output and missing packages."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from support.prem_program import PREM, Prem, environment, run, run_on_terminal
+from support.prem_program import PREM, TIMEOUT, Prem, environment, run, run_on_terminal
 
 from prem_core import (
     APIConnectionError,
@@ -20,9 +22,9 @@ from prem_core import (
     InvalidParameterError,
 )
 from prem_core._version import __version__
-from prem_core.cli import COMMANDS
+from prem_core.cli import COMMANDS, DEFAULT_CHAT_MODEL
 from prem_core.cli.app import application
-from prem_core.cli.errors import CliError, error_boundary, exit_with
+from prem_core.cli.errors import CliError, error_boundary, exit_with, use_cli_names, warnings_on_one_line
 from prem_core.cli.output import as_json, one_line, strip_controls
 
 
@@ -41,10 +43,10 @@ ALL = {
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_help_names_every_option_and_has_an_example(prem: Prem, name: str) -> None:
+def test_the_help_documents_every_option_and_fits_80_columns(prem: Prem, name: str) -> None:
     path, command = ALL[name]
-    # Were it piped into somebody's page: CI systems set these to have colours all the same.
-    shown = prem(*path, "--help", FORCE_COLOR="1", GITHUB_ACTIONS="1", COLUMNS="200")
+    # CI systems set these, and programs then write colours into a pipe.
+    shown = prem(*path, "--help", FORCE_COLOR="1", GITHUB_ACTIONS="1", COLUMNS="80")
     assert (shown.status, shown.err) == (0, "")
     words = shown.out.replace(",", " ").split()
     for parameter in command.params:
@@ -54,11 +56,18 @@ def test_the_help_names_every_option_and_has_an_example(prem: Prem, name: str) -
             assert option in words or parameter.metavar in words, option
     for subcommand in getattr(command, "commands", ()):
         assert subcommand in words
+    assert max(map(len, shown.out.splitlines())) <= 80
     assert "\x1b" not in shown.out
-    assert "─" not in shown.out
+    assert "…" not in shown.out
+    assert not re.search(r"<(bool|str|float|int|list)", shown.out)  # types of Python
+    assert not re.search(r"--\w+-$", shown.out, re.MULTILINE)  # an option broken at its hyphen
+    assert "Exit codes: 0 success, 1 failure" in " ".join(shown.out.split())
     if not hasattr(command, "commands"):
-        assert "Exit status: 0, done; 1, " in " ".join(shown.out.split())
         assert f"  prem {name}" in shown.out.partition("Example")[2]
+
+
+def test_the_help_names_the_default_model(prem: Prem) -> None:
+    assert DEFAULT_CHAT_MODEL in prem("chat", "--help", COLUMNS="80").out
 
 
 def test_every_command_is_there() -> None:
@@ -74,11 +83,14 @@ def test_no_option_takes_a_secret() -> None:
     }  # fmt: skip
 
 
-def test_on_a_terminal_the_help_is_laid_out_for_it() -> None:
-    shown = run_on_terminal("models", "--help")
+def test_the_help_on_a_terminal_is_plain_text_in_sections() -> None:
+    shown = run_on_terminal("chat", "--help", columns=80)
     assert shown.status == 0
-    assert "─ Connection ─" in shown.terminal.replace("\x1b[2m", "").replace("\x1b[0m", "")
-    assert "\b" not in shown.terminal
+    assert "\nOptions:\n" in shown.terminal
+    assert "\nConnection:\n" in shown.terminal
+    assert DEFAULT_CHAT_MODEL in shown.terminal
+    assert max(map(len, shown.terminal.splitlines())) <= 80
+    assert strip_controls(shown.terminal) == shown.terminal
 
 
 def test_without_a_command_it_shows_the_help(prem: Prem) -> None:
@@ -103,31 +115,30 @@ def test_a_shell_can_complete_it() -> None:
     assert subprocess.run(["bash", "-n"], input=script, check=True, capture_output=True).stderr == b""
 
 
-# --- failing ----------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "parts"),
     [
         (["cht"], ["prem: ", "'cht'", "Did you mean 'chat'?", "prem --help"]),
         (["chat", "--modle", "m"], ["prem chat: ", "--modle", "prem chat --help"]),
         (["models", "--type", "video\x1b[2J"], ["prem models: ", "--type", "chat"]),
         (["chat", "Hi", "--local"], ["prem --local chat"]),
+        (["models", "--upstream", "http://x"], ["prem --local --upstream URL models"]),
         (["keys", "inspect", "k", "--debug"], ["prem --debug keys inspect"]),
         (["keys", "show"], ["prem keys: ", "'show'"]),
         (["--local", "enclave"], ["prem enclave: ", "--local", "chat"]),
         (["--local", "keys", "inspect", "k"], ["prem keys inspect: ", "--local"]),
     ],
 )
-def test_a_wrong_call_is_one_line_that_says_where_to_look(
-    prem: Prem, arguments: list[str], said: list[str]
-) -> None:
+def test_a_usage_error_is_one_line_with_a_hint(prem: Prem, arguments: list[str], parts: list[str]) -> None:
     result = prem(*arguments)
-    result.assert_error(2, *said)
+    result.assert_error(2, *parts)
     assert "\x1b" not in result.err
 
 
-def test_debug_shows_where_and_no_value() -> None:
+def test_debug_prints_a_traceback_without_values() -> None:
     result = run(
         "--debug", "chat", "a private question", "--max-retries", "0",
         PREM_API_KEY="sk_test_private", PREM_ENCLAVE_URL="http://127.0.0.1:9",
@@ -151,19 +162,19 @@ def test_debug_shows_where_and_no_value() -> None:
             "prem x: gateway: broke (support_1)",
         ),
         (AuthenticationError("line one\nline\x1b two", status_code=401), 1, "prem x: line one line two"),
-        (EnclaveKeyError("turned"), 1, "prem x: turned"),
+        (EnclaveKeyError("rotated"), 1, "prem x: rotated"),
         (CliError("enough", 3), 3, "prem x: enough"),
         (ImportError('needs y: pip install "z[y]"'), 2, 'prem x: needs y: pip install "z[y]"'),
         (
             ModuleNotFoundError("No module named 'rich'", name="rich"),
             2,
-            'prem x: this needs rich: pip install "prem-encrypted[cli]"',
+            'prem x: this command needs rich: pip install "prem-encrypted[cli]"',
         ),
-        (RuntimeError("sk_live_1"), 1, "prem x: unexpected RuntimeError; prem --debug … shows where"),
+        (RuntimeError("sk_live_1"), 1, "prem x: internal error: RuntimeError (prem --debug shows where)"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_an_error_is_a_status_and_a_line(
+def test_an_error_is_an_exit_code_and_one_line(
     capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
 ) -> None:
     with pytest.raises(typer.Exit) as ending, error_boundary("prem x"):
@@ -172,10 +183,40 @@ def test_an_error_is_a_status_and_a_line(
     assert capsys.readouterr().err == (f"{said}\n" if said else "")
 
 
-def test_an_error_can_be_given_another_status() -> None:
+def test_an_error_can_get_another_exit_code() -> None:
     with pytest.raises(CliError, match="a setting") as ending, exit_with(1):
         raise ConfigurationError("a setting")
     assert ending.value.status == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("gateway_url is not a URL", "PROXY_URL is not a URL"),
+        ("gateway_url (from PROXY_URL) is not a URL", "PROXY_URL is not a URL"),
+        ("use https, or allow_insecure=True", "use https, or --allow-insecure"),
+        ("pass allow_remote (--allow-remote)", "pass --allow-remote"),
+        ("timeout must be a number above 0", "--timeout must be a number above 0"),
+        ("the timeout is over", "the timeout is over"),
+    ],
+)
+def test_an_error_names_options_and_variables_not_python_parameters(text: str, shown: str) -> None:
+    names = {
+        "gateway_url": "PROXY_URL",
+        "allow_insecure": "--allow-insecure",
+        "allow_remote": "--allow-remote",
+        "timeout": "--timeout",
+    }
+    assert use_cli_names(text, names) == shown
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    before = warnings.showwarning
+    with warnings_on_one_line("prem x"):
+        warnings.warn("a\nb", stacklevel=1)
+    assert capsys.readouterr().err == "prem x: warning: a b\n"
+    assert warnings.showwarning is before
 
 
 @pytest.mark.parametrize(
@@ -185,22 +226,25 @@ def test_an_error_can_be_given_another_status() -> None:
         ("uvicorn", ["enclave"], "enclave"),
         ("jsonschema", ["enclave"], "enclave"),
         ("starlette", ["--local", "chat", "Hi"], "enclave"),
+        ("starlette", ["proxy"], "proxy"),
+        ("uvicorn", ["proxy"], "proxy"),
+        ("python_multipart", ["proxy"], "proxy"),
     ],
 )
-def test_a_missing_part_is_one_line_with_the_install_command(
+def test_a_missing_package_is_one_line_with_the_install_command(
     absent: str, arguments: list[str], extra: str
 ) -> None:
     program = f"import sys; sys.modules[{absent!r}] = None; sys.argv[1:] = {arguments!r}\n"
     program += "from prem_core.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert absent in line
     assert f'pip install "prem-encrypted[{extra}]"' in line
 
 
-def test_the_help_of_every_command_needs_typer_alone() -> None:
-    # Whatever an extra brings is imported by the command that is called, not by the others.
+def test_the_help_needs_typer_only() -> None:
+    # A command imports the packages of an extra only when it runs.
     absent = [
         "uvicorn",
         "starlette",
@@ -214,14 +258,14 @@ def test_the_help_of_every_command_needs_typer_alone() -> None:
     ]
     program = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); sys.argv[1:] = ['--help']\n"
     program += "from prem_core.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT)
     assert (result.returncode, result.stderr) == (0, "")
     assert all(name in result.stdout for name in COMMANDS)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk that everybody has")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["--help"], ["--local", "models"], ["--local", "chat", "Hi"]])
-def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+def test_a_full_disk_is_an_error_on_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
             [*PREM, *arguments],
@@ -236,26 +280,26 @@ def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     assert "No space left" in line
 
 
-def test_help_into_a_reader_that_leaves_is_quiet() -> None:
+def test_help_into_a_broken_pipe_is_quiet() -> None:
     script = f"{' '.join(PREM)} --help | head -1"
-    result = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=30)
+    result = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=TIMEOUT)
     assert (result.returncode, result.stderr) == (0, b"")
 
 
-# --- what is written --------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------
 
 
-def test_a_terminal_gets_no_control_character_but_breaks_and_tabs() -> None:
+def test_strip_controls_leaves_line_breaks_and_tabs() -> None:
     every = "".join(map(chr, range(0x100)))
     left = strip_controls(every)
     assert [char for char in left if not char.isprintable()] == ["\t", "\n", "\xa0", "\xad"]
     assert strip_controls("né à 東京 👩‍🔬") == "né à 東京 👩‍🔬"
 
 
-def test_a_line_is_one_line() -> None:
+def test_one_line_removes_line_breaks_and_control_characters() -> None:
     assert one_line(" a\r\nb\x1b[2J\u2028c\x00 ") == "a b [2J c"
 
 
-def test_json_is_readable_and_always_utf_8() -> None:
+def test_json_can_always_be_encoded_as_utf_8() -> None:
     assert as_json({"a": "é"}) == '{"a": "é"}'
     assert as_json({"a": "\udcff"}) == '{"a": "\\udcff"}'

@@ -1,9 +1,11 @@
-"""`prem` as a user runs it: a process of its own, its output in pipes or on a terminal."""
+"""Run the `prem` program: in pipes, on a pseudo-terminal, or as a server that keeps running."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import re
 import signal
 import struct
 import subprocess
@@ -20,21 +22,17 @@ from prem_core.enclave import LocalEnclave
 
 PREM = [sys.executable, "-W", "error", "-m", "prem_core.cli"]
 
-#: Variables that would change how a terminal is written to.
+#: Seconds that a program may take before a test fails. No test passes because of it.
+TIMEOUT = 60
+
+#: Variables that change how a program writes to a terminal.
 _STYLE_VARIABLES = (
-    "NO_COLOR",
-    "FORCE_COLOR",
-    "CLICOLOR_FORCE",
-    "PY_COLORS",
-    "COLUMNS",
-    "LINES",
-    "TERM",
-    "COLORTERM",
-)
+    "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "COLUMNS", "LINES", "TERM", "COLORTERM",
+)  # fmt: skip
 
 
 def client_environment(prem: LocalEnclave) -> dict[str, str]:
-    """The environment in which `prem` asks this enclave."""
+    """The variables with which `prem` uses this enclave."""
     return {
         "PREM_API_KEY": prem.api_key,
         "PREM_GATEWAY_URL": prem.gateway_url,
@@ -43,45 +41,45 @@ def client_environment(prem: LocalEnclave) -> dict[str, str]:
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment, without what would change the looks."""
+    """This process's environment without style variables, and `more`."""
     return {**{name: value for name, value in os.environ.items() if name not in _STYLE_VARIABLES}, **more}
 
 
 def run(*arguments: str, stdin: str | bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:
-    """Run `prem` with everything in pipes."""
+    """Run `prem` with all streams in pipes."""
     return subprocess.run(
         [*PREM, *arguments],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         env=environment(more),
-        timeout=60,
+        timeout=TIMEOUT,
     )
 
 
 @dataclass
 class Result:
-    """How a call result."""
+    """The exit code and output of `prem`."""
 
     status: int
     out: str
     err: str
 
-    def assert_error(self, status: int, *said: str) -> None:
-        """It result so, and standard error has nothing but a line with all of this."""
+    def assert_error(self, status: int, *parts: str) -> None:
+        """It exited with `status` and wrote one line to standard error that contains all `parts`."""
         assert self.status == status, self
         (line,) = self.err.splitlines()
         assert line.startswith("prem")
-        for words in said:
-            assert words in line, line
+        for part in parts:
+            assert part in line, line
 
 
-#: `prem` in this process: its arguments, `stdin=` and the environment.
+#: Runs `prem` in this process: arguments, `stdin=` and environment variables.
 Prem = Callable[..., Result]
 
 
 @dataclass
 class TerminalOutput:
-    """What a terminal got, its line ends as they were written, and what went into the pipe beside it."""
+    """The exit code, and what was written to the terminal and to the pipe."""
 
     status: int
     terminal: str
@@ -89,11 +87,11 @@ class TerminalOutput:
 
 
 class TerminalProcess:
-    """`prem` on a terminal of its own.
+    """`prem` on a pseudo-terminal.
 
     Args:
-        piped: "stdout" or "stderr": that one goes into a pipe instead.
-        stdin: What is piped in; the terminal where None.
+        piped: "stdout" or "stderr", to connect that stream to a pipe.
+        stdin: Text to pipe in; standard input is the terminal if None.
     """
 
     def __init__(
@@ -112,7 +110,7 @@ class TerminalProcess:
             streams[piped] = subprocess.PIPE
         if stdin is not None:
             streams["stdin"] = subprocess.PIPE
-        # A child inherits what is ignored, as Ctrl-C is in a shell's background; what is caught it does not.
+        # A child process inherits an ignored SIGINT, which background jobs of a shell have, but not a handler.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [*PREM, *arguments],
@@ -137,22 +135,22 @@ class TerminalProcess:
 
     @staticmethod
     def _read(descriptor: int, into: bytearray) -> None:
-        with contextlib.suppress(OSError):  # a terminal that nobody has open any more
+        with contextlib.suppress(OSError):  # the program has closed the terminal
             while data := os.read(descriptor, 65536):
                 into += data
 
-    def wait_for(self, text: str, seconds: float = 30) -> None:
-        """Until the terminal has got `text`."""
-        end = time.monotonic() + seconds
+    def wait_for(self, text: str) -> None:
+        """Wait until `text` is on the terminal."""
+        end = time.monotonic() + TIMEOUT
         while text.encode() not in self._terminal:
             assert time.monotonic() < end, bytes(self._terminal)
             time.sleep(0.01)
 
     def end(self) -> TerminalOutput:
-        """Wait for the program's own end."""
-        status = self.process.wait(60)
+        """Wait for the program to exit."""
+        status = self.process.wait(TIMEOUT)
         for reader in self._readers:
-            reader.join(10)
+            reader.join(TIMEOUT)
         os.close(self._master)
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
@@ -161,5 +159,59 @@ class TerminalProcess:
 
 
 def run_on_terminal(*arguments: str, **options: Any) -> TerminalOutput:
-    """Run `prem` on a terminal until it ends."""
+    """Run `prem` on a pseudo-terminal until it exits."""
     return TerminalProcess(*arguments, **options).end()
+
+
+class ServerProcess:
+    """``prem enclave`` or ``prem proxy``, running.
+
+    Args:
+        arguments: The command line.
+        ready: What the server writes when it accepts connections.
+    """
+
+    def __init__(self, *arguments: str, ready: str, **more: str) -> None:
+        self.process = subprocess.Popen(
+            [*PREM, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(more),
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.output = ""
+        self.errors = ""
+        while ready not in self.output:
+            self.output += self._lines.get(timeout=TIMEOUT)
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """The variables that it says to export."""
+        return dict(re.findall(r"^export (\w+)=(.*)$", self.output, re.MULTILINE))
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        while not self._lines.empty():
+            self.output += self._lines.get()
+        with self.process.stderr as stderr:
+            self.errors = stderr.read()
+        return code
+
+    def kill(self) -> None:
+        """End the process if it still runs."""
+        if self.process.returncode is None:
+            self.stop(signal.SIGKILL)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import signal
-import threading
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prem_core._config import VARIABLES
-from prem_core._errors import ConfigurationError
 from prem_core.cli.connection import read_variable
+from prem_core.cli.serving import serve_until_stopped
 
 if TYPE_CHECKING:
     from prem_core.enclave import LocalEnclave
@@ -71,28 +69,16 @@ def enclave(
     from prem_core.enclave import LocalEnclave
     from prem_core.enclave.local import DEFAULT_MODELS
 
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    try:
-        prem = LocalEnclave(
-            api_key=read_variable(api_key_env) if api_key_env else None,
-            port=port,
-            enclave_port=enclave_port,
-            upstream=upstream,
-            upstream_api_key=read_variable(upstream_api_key_env) if upstream_api_key_env else None,
-            tier=tier.value,
-            models=model or DEFAULT_MODELS,
-        ).start()
-    except OSError as error:  # a port is in use
-        raise ConfigurationError(str(error)) from error
-    try:
-        _print_settings(prem)
-        # A timeout, because on Windows Ctrl-C does not interrupt a wait without one.
-        while not stopped.wait(0.5):
-            pass
-    finally:
-        prem.stop()
+    prem = LocalEnclave(
+        api_key=read_variable(api_key_env) if api_key_env else None,
+        port=port,
+        enclave_port=enclave_port,
+        upstream=upstream,
+        upstream_api_key=read_variable(upstream_api_key_env) if upstream_api_key_env else None,
+        tier=tier.value,
+        models=model or DEFAULT_MODELS,
+    )
+    serve_until_stopped(prem, lambda: _print_settings(prem))
 
 
 def _print_settings(prem: LocalEnclave) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from typing import Annotated, Final
 
 import typer
@@ -15,6 +13,7 @@ from prem_core.cli import EXIT_USAGE
 from prem_core.cli.connection import Connection, global_options, parse_enclave_key, with_connection_options
 from prem_core.cli.errors import exit_with
 from prem_core.cli.output import write_stderr
+from prem_core.cli.serving import serve_until_stopped
 
 #: The port of Prem's own proxy, so that existing configurations keep working.
 PORT: Final = 3000
@@ -97,9 +96,6 @@ def proxy(
         raise ConfigurationError(
             "--api-key-env needs --api-key-from-env: by default callers send their own keys"
         )
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     with exit_with(EXIT_USAGE):
         served = LocalProxy(
             host=host,
@@ -119,22 +115,16 @@ def proxy(
             allow_hosts=allow_host or (),
             allow_insecure=connection.allow_insecure,
         )
-    try:
-        served.start()
-    except OSError as error:  # a port is in use
-        raise ConfigurationError(str(error)) from error
-    try:
+
+    def announce() -> None:
         if allow_remote:
             write_stderr(f"prem proxy: prompts, answers and API keys travel to {host} unencrypted")
         keys = "every caller uses your API key" if api_key_from_env else "callers send their own API keys"
         typer.echo(
             f"prem proxy: {served.base_url} ({'embedded enclave' if local else keys}; Ctrl-C stops it)"
         )
-        # A timeout, because on Windows Ctrl-C does not interrupt a wait without one.
-        while not stopped.wait(0.5):
-            pass
-    finally:
-        served.stop()
+
+    serve_until_stopped(served, announce)
 
 
 def _size(text: str) -> int:

@@ -79,7 +79,9 @@ def transcribe(
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Names and terms to expect, in the language spoken.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature, 0 to 1.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Sampling temperature, 0 to 1.")
+    ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="The model that hears.")] = DEFAULT_MODEL,
     output_dir: Annotated[
         str | None,
