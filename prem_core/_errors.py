@@ -190,7 +190,8 @@ class APIStatusError(APIError):
     ) -> None:
         super().__init__(message, type=type, code=code, support_id=support_id)
         self.status_code = status_code
-        if status_code == 408:  # it has no class of its own
+        # As in the OpenAI SDK.
+        if status_code in (408, 409, 429) or status_code >= 500:
             self.is_retryable = True
         self.param = param
         self.validator = validator

@@ -1,24 +1,20 @@
-"""``client.audio``: transcriptions and translations.
-
-The two sides differ in `await` alone: the exchange decides, a driver performs.
-"""
+"""``client.audio``: transcriptions and translations."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, overload
 
 import httpx
 
 from prem_core._audio.upload import DEFAULT_MODEL, AudioFile, read_recording
+from prem_core._client.requester import AsyncRequester, Requester
 from prem_core._protocol import flow
 from prem_core._protocol.response_body import read_transcription
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from prem_core._client.client import AsyncPremClient, PremClient
     from prem_core._protocol.request_schema import SpeechFormat, TranscriptionOptions, TranslationOptions
     from prem_core._protocol.response_types import Transcription
 
@@ -29,26 +25,26 @@ Task = Literal["transcribe", "translate"]
 class Audio:
     """``client.audio``."""
 
-    def __init__(self, client: PremClient) -> None:
-        self.transcriptions = Transcriptions(client)
-        self.translations = Translations(client)
+    def __init__(self, requester: Requester) -> None:
+        self.transcriptions: Final = Transcriptions(requester)
+        self.translations: Final = Translations(requester)
 
 
 class AsyncAudio:
     """``client.audio``."""
 
-    def __init__(self, client: AsyncPremClient) -> None:
-        self.transcriptions = AsyncTranscriptions(client)
-        self.translations = AsyncTranslations(client)
+    def __init__(self, requester: AsyncRequester) -> None:
+        self.transcriptions: Final = AsyncTranscriptions(requester)
+        self.translations: Final = AsyncTranslations(requester)
 
 
-class _Hearing:
+class _AudioResource:
     """What transcriptions and translations share."""
 
-    def __init__(self, client: PremClient) -> None:
-        self._client = client
+    def __init__(self, requester: Requester) -> None:
+        self._requester = requester
 
-    def _hear(
+    def _create(
         self,
         task: Task,
         file: AudioFile,
@@ -57,21 +53,17 @@ class _Hearing:
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
         plaintext = _plaintext(task, params, extra_body)
-        settings = self._client._call_settings(timeout)
-        recording = read_recording(file)
-        driver = self._client._driver(timeout, settings.deadline)
-        opened = driver.run(flow.hear(task, plaintext, recording, settings))
-        driver.close()
-        return read_transcription(opened, params["response_format"])
+        request = functools.partial(flow.transcribe, task, plaintext, read_recording(file))
+        return read_transcription(self._requester.run(request, timeout), params["response_format"])
 
 
-class _AsyncHearing:
-    """`_Hearing`, awaited."""
+class _AsyncAudioResource:
+    """See `_AudioResource`."""
 
-    def __init__(self, client: AsyncPremClient) -> None:
-        self._client = client
+    def __init__(self, requester: AsyncRequester) -> None:
+        self._requester = requester
 
-    async def _hear(
+    async def _create(
         self,
         task: Task,
         file: AudioFile,
@@ -80,23 +72,19 @@ class _AsyncHearing:
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
         plaintext = _plaintext(task, params, extra_body)
-        settings = self._client._call_settings(timeout)
         # In a thread: a disk can be slow.
         recording = await asyncio.to_thread(read_recording, file)
-        driver = await self._client._driver(timeout, settings.deadline)
-        opened = await driver.run(flow.hear(task, plaintext, recording, settings))
-        await driver.close()
-        return read_transcription(opened, params["response_format"])
+        request = functools.partial(flow.transcribe, task, plaintext, recording)
+        return read_transcription(await self._requester.run(request, timeout), params["response_format"])
 
 
 def _plaintext(task: Task, params: Mapping[str, Any], extra_body: Mapping[str, Any] | None) -> bytes:
-    # Here, because it needs pydantic, which doubles what importing the package costs.
     from prem_core._protocol.request_schema import audio_plaintext
 
     return audio_plaintext(task, params, extra_body)
 
 
-class Transcriptions(_Hearing):
+class Transcriptions(_AudioResource):
     """``client.audio.transcriptions``."""
 
     @overload
@@ -133,34 +121,35 @@ class Transcriptions(_Hearing):
         timeout: float | httpx.Timeout | None = None,
         **params: Unpack[TranscriptionOptions],
     ) -> Transcription | str:
-        """Write down what a recording says.
+        """Transcribe a recording in its own language.
 
         Args:
             file: A path, bytes, a file open in binary mode, or a tuple of a name and one of these. 25 MB at most.
             model: The model's name.
             response_format: "json" (the text), "text" (the same, as a string) or "verbose_json" (with language,
-                duration and times).
-            extra_body: Further names, passed through unchecked.
-            timeout: Seconds for this call. The answer begins only when the recording has been heard: a long one
-                wants more than the client's 30.
-            **params: `language` (what is spoken, as an ISO-639-1 code; left
-                out, the model finds out), `prompt` (text that leads the style, or that the recording continues),
-                `temperature` (0 to 1), `timestamp_granularities` (["segment"], ["word"] or both, with
-                "verbose_json" only).
+                duration
+                and times).
+            extra_body: Further parameters, sent without a check.
+            timeout: Seconds for this call. The response starts only after the whole recording was transcribed: a long
+                one needs more than the client's 30.
+            **params: `language` (an ISO-639-1 code; the model detects it if it is left out), `prompt` (text that
+                sets the
+                style, or that the recording continues), `temperature` (0 to 1), `timestamp_granularities` (["segment"],
+                ["word"] or both; only with "verbose_json").
 
         Returns:
             A `Transcription`; a string with ``response_format="text"``.
 
         Raises:
-            InvalidParameterError: A parameter or the file cannot be sent; nothing was.
+            InvalidParameterError: A parameter or the file cannot be sent; nothing was sent.
             APIError: The service's error, or the network's.
-            DecryptionError: The answer does not open.
+            DecryptionError: The response does not open.
         """
         given = {**params, "model": model, "response_format": response_format}
-        return self._hear("transcribe", file, given, extra_body, timeout)
+        return self._create("transcribe", file, given, extra_body, timeout)
 
 
-class Translations(_Hearing):
+class Translations(_AudioResource):
     """``client.audio.translations``."""
 
     @overload
@@ -197,16 +186,16 @@ class Translations(_Hearing):
         timeout: float | httpx.Timeout | None = None,
         **params: Unpack[TranslationOptions],
     ) -> Transcription | str:
-        """Write down, in English, what a recording says in any language.
+        """Transcribe a recording of any language in English.
 
-        The arguments are `Transcriptions.create`'s, without `language` and `timestamp_granularities`, which
-        the published schema does not have here.
+        The arguments are those of `Transcriptions.create`, without `language` and `timestamp_granularities`, which the
+        published schema does not have here.
         """
         given = {**params, "model": model, "response_format": response_format}
-        return self._hear("translate", file, given, extra_body, timeout)
+        return self._create("translate", file, given, extra_body, timeout)
 
 
-class AsyncTranscriptions(_AsyncHearing):
+class AsyncTranscriptions(_AsyncAudioResource):
     """``client.audio.transcriptions``."""
 
     @overload
@@ -243,12 +232,12 @@ class AsyncTranscriptions(_AsyncHearing):
         timeout: float | httpx.Timeout | None = None,
         **params: Unpack[TranscriptionOptions],
     ) -> Transcription | str:
-        """`Transcriptions.create`, awaited."""
+        """See `Transcriptions.create`."""
         given = {**params, "model": model, "response_format": response_format}
-        return await self._hear("transcribe", file, given, extra_body, timeout)
+        return await self._create("transcribe", file, given, extra_body, timeout)
 
 
-class AsyncTranslations(_AsyncHearing):
+class AsyncTranslations(_AsyncAudioResource):
     """``client.audio.translations``."""
 
     @overload
@@ -285,6 +274,6 @@ class AsyncTranslations(_AsyncHearing):
         timeout: float | httpx.Timeout | None = None,
         **params: Unpack[TranslationOptions],
     ) -> Transcription | str:
-        """`Translations.create`, awaited."""
+        """See `Translations.create`."""
         given = {**params, "model": model, "response_format": response_format}
-        return await self._hear("translate", file, given, extra_body, timeout)
+        return await self._create("translate", file, given, extra_body, timeout)

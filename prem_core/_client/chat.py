@@ -1,25 +1,23 @@
-"""``client.chat.completions``: whole answers and streams.
-
-The two sides differ in `await` alone: the exchange decides, a driver performs.
-"""
+"""``client.chat.completions``: whole answers and streams."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import itertools
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack, cast, overload
 
 import httpx
 
+from prem_core._client.requester import AsyncRequester, Requester
 from prem_core._protocol import flow
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.sync import SyncDriver
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from prem_core._client.client import AsyncPremClient, PremClient
     from prem_core._protocol.request_schema import ChatOptions, Message
     from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk
 
@@ -29,22 +27,22 @@ if TYPE_CHECKING:
 class Chat:
     """``client.chat``."""
 
-    def __init__(self, client: PremClient) -> None:
-        self.completions = Completions(client)
+    def __init__(self, requester: Requester) -> None:
+        self.completions: Final = Completions(requester)
 
 
 class AsyncChat:
     """``client.chat``."""
 
-    def __init__(self, client: AsyncPremClient) -> None:
-        self.completions = AsyncCompletions(client)
+    def __init__(self, requester: AsyncRequester) -> None:
+        self.completions: Final = AsyncCompletions(requester)
 
 
 class Completions:
     """``client.chat.completions``."""
 
-    def __init__(self, client: PremClient) -> None:
-        self._client = client
+    def __init__(self, requester: Requester) -> None:
+        self._requester = requester
 
     @overload
     def create(
@@ -80,43 +78,39 @@ class Completions:
         timeout: float | httpx.Timeout | None = None,
         **params: Unpack[ChatOptions],
     ) -> ChatCompletion | ChatCompletionStream:
-        """Ask for a chat completion.
+        """Create a chat completion.
 
         Args:
             messages: The conversation, as OpenAI-style message objects.
             model: The model's name, as `client.models.list()` gives it.
             stream: True for a stream of chunks.
-            extra_body: Further top-level names, passed through unchecked, for a service newer than its
-                published schema.
+            extra_body: Further top-level parameters, sent without a check: for a service newer than its published
+                schema.
             timeout: Seconds, or an ``httpx.Timeout``, for this call in place of the client's.
-            **params: Every other parameter of the published schema, by its name there (`ChatOptions`). None
-                means "not given".
+            **params: Every other parameter of the published schema, under its name there (`ChatOptions`). None means
+                "not given".
 
         Returns:
-            The answer; or, with ``stream=True``, its chunks, once the first one has come.
+            The completion. With ``stream=True`` its chunks, as soon as the first one has arrived.
 
         Raises:
-            InvalidParameterError: A parameter is not what the published schema allows; nothing was sent.
-            APIError: The service's error, or the network's; see `prem_core`'s error tree.
-            DecryptionError: The answer does not open.
-            EnclaveKeyError: The enclave's key cannot be had or used.
+            InvalidParameterError: The published schema does not allow a parameter; nothing was sent.
+            APIError: The service's error, or the network's; `prem_core` has the tree of errors.
+            DecryptionError: The response does not open.
+            EnclaveKeyError: The enclave's public key cannot be fetched or used.
         """
         plaintext = _plaintext(messages, model, stream, extra_body, params)
-        settings = self._client._call_settings(timeout)
-        driver = self._client._driver(timeout, settings.deadline)
+        request = functools.partial(flow.chat, plaintext, stream=bool(stream))
         if stream:
-            return ChatCompletionStream(driver, driver.run(flow.stream_chat(plaintext, settings)))
-        completion = driver.run(flow.complete_chat(plaintext, settings))
-        driver.drain()
-        driver.close()
-        return completion
+            return ChatCompletionStream(*self._requester.stream(request, timeout))
+        return cast("ChatCompletion", self._requester.run(request, timeout))
 
 
 class AsyncCompletions:
     """``client.chat.completions``."""
 
-    def __init__(self, client: AsyncPremClient) -> None:
-        self._client = client
+    def __init__(self, requester: AsyncRequester) -> None:
+        self._requester = requester
 
     @overload
     async def create(
@@ -152,37 +146,35 @@ class AsyncCompletions:
         timeout: float | httpx.Timeout | None = None,
         **params: Unpack[ChatOptions],
     ) -> ChatCompletion | AsyncChatCompletionStream:
-        """`Completions.create`, awaited."""
-        plaintext = _plaintext(messages, model, stream, extra_body, params)
-        settings = self._client._call_settings(timeout)
-        driver = await self._client._driver(timeout, settings.deadline)
+        """See `Completions.create`."""
+        if _is_large(messages):
+            # Validating and serialising 20 MB would hold the event loop for some 60 ms.
+            plaintext = await asyncio.to_thread(_plaintext, messages, model, stream, extra_body, params)
+        else:
+            plaintext = _plaintext(messages, model, stream, extra_body, params)
+        request = functools.partial(flow.chat, plaintext, stream=bool(stream))
         if stream:
-            begun = await driver.run(flow.stream_chat(plaintext, settings))
-            return await AsyncChatCompletionStream.begin(driver, begun)
-        completion = await driver.run(flow.complete_chat(plaintext, settings))
-        await driver.drain()
-        await driver.close()
-        return completion
+            driver, chunks = await self._requester.stream(request, timeout)
+            return AsyncChatCompletionStream(driver, await anext(chunks), chunks)
+        return cast("ChatCompletion", await self._requester.run(request, timeout))
 
 
 class ChatCompletionStream:
-    """The chunks of one answer, as they come.
+    """The chunks of one answer, as they arrive. Iterate it once.
 
-    Iterate it once. It ends only when the answer is whole: an answer that is cut raises
-    `StreamInterruptedError`, after the chunks that came. Leaving the loop early, `close()` and the end of a
-    ``with`` block drop the connection at once.
+    It ends only when the answer is complete: a truncated answer raises `StreamInterruptedError` after the chunks that
+    arrived. Leaving the loop early, `close()` and the end of a ``with`` block close the connection at once.
     """
 
-    def __init__(self, driver: SyncDriver, begun: flow.StreamBegun) -> None:
+    def __init__(self, driver: SyncDriver, chunks: Iterator[ChatCompletionChunk]) -> None:
         self._driver = driver
-        # Not a method of this object: a generator that held it would make a cycle, and a forgotten stream
-        # would keep its connection until the next full collection.
-        self._iterator = _chunks(driver, begun)
-        # A generator that was never begun has no `finally` to run.
+        self._chunks = chunks
+        # The first chunk is awaited here, so that what goes wrong before it is raised by `create`.
+        self._iterator = itertools.chain((next(chunks),), chunks)
         weakref.finalize(self, driver.abandon).atexit = False
 
-    def __iter__(self) -> Iterator[ChatCompletionChunk]:
-        # A generator of the loop's own: leaving the loop closes it, though the stream is still referenced.
+    def __iter__(self) -> Generator[ChatCompletionChunk, None, None]:
+        # A generator of each loop's own: leaving the loop closes it, even if the stream is still referenced.
         try:
             yield from self._iterator
         finally:
@@ -198,57 +190,43 @@ class ChatCompletionStream:
         self.close()
 
     def close(self) -> None:
-        """Drop the connection, from whichever thread; harmless when the stream has ended."""
+        """Close the connection, from any thread. Does nothing if the stream has ended."""
         self._driver.close()
-        with contextlib.suppress(ValueError):  # another thread is inside it, and will find it closed
-            self._iterator.close()
-
-
-def _chunks(driver: SyncDriver, begun: flow.StreamBegun) -> Generator[ChatCompletionChunk, None, None]:
-    reader, beat, missed = begun.reader, begun.pulse.beat, begun.pulse.missed
-    read, feed = driver.read, reader.feed
-    try:
-        yield from begun.chunks
-        beat()
-        while not reader.done:
-            piece = read()
-            if not piece:
-                reader.finish()
-            came = False
-            for chunk in feed(piece):
-                came = True
-                yield chunk
-            beat() if came else missed()
-        driver.drain()
-    finally:
-        driver.close()
+        with contextlib.suppress(ValueError):  # another thread is reading, and will find it closed
+            cast("Generator[Any, None, None]", self._chunks).close()
 
 
 class AsyncChatCompletionStream:
     """`ChatCompletionStream` for ``async for`` and ``async with``."""
 
-    def __init__(self, driver: AsyncDriver, begun: flow.StreamBegun) -> None:
+    def __init__(
+        self,
+        driver: AsyncDriver,
+        first: ChatCompletionChunk,
+        chunks: AsyncGenerator[ChatCompletionChunk, None],
+    ) -> None:
         self._driver = driver
-        self._iterator = _achunks(driver, begun)
-        self._guard = _guard(driver)
-
-    @classmethod
-    async def begin(cls, driver: AsyncDriver, begun: flow.StreamBegun) -> Self:
-        """The stream, with its connection given back when it is forgotten."""
-        stream = cls(driver, begun)
-        # Begun, so that the loop finalises it with the stream; the chunks' own may never be.
-        await anext(stream._guard)
-        return stream
+        self._first: ChatCompletionChunk | None = first
+        # It was started, so the event loop finalizes it if the stream is garbage-collected before its end.
+        self._chunks = chunks
 
     async def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
         try:
-            async for chunk in self._iterator:
+            if (first := self._take_first()) is not None:
+                yield first
+            async for chunk in self._chunks:
                 yield chunk
         finally:
             await self.close()
 
     async def __anext__(self) -> ChatCompletionChunk:
-        return await anext(self._iterator)
+        if (first := self._take_first()) is not None:
+            return first
+        return await anext(self._chunks)
+
+    def _take_first(self) -> ChatCompletionChunk | None:
+        first, self._first = self._first, None
+        return first
 
     async def __aenter__(self) -> Self:
         return self
@@ -257,41 +235,14 @@ class AsyncChatCompletionStream:
         await self.close()
 
     async def close(self) -> None:
-        """Drop the connection; harmless when the stream has ended."""
-        # A RuntimeError: another task is closing it already, or is inside it and will find it closed.
+        """Close the connection. Does nothing if the stream has ended."""
+        self._first = None
+        await self._driver.close()
+        # RuntimeError: another task closes it already, or is reading and will find it closed.
         with contextlib.suppress(RuntimeError):
-            await self._guard.aclose()
-        with contextlib.suppress(RuntimeError):
-            await self._iterator.aclose()
+            await self._chunks.aclose()
 
     aclose = close
-
-
-async def _guard(driver: AsyncDriver) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        await driver.close()
-
-
-async def _achunks(driver: AsyncDriver, begun: flow.StreamBegun) -> AsyncGenerator[ChatCompletionChunk, None]:
-    reader, beat, missed = begun.reader, begun.pulse.beat, begun.pulse.missed
-    try:
-        for chunk in begun.chunks:
-            yield chunk
-        beat()
-        while not reader.done:
-            piece = await driver.read()
-            if not piece:
-                reader.finish()
-            came = False
-            for chunk in reader.feed(piece):
-                came = True
-                yield chunk
-            beat() if came else missed()
-        await driver.drain()
-    finally:
-        await driver.close()
 
 
 def _plaintext(
@@ -301,7 +252,23 @@ def _plaintext(
     extra_body: Mapping[str, Any] | None,
     params: Mapping[str, Any],
 ) -> bytes:
-    # Here, because it needs pydantic, which doubles what importing the package costs.
     from prem_core._protocol.request_schema import chat_plaintext
 
     return chat_plaintext({"model": model, "messages": messages, **params, "stream": stream}, extra_body)
+
+
+def _is_large(messages: Any) -> bool:
+    """Whether the texts in `messages` exceed what an event loop should be held for. Counts only where it is cheap."""
+    size = 0
+    pending = list(messages) if isinstance(messages, list | tuple) else []
+    while pending and size < flow.OFFLOAD_BYTES:
+        value = pending.pop()
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list | tuple):
+            pending.extend(value)
+        else:
+            size += 64
+    return size >= flow.OFFLOAD_BYTES

@@ -1,8 +1,9 @@
-"""Functions that need an endpoint but no client of the caller's."""
+"""Functions that ask one endpoint, without a client of the caller's."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import httpx
 
@@ -12,6 +13,10 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._transport.http import ssl_context
+
+#: The enclave publishes its key without authentication, and no other party is asked: neither a real API key nor the
+#: environment's gateway is needed.
+_UNUSED: Any = {"api_key": "unused", "gateway_url": _config.DEFAULT_GATEWAY_URL}
 
 
 def generate_encryption_keys(
@@ -23,32 +28,30 @@ def generate_encryption_keys(
     http_client: httpx.Client | None = None,
     allow_insecure: bool = False,
 ) -> EncryptionKeys:
-    """One KEM result, to be used for many requests (`encryption_keys=` of a client).
+    """One KEM result for many requests: the `encryption_keys` of a client.
 
     Args:
-        enclave_url: The enclave to ask for its key; see `PremClient`.
-        enclave_public_key: Its key, where it is known already: nothing is fetched then.
+        enclave_url: The enclave that its key is fetched from; see `ClientOptions`.
+        enclave_public_key: Its key, if it is known already. Nothing is fetched then.
         timeout: Seconds.
-        max_retries: Further tries of the fetch.
+        max_retries: Retries of the fetch.
         http_client: An ``httpx.Client`` to fetch with.
-        allow_insecure: Allow plain http to another machine. Whoever stands in between can then swap the key.
+        allow_insecure: Allow plain http to another machine. Anyone between here and there can then replace the key.
 
     Raises:
-        EnclaveKeyError: The key cannot be had.
+        EnclaveKeyError: The enclave's response is not a usable key.
         APIConnectionError: The enclave cannot be reached.
     """
-    # Any key will do: the enclave's is published without authentication, and no other party is asked.
     with PremClient(
-        api_key="unused",
-        gateway_url=_config.DEFAULT_GATEWAY_URL,  # not asked; the environment's must not get in the way
         enclave_url=enclave_url,
         enclave_public_key=enclave_public_key,
         timeout=timeout,
         max_retries=max_retries,
         http_client=http_client,
         allow_insecure=allow_insecure,
+        **_UNUSED,
     ) as client:
-        return EncryptionKeys.encapsulate(client._fetch_key(None))
+        return EncryptionKeys.encapsulate(client._requester.fetch_key())
 
 
 async def agenerate_encryption_keys(
@@ -60,36 +63,36 @@ async def agenerate_encryption_keys(
     http_client: httpx.AsyncClient | None = None,
     allow_insecure: bool = False,
 ) -> EncryptionKeys:
-    """`generate_encryption_keys`, awaited."""
+    """See `generate_encryption_keys`."""
     async with AsyncPremClient(
-        api_key="unused",
-        gateway_url=_config.DEFAULT_GATEWAY_URL,  # not asked; the environment's must not get in the way
         enclave_url=enclave_url,
         enclave_public_key=enclave_public_key,
         timeout=timeout,
         max_retries=max_retries,
         http_client=http_client,
         allow_insecure=allow_insecure,
+        **_UNUSED,
     ) as client:
-        return EncryptionKeys.encapsulate(await (await client._driver())._fetch_key(None))
+        return EncryptionKeys.encapsulate(await client._requester.fetch_key())
 
 
 def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0) -> dict[str, str]:
-    """The endpoints Prem publishes at the moment, as keyword arguments for a client.
+    """The endpoints that Prem publishes at the moment, as options for a client: ``PremClient(**discover_endpoints())``.
 
-    Opt-in: whoever controls that page chooses the enclave a client asks for its key. Use it as
-    ``PremClient(**discover_endpoints())``.
+    Never called implicitly: whoever controls that page can redirect you to another enclave.
 
     Args:
-        url: The page, https.
+        url: The page, over https.
         timeout: Seconds.
 
     Returns:
-        ``{"gateway_url": …, "enclave_url": …}``. Where the page cannot be read, the built-in pair, and a
-        warning.
+        ``{"gateway_url": …, "enclave_url": …}``. If the page cannot be read: the built-in URLs, with a warning.
+
+    Raises:
+        ConfigurationError: `url` is not https.
     """
     if not url.startswith("https://"):
-        raise ConfigurationError("endpoints are read over https only")
+        raise ConfigurationError(f"discover_endpoints reads over https only, not {url.partition(':')[0]!r}")
     try:
         response = httpx.get(url, timeout=timeout, verify=ssl_context())
         response.raise_for_status()
@@ -97,7 +100,7 @@ def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0
         given = {"gateway_url": page["proxy"], "enclave_url": page["enclave"]}
         if not all(isinstance(value, str) and value for value in given.values()):
             raise ValueError("not two URLs")
-        return {name: _config.resolve_url(name, value, "") for name, value in given.items()}
+        return {name: _config.resolve_url(name, value) for name, value in given.items()}
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         warnings.warn(
             f"Prem's endpoints could not be read ({type(error).__name__}); using the built-in ones",

@@ -32,19 +32,16 @@ def write_atomically(
     temporary = os.path.join(directory, f".prem-{secrets.token_hex(8)}.tmp")
     # O_EXCL: never open a file that someone else put there, and never follow a link.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, mode)
     try:
-        descriptor = os.open(temporary, flags, mode)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-            _move(temporary, path, overwrite=overwrite)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        _move(temporary, path, overwrite=overwrite)
     finally:
-        del data  # a secret, for some callers: a traceback may show locals
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
     _sync_directory(directory)
 
 

@@ -26,28 +26,21 @@ The rule of this file: it is written whole or not at all, for its owner only, an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
 import stat
 import struct
 import time
+from binascii import a2b_base64, unhexlify
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_decrypt as _decrypt,
-)
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_encrypt as _encrypt,
-)
-from nacl.exceptions import CryptoError
-
-from prem_core._config import KEK_BYTES, decode_kek
-from prem_core._crypto.aead import NONCE_BYTES, TAG_BYTES, new_nonce
+from prem_core._crypto.aead import NONCE_BYTES, TAG_BYTES, CryptoError, new_nonce, open_sealed, seal
 from prem_core._crypto.files import write_atomically
-from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, SHARED_SECRET_BYTES
 from prem_core._errors import ConfigurationError
 
@@ -65,6 +58,10 @@ FILE_BYTES: Final = _HEADER.size + NONCE_BYTES + SHARED_SECRET_BYTES + TAG_BYTES
 
 #: Bytes of a KEK file at most: 64 hex digits, and room for space around them.
 _KEK_FILE_BYTES: Final = 128
+
+#: The environment variable for the client's own master key. It seals what is kept on disk; no request uses it.
+KEK_VARIABLE: Final = "CLIENT_KEK"
+KEK_BYTES: Final = 32
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -92,55 +89,48 @@ class KeyFile:
         """Raises `ConfigurationError` where others than the owner may do anything with the file."""
         _check_mode(self.path, self.mode)
 
-    def open(self, kek: bytes) -> EncryptionKeys:
-        """The keys.
+    @without_traceback
+    def open(self, kek: bytes) -> bytes:
+        """The shared secret.
 
         Raises:
-            ConfigurationError: The KEK is another one, or the file was changed: these look alike.
+            ConfigurationError: The KEK is a different one, or the file was changed: the two cannot be told apart.
         """
-        secret = _opened(self._image, kek)
-        del kek  # a traceback may show locals
-        if secret is None:
+        header, nonce = self._image[: _HEADER.size], self._image[_HEADER.size : _HEADER.size + NONCE_BYTES]
+        try:
+            return open_sealed(self._image[_HEADER.size + NONCE_BYTES :], header, nonce, kek)
+        except CryptoError:
             raise ConfigurationError(
-                f"{shown(self.path)} does not open: the KEK is not the one it was sealed with, "
+                f"{quote_path(self.path)} does not open: the KEK is not the one it was sealed with, "
                 "or the file is damaged"
-            )
-        return EncryptionKeys(secret, self.cipher_text, enclave_fingerprint=self.enclave_fingerprint)
+            ) from None
 
 
-def write(path: Path, keys: EncryptionKeys, kek: bytes, *, overwrite: bool = False) -> None:
-    """Keep `keys` in a file, sealed with `kek` (32 bytes).
+@without_traceback
+def write(
+    path: Path,
+    shared_secret: bytes,
+    cipher_text: bytes,
+    enclave_fingerprint: str | None,
+    kek: bytes,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Keep a pair in a file, its secret sealed with `kek` (32 bytes).
 
-    The file appears whole or not at all; where one is replaced, a reader gets the old or the new one.
+    The write is atomic: a reader sees the old file, the new one, or none.
 
     Raises:
-        ConfigurationError: A file is there and `overwrite` is False; `path` is a link or a folder; it
+        ConfigurationError: A file exists and `overwrite` is False; `path` is a link or a folder; it
             cannot be written.
     """
-    fingerprint = bytes.fromhex(keys.enclave_fingerprint or "00" * _FINGERPRINT_BYTES)
-    header = _HEADER.pack(MAGIC, VERSION, int(time.time()), fingerprint, keys.cipher_text)
+    fingerprint = bytes.fromhex(enclave_fingerprint or "00" * _FINGERPRINT_BYTES)
+    header = _HEADER.pack(MAGIC, VERSION, int(time.time()), fingerprint, cipher_text)
     nonce = new_nonce()
-    image = header + nonce + _encrypt(keys.shared_secret, header, nonce, kek)
-    del kek
-    _write(path, image, overwrite=overwrite)
+    _write(path, header + nonce + seal(shared_secret, header, nonce, kek), overwrite=overwrite)
 
 
-def read(path: Path, kek: bytes) -> EncryptionKeys:
-    """The keys that `write` kept.
-
-    Raises:
-        ConfigurationError: There is no such file, or it is none of this kind and version; others than its owner
-            may read or write it; the KEK is not its, or the file is damaged.
-    """
-    try:
-        file = look(path)
-        file.check_mode()
-        return file.open(kek)
-    finally:
-        del kek
-
-
-def look(path: Path) -> KeyFile:
+def read_header(path: Path) -> KeyFile:
     """What a key file says of itself, whatever its permissions.
 
     Raises:
@@ -150,21 +140,56 @@ def look(path: Path) -> KeyFile:
     buffer, length, mode = _read(path, FILE_BYTES)
     image = bytes(buffer[:length])
     if not image.startswith(MAGIC) or len(image) < _VERSION_END:
-        raise ConfigurationError(f"{shown(path)} is no file of encryption keys, or is damaged")
+        raise ConfigurationError(f"{quote_path(path)} is no file of encryption keys, or is damaged")
     version = int.from_bytes(image[len(MAGIC) : _VERSION_END])
     if version != VERSION:
         raise ConfigurationError(
-            f"{shown(path)} is a key file of version {version}; this release reads version {VERSION}"
+            f"{quote_path(path)} is a key file of version {version}; this release reads version {VERSION}"
         )
     if len(image) != FILE_BYTES:
-        raise ConfigurationError(f"{shown(path)} is damaged: a key file has {FILE_BYTES} bytes")
+        raise ConfigurationError(f"{quote_path(path)} is damaged: a key file has {FILE_BYTES} bytes")
     _, _, seconds, fingerprint, cipher_text = _HEADER.unpack_from(image)
     try:
         created = _EPOCH + timedelta(seconds=seconds)
     except OverflowError:
-        raise ConfigurationError(f"{shown(path)} is damaged: its date is impossible") from None
+        raise ConfigurationError(f"{quote_path(path)} is damaged: its date is impossible") from None
     known = fingerprint.hex() if any(fingerprint) else None
     return KeyFile(path, created, known, cipher_text, mode, image)
+
+
+@without_traceback
+def resolve_kek(kek: bytes | bytearray | str | None = None) -> bytes:
+    """The client's master key: `kek`, else the environment's CLIENT_KEK.
+
+    Args:
+        kek: 32 bytes; or 64 hex digits, or base64.
+
+    Raises:
+        ConfigurationError: There is none, or it is none of these. The message never quotes it.
+    """
+    name = KEK_VARIABLE if kek is None else "kek"
+    value = os.environ.get(KEK_VARIABLE, "").strip() or None if kek is None else kek
+    if value is None:
+        raise ConfigurationError("no KEK: pass kek=… or set CLIENT_KEK (openssl rand -hex 32 makes one)")
+    raw = bytes(value) if isinstance(value, bytes | bytearray) else None
+    if isinstance(value, str):
+        raw = decode_kek(value.strip())
+    if raw is None or len(raw) != KEK_BYTES:
+        raise ConfigurationError(f"{name} must be {KEK_BYTES} bytes: 64 hex digits, base64, or raw bytes")
+    return raw
+
+
+def decode_kek(text: str | memoryview) -> bytes | None:
+    """The 32 bytes that `text` holds in hex or base64, or None. A view is read without a copy."""
+    for decode in (unhexlify, _strict_base64):
+        with contextlib.suppress(ValueError):
+            if len(raw := decode(text)) == KEK_BYTES:
+                return raw
+    return None
+
+
+def _strict_base64(text: str | memoryview) -> bytes:
+    return a2b_base64(text, strict_mode=True)
 
 
 def new_kek() -> bytes:
@@ -172,19 +197,17 @@ def new_kek() -> bytes:
     return secrets.token_bytes(KEK_BYTES)
 
 
+@without_traceback
 def write_kek(path: Path, kek: bytes) -> None:
     """Keep a KEK in a file of its own, in hex. It never replaces a file: that one may open others.
 
     Raises:
         ConfigurationError: There is a file already, or it cannot be written.
     """
-    text = kek.hex().encode() + b"\n"
-    try:
-        _write(path, text, overwrite=False)
-    finally:
-        del kek, text
+    _write(path, kek.hex().encode() + b"\n", overwrite=False)
 
 
+@without_traceback
 def read_kek(path: Path) -> bytes:
     """The KEK that a file holds as 64 hex digits or in base64.
 
@@ -204,7 +227,7 @@ def read_kek(path: Path) -> bytes:
         text[:] = bytes(len(text))
     if kek is None:
         raise ConfigurationError(
-            f"{shown(path)} holds no KEK: {KEK_BYTES} bytes as 64 hex digits, or in base64"
+            f"{quote_path(path)} holds no KEK: {KEK_BYTES} bytes as 64 hex digits, or in base64"
         )
     return kek
 
@@ -217,24 +240,15 @@ def check_not_exists(path: Path, *, overwrite: bool = False) -> None:
     except (OSError, ValueError):
         return  # free, or not to be written at all, which writing says
     if not stat.S_ISREG(mode):  # a link would be replaced, not what it points to; neither is meant
-        raise ConfigurationError(f"{shown(path)} is a link, a folder or a device, and is not replaced")
+        raise ConfigurationError(f"{quote_path(path)} is a link, a folder or a device, and is not replaced")
     if not overwrite:
         raise ConfigurationError(_exists(path))
 
 
-def shown(path: Path) -> str:
+def quote_path(path: Path) -> str:
     """A path to print: on one line, and as a shell takes it."""
     text = os.fsdecode(path)
     return shlex.quote(text) if text.isprintable() else repr(text)
-
-
-def _opened(image: bytes, kek: bytes) -> bytes | None:
-    # Its error would carry PyNaCl's frame, and the KEK in it: None goes out instead.
-    header, nonce = image[: _HEADER.size], image[_HEADER.size : _HEADER.size + NONCE_BYTES]
-    try:
-        return _decrypt(image[_HEADER.size + NONCE_BYTES :], header, nonce, kek)
-    except CryptoError:
-        return None
 
 
 def _write(path: Path, image: bytes, *, overwrite: bool) -> None:
@@ -247,13 +261,11 @@ def _write(path: Path, image: bytes, *, overwrite: bool) -> None:
     except FileExistsError:
         raise ConfigurationError(_exists(path)) from None
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{shown(path)} cannot be written: {_reason(error)}") from None
-    finally:
-        del image  # it may be a KEK's text
+        raise ConfigurationError(f"{quote_path(path)} cannot be written: {_reason(error)}") from None
 
 
 def _exists(path: str) -> str:
-    return f"{shown(path)} already exists and was not replaced"
+    return f"{quote_path(path)} already exists and was not replaced"
 
 
 def _read(path: str, limit: int) -> tuple[bytearray, int, int]:
@@ -265,19 +277,19 @@ def _read(path: str, limit: int) -> tuple[bytearray, int, int]:
         with open(path, "rb", buffering=0, opener=lambda name, given: os.open(name, given | flags)) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
-                raise ConfigurationError(f"{shown(path)} is not a regular file")
+                raise ConfigurationError(f"{quote_path(path)} is not a regular file")
             return buffer, file.readinto(buffer), stat.S_IMODE(mode)
     except ConfigurationError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{shown(path)} cannot be read: {_reason(error)}") from None
+        raise ConfigurationError(f"{quote_path(path)} cannot be read: {_reason(error)}") from None
 
 
 def _check_mode(path: str, mode: int) -> None:
     # Windows keeps no such bits: what it reports there says nothing of who may read the file.
     if os.name != "nt" and mode & 0o077:
         raise ConfigurationError(
-            f"{shown(path)} is open to others than its owner (mode {mode:04o}): chmod 600 {shown(path)}"
+            f"{quote_path(path)} is open to others than its owner (mode {mode:04o}): chmod 600 {quote_path(path)}"
         )
 
 

@@ -1,34 +1,25 @@
-"""XChaCha20-Poly1305 under the secret one KEM run agreed on.
+"""The shared secret of one KEM run, and what is sealed and opened with it.
 
-libsodium's `crypto_aead_xchacha20poly1305_ietf` through PyNaCl: a 24-byte nonce, no associated data, the
-16-byte tag behind the ciphertext. The protocol fixes this construction, including that a whole reply
-is sealed with the request's own nonce; what follows from that is in SECURITY.md.
+XChaCha20-Poly1305 with a 24-byte nonce and no associated data. The protocol fixes this construction, including that a
+whole streamed response is sealed with the request's own nonce; SECURITY.md says what follows from that.
 
-A secret here is `bytes`: PyNaCl takes no other form, and Python cannot overwrite it. Wiping a buffer after
-each use would leave the copies made from it, hashlib's and PyNaCl's own, and costs every chunk (a
-copy is 0.05 µs of 3). So a secret is dropped with the object that holds it, and its memory is reused when it is.
-
-The rule of this file: a failure to open has one message, and no object here shows what it holds.
+A secret is `bytes` here: PyNaCl takes no other form, and Python cannot overwrite it. Wiping a buffer after each use
+would leave the copies that hashlib and PyNaCl make, and would slow down every chunk. A secret is dropped with its
+object.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from binascii import unhexlify
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_decrypt as _decrypt,
-)
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_encrypt as _encrypt,
-)
-from nacl.exceptions import CryptoError
-
+from prem_core._crypto import keyfile
+from prem_core._crypto.aead import CryptoError, open_sealed, seal
 from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, SHARED_SECRET_BYTES, PublicKey
 from prem_core._errors import ConfigurationError, DecryptionError, EnclaveKeyError
-from prem_core._protocol.assumptions import decode_binary
 
 if TYPE_CHECKING:
     import os
@@ -38,11 +29,11 @@ _SHA256: Final = re.compile("[0-9a-fA-F]{64}")
 
 
 class EncryptionKeys:
-    """One KEM run's result: the shared secret, and the cipher text that carries it to the enclave.
+    """The result of one KEM run: the shared secret, and the cipher text that carries it to the enclave.
 
-    By default every request gets its own. A pair made beforehand (`generate_encryption_keys`) may be
-    reused for many requests, as the TypeScript SDK's `encryptionKeys` option does: it saves about
-    0.1 ms a request, and whoever learns the secret of one exchange can then open all of them.
+    By default every request gets its own. A pair made in advance (`generate_encryption_keys`) may be reused for many
+    requests, as with the TypeScript SDK's `encryptionKeys` option. That saves about 0.1 ms a request, and lets
+    anyone who learns the secret open all of these requests.
 
     Args:
         shared_secret: 32 bytes; or their hex.
@@ -72,10 +63,14 @@ class EncryptionKeys:
         Raises:
             EnclaveKeyError: The key has the right size and cannot be used.
         """
+        made = cls.__new__(cls)
         try:
-            return cls(*public_key.encapsulate(), enclave_fingerprint=public_key.fingerprint())
+            # Not through __init__: these lengths are right, and this runs once for every request.
+            made._shared_secret, made._cipher_text = public_key.encapsulate()
         except ValueError:
             raise EnclaveKeyError("the enclave's public key cannot be used") from None
+        made._enclave_fingerprint = public_key.fingerprint()
+        return made
 
     @property
     def shared_secret(self) -> bytes:
@@ -92,49 +87,49 @@ class EncryptionKeys:
         """SHA-256 of the enclave key the pair was made for, as `PublicKey.fingerprint` gives it; None if unknown."""
         return self._enclave_fingerprint
 
+    @without_traceback
     def save(
         self, path: str | os.PathLike[str], kek: bytes | str | None = None, *, overwrite: bool = False
     ) -> None:
-        """Keep the pair in a file, sealed with your master key; `prem_core/keyfile.py` has the format.
+        """Keep the pair in a file, sealed with your master key; `prem_core/_crypto/keyfile.py` has the format.
 
-        The file is its owner's only (mode 0600), and is written whole or not at all.
+        Only the owner can read the file (mode 0600). The write is atomic.
 
         Args:
-            path: Where. A link is neither followed nor replaced.
+            path: The file. A link is neither followed nor replaced.
             kek: 32 bytes; or their hex, or base64. Environment: CLIENT_KEK.
-            overwrite: Replace a file that is there.
+            overwrite: Replace an existing file.
 
         Raises:
-            ConfigurationError: There is no such KEK; a file is there; it cannot be written.
+            ConfigurationError: There is no KEK, or it is not valid; a file exists; it cannot be written.
         """
-        # Files and the environment are the edge, which only this method and the next one need.
-        from prem_core import _config
-        from prem_core._crypto import keyfile
-
-        try:
-            keyfile.write(path, self, _config.resolve_kek(kek), overwrite=overwrite)
-        finally:
-            del kek  # a traceback may show locals
+        keyfile.write(
+            path,
+            self._shared_secret,
+            self._cipher_text,
+            self._enclave_fingerprint,
+            keyfile.resolve_kek(kek),
+            overwrite=overwrite,
+        )
 
     @classmethod
+    @without_traceback
     def load(cls, path: str | os.PathLike[str], kek: bytes | str | None = None) -> EncryptionKeys:
-        """The pair that `save` kept.
+        """The pair in a file that `save` wrote.
 
         Args:
             path: The file.
             kek: As for `save`.
 
         Raises:
-            ConfigurationError: There is no such file or KEK; others than the owner may read or write the file;
-                the KEK is not the one it was sealed with, or the file is damaged.
+            ConfigurationError: There is no such file or KEK; the file is accessible to others than its owner; the
+                KEK is
+                not the one it was sealed with, or the file is damaged.
         """
-        from prem_core import _config
-        from prem_core._crypto import keyfile
-
-        try:
-            return keyfile.read(path, _config.resolve_kek(kek))
-        finally:
-            del kek
+        file = keyfile.read_header(path)
+        file.check_mode()
+        secret = file.open(keyfile.resolve_kek(kek))
+        return cls(secret, file.cipher_text, enclave_fingerprint=file.enclave_fingerprint)
 
     def __repr__(self) -> str:
         return "EncryptionKeys(shared_secret=**********)"
@@ -161,7 +156,7 @@ class EncryptionKeys:
 
     def seal(self, plaintext: bytes, nonce: bytes) -> bytes:
         """`plaintext` sealed under the secret: the ciphertext and, behind it, the 16-byte tag."""
-        return _encrypt(plaintext, None, nonce, self._shared_secret)
+        return seal(plaintext, None, nonce, self._shared_secret)
 
     def open(self, sealed: bytes, nonce: bytes) -> bytes:
         """The plaintext of `sealed`.
@@ -170,7 +165,7 @@ class EncryptionKeys:
             DecryptionError: It was not sealed under this secret and nonce, or was changed since.
         """
         try:
-            return _decrypt(sealed, None, nonce, self._shared_secret)
+            return open_sealed(sealed, None, nonce, self._shared_secret)
         except (CryptoError, ValueError):
             pass
         # Outside the handler, and not out of a local: either would keep the secret in a traceback's frames.
@@ -180,7 +175,7 @@ class EncryptionKeys:
 def _exactly(value: bytes | str, length: int, name: str) -> bytes:
     if isinstance(value, str):
         try:
-            value = decode_binary(value)
+            value = unhexlify(value)
         except ValueError:
             raise ConfigurationError(f"{name} is not hex") from None
     if not isinstance(value, bytes | bytearray) or len(value) != length:

@@ -1,7 +1,7 @@
-"""Calls that are given a secret, and whose errors keep none of it.
+"""Keep secrets out of tracebacks.
 
-A traceback holds the frames an error passed, and with them their arguments: tools that show locals, and error
-trackers, would show an API key because of a mistyped URL.
+A traceback holds the frames that an error passed through, and with them their arguments. Tools that show local
+variables, and error trackers that record them, would show an API key because of a mistyped URL.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ R = TypeVar("R")
 
 
 def without_traceback(call: Callable[P, R]) -> Callable[P, R]:
-    """`call`, whose errors name no frame of it: a setting's error says in its text what is wrong, and with which."""
+    """Make the errors of `call` leave without its frames, and without the error that caused them.
+
+    For every function that is given a secret. The functions that it calls may then hold the secret in local
+    variables. The message of such an error has to say what is wrong, and with which setting.
+    """
 
     @functools.wraps(call)
-    def forgetting(*args: P.args, **kwargs: P.kwargs) -> R:
+    def redacted(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return call(*args, **kwargs)
-        except (PremError, ValueError) as error:  # the last: Pydantic's
+        except (PremError, ValueError) as error:  # pydantic's errors are ValueErrors
             failure = error.with_traceback(None)
+            failure.__cause__ = failure.__context__ = None
         finally:
             del args, kwargs
-        # Outside the handler, so that the error it came from is not its context.
+        # Outside the handler, so that the error is not kept as the context of another.
         raise failure
 
-    return forgetting
+    return redacted

@@ -3,7 +3,7 @@
 ML-KEM-768 and X25519, combined as draft-connolly-cfrg-xwing-kem (section 5) says. The primitives are
 `cryptography`'s; this file only joins them. An attacker has to break both to learn the secret.
 
-The rule of this file: bytes in, bytes out, every length checked, and nothing here is ever printed.
+Bytes in, bytes out, every length checked. No repr shows a secret.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PublicKey:
         ValueError: The bytes are not 1216 long, or not a key.
     """
 
-    __slots__ = ("_mlkem", "_raw", "_x25519")
+    __slots__ = ("_mlkem", "_raw", "_sha256", "_x25519")
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != PUBLIC_KEY_BYTES:
@@ -49,6 +49,7 @@ class PublicKey:
         self._raw = bytes(raw)
         self._mlkem = MLKEM768PublicKey.from_public_bytes(self._raw[:_MLKEM_PUBLIC_BYTES])
         self._x25519 = X25519PublicKey.from_public_bytes(self._raw[_MLKEM_PUBLIC_BYTES:])
+        self._sha256 = hashlib.sha256(self._raw).hexdigest()
 
     def __bytes__(self) -> bytes:
         return self._raw
@@ -67,10 +68,10 @@ class PublicKey:
 
     def fingerprint(self) -> str:
         """SHA-256 of the key, lower-case hex: what two people compare when they pin it."""
-        return hashlib.sha256(self._raw).hexdigest()
+        return self._sha256
 
     def encapsulate(self) -> tuple[bytes, bytes]:
-        """Agree on a fresh secret with the holder of the private key.
+        """A fresh secret, shared with the holder of the private key.
 
         Returns:
             The shared secret (32 bytes, to be kept) and the cipher text (1120 bytes, to be sent).

@@ -1,8 +1,8 @@
-"""Every point of the wire that no published document settles, one name each.
+"""What no published document settles about the wire, one name for each point.
 
-The rule of this file: what could not be checked against the live service stands here and nowhere
-else, so that a wrong guess is mended in one line. README.md lists the same names under "What we
-could not check against the live service"; a test holds the two lists together.
+Nothing here could be checked against the live service. Each point is in this file only, so that a wrong guess is
+corrected in one line. README.md lists the same names under "What we could not check against the live service"; a test
+compares the two lists.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ PUBLIC_KEY_PATH = "/publicKey"
 PUBLIC_KEY_NAMES = ("publicKey", "public_key")
 
 
-def encode_binary(data: bytes | memoryview) -> str:
-    """Binary fields of a request are lower-case hex (documented for stream data, assumed for the rest)."""
-    return data.hex()
+#: Binary fields of a request are lower-case hex: stated for the data of a stream, assumed for the rest. Bytes in,
+#: text out.
+encode_binary = bytes.hex
 
+#: The reverse of `encode_binary`; text or ASCII bytes in. Raises ValueError for anything else, and its message does not
+#: quote the text.
+decode_binary = unhexlify
 
-def decode_binary(text: bytes | str) -> bytes:
-    """The reverse of `encode_binary`.
-
-    Raises:
-        ValueError: The text is not hex. The error's own message does not quote it.
-    """
-    return unhexlify(text)
-
-
-#: Error messages that mean "this key is not mine any more": an expired or unknown enclave key or
-#: session, or a payload the enclave could not open.
+#: Error messages that mean key rotation: the enclave's key or session expired or is unknown, or the enclave could not
+#: open the request. Anything else that fails to decrypt (a PDF with a password) or expires (a caller's session id)
+#: is the caller's own affair. Bounded gaps keep the search linear.
 KEY_ROTATED_PATTERN = re.compile(
-    r"(?:(?:public|encryption|kem)[\s_-]*(?:key|secret)|(?:enclave|session)(?:[\s_-]*(?:key|secret))?)\b.{0,60}?"
+    # "the enclave public key has expired", "session key not found"
+    r"(?:(?:public|encryption|kem|enclave)[\s_-]*(?:key|secret)|enclave[\s_-]*session|session[\s_-]*key)\b.{0,60}?"
     r"\b(?:expired|rotated|revoked|outdated|stale|unknown|not found|no longer|mismatch)"
-    r"|\b(?:expired|rotated|revoked|outdated|stale|unknown)\b.{0,30}?"
-    r"\b(?:(?:public|encryption|kem|enclave|session)[\s_-]*(?:key|secret)|session)\b"
-    r"|(?:fail\w*|unable|could ?n[o']t|cannot|error)\b.{0,40}?\b(?:decrypt|decapsulat|unseal)"
-    r"|\b(?:decrypt|decapsulat)\w*\b.{0,40}?\b(?:fail|error|invalid)",
+    # "sealed to an expired enclave key"
+    r"|\b(?:expired|rotated|revoked|outdated|stale|unknown)\s.{0,20}?"
+    r"\b(?:public|encryption|kem|enclave|session)[\s_-]*(?:key|secret)\b"
+    # "session expired", "expired session"
+    r"|\bsession (?:has |is )?expired\b|\bexpired session\b"
+    # "failed to decrypt", "could not decrypt the request", "error while decrypting the payload"
+    r"|(?:fail\w*|unable|could ?n[o']t|cannot|error)\s+(?:to\s+|while\s+)?(?:decrypt|decapsulat|unseal)\w*"
+    r"(?:\W*$|\s+(?:(?:the|this|your|sealed|encrypted|inference)\s+){0,3}"
+    r"(?:payload|request|body|inference|cipher\s?text|parameters))"
+    # "decryption failed"
+    r"|(?:^|\b(?:payload|request|inference)\s)\W*(?:decryption|decapsulation)\s+(?:failed|failure|error)",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -1,11 +1,7 @@
-"""Read one reply: bytes in, opened chunks or an opened body out.
+"""Encrypted events of a stream in, opened chunks out.
 
-``feed(bytes)`` takes what came and gives what it completes; ``finish()`` says that nothing more will
-come, and raises where the answer is not whole.
-
-The rule of this file: a cut answer is an error, whichever way it was cut. The ``done`` event travels
-in the clear, so a gateway could write one behind half an answer; the finish reason travels sealed, so
-an answer counts as whole only when both were seen.
+A truncated answer is an error, however it was truncated. The ``done`` event travels in the clear, so a gateway could
+write one after half an answer. The finish reason travels sealed. An answer is complete only with both.
 """
 
 from __future__ import annotations
@@ -15,10 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from prem_core._crypto.keys import EncryptionKeys
-from prem_core._errors import (
-    DecryptionError,
-    StreamInterruptedError,
-)
+from prem_core._errors import DecryptionError, StreamInterruptedError
 from prem_core._protocol.assumptions import decode_binary
 from prem_core._protocol.error_body import stream_error
 from prem_core._protocol.response_types import ChatCompletionChunk, read_json
@@ -26,84 +19,85 @@ from prem_core._protocol.sse import EventDecoder
 
 
 class ChatStreamReader:
-    """An encrypted event stream, as chunks."""
+    """Decodes and opens an encrypted event stream.
 
-    __slots__ = ("_begun", "_decoder", "_done", "_finished", "_keys", "_nonce")
+    Args:
+        keys: The request's secret.
+        nonce: The request's nonce: every chunk is sealed with it.
+        max_buffer_size: Bytes of one event that may be held.
+    """
+
+    __slots__ = ("_decoder", "_finished", "_keys", "_nonce", "_seen", "done")
 
     def __init__(self, keys: EncryptionKeys, nonce: bytes, max_buffer_size: int) -> None:
         self._decoder = EventDecoder(max_buffer_size)
         self._keys = keys
         self._nonce = nonce
-        self._begun: set[int] = set()  # choices seen, by index
-        self._finished: set[int] = set()  # ... and those whose finish reason was seen
-        self._done = False
+        self._seen: set[int] = set()  # choices, by index
+        self._finished: set[int] = set()  # those whose finish reason was seen
+        #: Whether the answer is complete. What follows is not read.
+        self.done = False
 
-    @property
-    def done(self) -> bool:
-        """Whether the whole answer has been read; nothing that follows is looked at."""
-        return self._done
+    def feed(self, data: bytes) -> Iterator[ChatCompletionChunk]:
+        """Take the next bytes; yield the chunks they complete.
 
-    def feed(self, piece: bytes) -> Iterator[ChatCompletionChunk]:
-        """Take the next bytes, give the chunks they complete.
-
-        An iterator, to be exhausted before the next call, so that the chunks before a fault are given
-        before it raises, however the stream was cut into pieces.
+        An iterator, to be exhausted before the next call: chunks before a fault are delivered before it raises,
+        however the network cut the stream.
 
         Raises:
             DecryptionError: A chunk does not open.
-            APIError: The stream reports an error; its type is the one that error stands for.
+            APIError: The stream reports an error; its class is that error's.
             StreamInterruptedError: ``done`` came before every choice had its finish reason.
             ResponseTooLargeError: One event is larger than the buffer.
-            APIResponseValidationError: A chunk opens, and is no chunk.
+            APIResponseValidationError: A chunk opens, but is not a chunk.
         """
-        if self._done:
+        if self.done:
             return
-        for name, data in self._decoder.feed(piece):
-            if name == b"data" or (name == b"message" and data != b"[DONE]"):
-                yield self._chunk(data)
+        for name, value in self._decoder.feed(data):
+            if name == b"data" or (name == b"message" and value != b"[DONE]"):
+                try:
+                    sealed = decode_binary(value)
+                except ValueError:
+                    raise DecryptionError from None
+                chunk = read_json(ChatCompletionChunk, self._keys.open(sealed, self._nonce))
+                if chunk.error is not None:
+                    raise stream_error(chunk.error)
+                for choice in chunk.choices:
+                    if choice.finish_reason is not None:
+                        self._finished.add(choice.index)
+                    self._seen.add(choice.index)
+                yield chunk
             elif name == b"error":
-                self._error(data)
-            elif name == b"done" or data == b"[DONE]":
-                self._finish_choices()
-                self._done = True
+                self._raise_error(value)
+            elif name == b"done" or value == b"[DONE]":
+                if not self._seen or self._seen != self._finished:
+                    raise StreamInterruptedError(
+                        "the stream ended without a finish reason: the answer is truncated"
+                    )
+                self.done = True
                 return
-            # Other events are the service's to add; none of them can hold a part of the answer.
+            # The service may add other events. None of them can hold a part of the answer.
 
     def finish(self) -> None:
         """The connection ended.
 
         Raises:
-            StreamInterruptedError: Before the answer did.
+            StreamInterruptedError: The answer is not complete.
         """
-        if not self._done:
-            raise StreamInterruptedError("the stream ended without its done event: the answer is cut")
+        if not self.done:
+            raise StreamInterruptedError("the stream ended without its done event: the answer is truncated")
 
-    def _chunk(self, data: bytes) -> ChatCompletionChunk:
-        chunk = read_json(ChatCompletionChunk, self._open(data))
-        if chunk.error is not None:
-            raise stream_error(chunk.error)
-        for choice in chunk.choices:
-            if choice.finish_reason is not None:
-                self._finished.add(choice.index)
-            self._begun.add(choice.index)
-        return chunk
-
-    def _open(self, data: bytes) -> bytes:
-        try:
-            sealed = decode_binary(data)
-        except ValueError:
-            raise DecryptionError from None
-        return self._keys.open(sealed, self._nonce)
-
-    def _error(self, data: bytes) -> NoReturn:
+    def _raise_error(self, data: bytes) -> NoReturn:
         # Documented as "encrypted or plain JSON"; hex never begins with a brace.
-        plain = data if data.lstrip()[:1] == b"{" else self._open(data)
+        plain = data
+        if data.lstrip()[:1] != b"{":
+            try:
+                sealed = decode_binary(data)
+            except ValueError:
+                raise DecryptionError from None
+            plain = self._keys.open(sealed, self._nonce)
         try:
             value: Any = json.loads(plain)
         except (ValueError, RecursionError):
             value = None
         raise stream_error(value)
-
-    def _finish_choices(self) -> None:
-        if not self._begun or self._begun != self._finished:
-            raise StreamInterruptedError("the stream ended before the answer's finish reason: it is cut")

@@ -1,6 +1,7 @@
 """Turn an HTTP error, or an error inside a stream, into one typed exception.
 
-Reading an error never raises anything but that error, whatever the body holds: HTML, nothing, a list."""
+Whatever the body holds (HTML, nothing, a list), reading it raises nothing but that error.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from prem_core._protocol.assumptions import (
 )
 from prem_core._protocol.retry import parse_retry_after
 
-#: Error texts come from the network; this many characters of one are enough to say what is wrong.
+#: Bytes of an error's body that are read. More would not make it clearer.
+MAX_ERROR_BODY: Final = 64 * 1024
+
+#: Characters of an error's text that are kept: it comes from the network.
 MAX_MESSAGE: Final = 500
 
 _CONTEXT = re.compile(
@@ -46,7 +50,7 @@ def status_error(
         now: When the reply came, seconds since the epoch.
     """
     try:
-        value = _json(body)
+        value = load_json(body)
     except ValueError:
         value = None
     fields = value if isinstance(value, dict) else {}
@@ -93,7 +97,7 @@ def stream_error(error: Any) -> errors.APIError:
 
 
 def is_key_rotation_error(error: errors.APIError) -> bool:
-    """Whether `error` says that the enclave no longer holds the key the request was sealed to."""
+    """Whether `error` means that the enclave no longer has the key the request was sealed to."""
     if isinstance(error, errors.APIStatusError) and error.status_code not in KEY_ROTATED_STATUSES:
         return False
     return bool(KEY_ROTATED_PATTERN.search(error.args[0]))
@@ -131,7 +135,8 @@ def _text(value: Any) -> str | None:
     return _one_line(str(value)) or None if isinstance(value, str | int) else None
 
 
-def _json(body: bytes) -> Any:
+def load_json(body: bytes) -> Any:
+    """`body` as JSON; ValueError if it is not, however deeply it is nested."""
     try:
         return json.loads(body)
     except RecursionError:

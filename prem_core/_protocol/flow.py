@@ -1,136 +1,161 @@
-"""One request from its parameters to its answer, without touching the network.
+"""One request, from its parameters to its result, without touching the network.
 
-Each function here is a generator. It yields what should be done next (`FetchKey`, `Acquire`, `Send`,
-`Read`, …), is sent the outcome, and has a failure on the way thrown into it; what it returns is the answer.
-Every decision is here: which key, which nonce, whether to try again, what an error means. `PremClient`
-and `AsyncPremClient` drive the same generators and decide nothing.
+A flow is a generator. It yields two kinds of things:
 
-One request is a straight line: params → key → seal → send → reply → events → open → chunks.
+- a `Step`: what the driver should do next (get a permit, send, read, …). The driver sends the outcome back into the
+  generator, or throws the `PremError` that the step failed with;
+- anything else: a result for the caller. A streamed chat yields its chunks, every other flow yields one result.
 
-What reads answers needs pydantic, and is imported where it is used: at the first request, not with the package.
+All decisions are here: which key and nonce, whether to retry, when an answer is complete, what an error means. The
+drivers in `_transport` perform steps and decide nothing, so that `PremClient` and `AsyncPremClient` behave alike.
+
+One request is a straight line: permit → key → seal → send → read → decode → open → chunk.
+
+Pydantic reads the responses. It is imported with the first request, not with the package: it doubles the import time.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prem_core import _errors as errors
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.assumptions import EVENT_STREAM, PUBLIC_KEY_PATH
-from prem_core._protocol.error_body import is_key_rotation_error, status_error
+from prem_core._protocol.error_body import MAX_ERROR_BODY, is_key_rotation_error, status_error
 from prem_core._protocol.request_body import Body, audio_body, chat_body
-from prem_core._protocol.response_body import BodyReader, open_response, read_envelope, read_public_key
-from prem_core._protocol.retry import FIRST_DELAY, TOTAL_TIMEOUT_MESSAGE, RetryPolicy, shared_backoff
+from prem_core._protocol.response_body import (
+    BodyReader,
+    open_completion,
+    open_response,
+    read_models,
+    read_public_key,
+)
+from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, RetryPolicy, rate_limit_interval, shared_backoff
 from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE, MODELS_ROUTE
 
 if TYPE_CHECKING:
     from prem_core._audio.upload import Recording
-    from prem_core._protocol.chat_stream import ChatStreamReader
-    from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model
 
-#: Bytes of plaintext from which sealing takes longer than an event loop should be held (about a millisecond).
-OFFLOAD_BYTES = 256 * 1024
+#: Bytes of plaintext from which sealing would hold an event loop for longer than about a millisecond.
+OFFLOAD_BYTES: Final = 256 * 1024
 
-#: Bytes of an error's body that are read; the rest cannot make it clearer.
-MAX_ERROR_BODY = 64 * 1024
+#: Seconds for which the body of an error is read at most. The status is known, and says more than the rest of the text.
+ERROR_BODY_SECONDS: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class FetchKey:
-    """Wanted: the enclave's public key, and not `stale`, which the enclave has given up."""
+class Step:
+    """Something for the driver to do."""
 
-    stale: PublicKey | None = None
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Sleep:
-    """Wait so many seconds."""
+class Acquire(Step):
+    """Wait for a permit, keep it, and return the enclave's public key (None where `key` is False).
 
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Acquire:
-    """Wait for this call's turn, and hold it; behind all others, or where it stood before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Drop the open reply and give the turn back, before another try or an error.
-
-    Args:
-        hold: Seconds for which the service asked everybody to stay away; None where it did not.
-        spacing: After a rate limit, what its Retry-After said (seconds); None otherwise.
+    An unknown key is fetched before waiting for the permit, so that a caller that waits for the key keeps no other
+    caller from sending. It is looked up again once the permit is there: it may have been rotated in the meantime.
     """
 
-    hold: float | None = None
+    key: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FetchKey(Step):
+    """Return the enclave's public key. It is fetched anew if the known one is still `stale`."""
+
+    stale: PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Step):
+    """Close the open response and release the permit, before another attempt or an error.
+
+    Args:
+        pause: Seconds for which no request may start; None for no pause.
+        rate_limited: Whether the service answered 429.
+        spacing: After a 429, seconds that should lie between the next requests; None otherwise.
+    """
+
+    pause: float | None = None
+    rate_limited: bool = False
     spacing: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ReadWithin:
-    """Wait no longer than so many seconds for each of the open reply's next bytes; a shorter timeout stays."""
+class Sleep(Step):
+    """Wait for so many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Call this and give what it returns. It takes long enough to be kept off an event loop."""
+class RunInThread(Step):
+    """Call this and return its result. It takes too long to run on an event loop."""
 
     call: Callable[[], Any] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
-    """Send this request and give the `Head` of its reply. Replaces a reply that is still open."""
+class Send(Step):
+    """Send this request and return the `ResponseHead`. A response that is still open is closed first.
+
+    Args:
+        method: The HTTP method.
+        party: Where to: "gateway" or "enclave".
+        path: The path below the party's URL.
+        body: The request's body.
+        query: The query parameters.
+        read_timeout: Seconds to wait for the next bytes of the response's body, where shorter than the call's timeout.
+    """
 
     method: str
-    party: str  # "gateway" or "enclave"
+    party: Literal["gateway", "enclave"]
     path: str
     body: Body | None = field(default=None, repr=False)
     query: Mapping[str, str] = field(default_factory=dict)
+    read_timeout: float | None = None
+
+
+class Read(Step):
+    """Return the next bytes of the open response; ``b""`` at its end."""
+
+    __slots__ = ()
+
+
+#: Reading is done once for every network read, so the step is made once.
+READ: Final = Read()
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """Give the open reply's next bytes; ``b""`` at its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """How a reply begins. Header names are lower case; `received` is in seconds since the epoch."""
+class ResponseHead:
+    """Status and headers of a response. Header names are lower case; `received` is in seconds since the epoch."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     received: float = 0.0
 
 
-Step = FetchKey | Acquire | Release | Sleep | Work | Send | ReadWithin | Read
-R = TypeVar("R")
-Steps = Generator[Step, Any, R]
+Flow = Generator[Any, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What an exchange has to know of its client, and of its call.
+class FlowSettings:
+    """The settings of a client, and of a call, that a flow needs.
 
     Args:
-        keys: A KEM result to use for every request, instead of a fresh one each.
-        pinned: Whether the enclave's key was given and must never be fetched.
-        max_buffer_size: Bytes of one event, or of one body, that may be held.
-        retry: How often and at what pace to try again.
-        limited: Whether a sealed request waits for its turn (`Acquire`).
-        chunk_timeout: Seconds between the chunks of a stream, and between the bytes of an answer that has begun;
-            None for any time.
-        deadline: When the call has taken too long, on the clock; None for never.
+        retry: How often to retry, and after which delays.
+        max_buffer_size: Bytes of one event or one body that may be held.
+        keys: A KEM result for every request, in place of a fresh one for each.
+        pinned: Whether the enclave's key was given, and must never be fetched.
+        chunk_timeout: Seconds between the chunks of a stream, or between the bytes of a body; None for no limit.
+        deadline: When the call has taken too long, by `clock`; None for never.
         clock: Gives seconds that only grow.
     """
 
@@ -138,196 +163,259 @@ class Settings:
     max_buffer_size: int
     keys: EncryptionKeys | None = None
     pinned: bool = False
-    limited: bool = False
     chunk_timeout: float | None = None
     deadline: float | None = None
     clock: Callable[[], float] = time.monotonic
 
 
-@dataclass(slots=True)
-class _Progress:
-    """Whether a chunk of the answer has come: from then on nothing is tried again."""
-
-    begun: bool = False
-
-
-class Pulse:
-    """Whether chunks still come: bytes alone, such as a gateway's comments, do not keep a stream alive.
+class StallTimer:
+    """Raises when bytes arrive but no chunk does: a gateway's comments do not keep a stream alive.
 
     Args:
-        settings: Its `chunk_timeout` counts from now, while bytes are waited for.
+        settings: Their `chunk_timeout` counts from now, and only while bytes are waited for.
     """
 
     __slots__ = ("_clock", "_limit", "_since")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: FlowSettings) -> None:
         self._clock = settings.clock
         self._limit = float("inf") if settings.chunk_timeout is None else settings.chunk_timeout
         self._since = self._clock()
 
-    def beat(self) -> None:
-        """Chunks came, and were given: whatever their taker did meanwhile does not count."""
+    def reset(self) -> None:
+        """Chunks arrived and were delivered. What the caller did with them does not count."""
         self._since = self._clock()
 
-    def missed(self) -> None:
-        """Bytes came, without a chunk.
+    def check(self) -> None:
+        """Bytes arrived without a chunk.
 
         Raises:
-            APITimeoutError: For too long.
+            APITimeoutError: The last chunk is too long ago.
         """
         if self._clock() - self._since > self._limit:
             raise errors.APITimeoutError("gateway: waiting for the stream's next chunk timed out")
 
 
-@dataclass(slots=True)
-class StreamBegun:
-    """An answer whose first chunk is here: give `chunks`, then feed `reader` what follows, watched by `pulse`."""
+def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
+    """A chat completion: its chunks with `stream`, else the whole `ChatCompletion`.
 
-    reader: ChatStreamReader
-    chunks: Iterator[ChatCompletionChunk]
-    pulse: Pulse
-
-
-def stream_chat(plaintext: bytes, settings: Settings) -> Steps[StreamBegun]:
-    """A streamed chat completion, up to and including its first chunk."""
-
-    def attempt(keys: EncryptionKeys, progress: _Progress) -> Steps[StreamBegun]:
-        reader = yield from _ask(plaintext, keys, settings)
-        if isinstance(reader, BodyReader):
-            raise errors.APIResponseValidationError("a stream was asked for, and the answer is not one")
-        pulse = Pulse(settings)
-        while piece := (yield Read()):
-            chunks = reader.feed(piece)
-            for first in chunks:
-                progress.begun = True
-                return StreamBegun(reader, itertools.chain((first,), chunks), pulse)
-            pulse.missed()
-        reader.finish()
-        raise errors.StreamInterruptedError("the stream had no chunk")
-
-    return _sealed(attempt, settings)
-
-
-def complete_chat(plaintext: bytes, settings: Settings) -> Steps[ChatCompletion]:
-    """A chat completion as a whole, whichever of the two forms the service answers in."""
+    Args:
+        plaintext: The request's parameters, as JSON.
+        settings: See `FlowSettings`.
+        stream: Whether a stream was asked for in `plaintext`. A whole answer is read in both forms that the service may
+            give it in: an event stream, or a JSON envelope.
+    """
     from prem_core._protocol.accumulator import CompletionBuilder
-    from prem_core._protocol.response_body import open_completion
+    from prem_core._protocol.chat_stream import ChatStreamReader
 
-    def attempt(keys: EncryptionKeys, progress: _Progress) -> Steps[ChatCompletion]:
-        reader = yield from _ask(plaintext, keys, settings)
-        if isinstance(reader, BodyReader):
-            while piece := (yield Read()):
-                reader.feed(piece)
-            return open_completion(keys, reader.body())
-        builder = CompletionBuilder()
-        pulse = Pulse(settings)
-        while piece := (yield Read()):
-            came = False
-            for chunk in reader.feed(piece):
-                came = progress.begun = True
-                builder.add(chunk)
-            if reader.done:  # whatever the connection does next, the answer is here
-                break
-            pulse.beat() if came else pulse.missed()
-        reader.finish()
-        return builder.build()
+    attempts = _Attempts(settings)
+    delivered = False
+    while True:
+        keys = attempts.keys((yield attempts.acquire))
+        try:
+            nonce = new_nonce()
+            if len(plaintext) < OFFLOAD_BYTES:
+                body = chat_body(keys, plaintext, nonce)
+            else:
+                body = yield RunInThread(functools.partial(chat_body, keys, plaintext, nonce))
+            send = Send("POST", "gateway", CHAT_ROUTE, body, read_timeout=settings.chunk_timeout)
+            head = yield send
+            if not 200 <= head.status < 300:
+                yield from _raise_for_status(send, head, settings)
+            content_type = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if content_type == EVENT_STREAM:
+                reader = ChatStreamReader(keys, nonce, settings.max_buffer_size)
+                builder = None if stream else CompletionBuilder()
+                timer = StallTimer(settings)
+                while not reader.done:
+                    data = yield READ
+                    if not data:
+                        reader.finish()
+                    idle = True
+                    for chunk in reader.feed(data):
+                        idle = False
+                        delivered = True
+                        if builder is None:
+                            yield chunk
+                        else:
+                            builder.add(chunk)
+                    if idle and not reader.done:
+                        timer.check()
+                    else:
+                        timer.reset()
+                if builder is not None:
+                    yield builder.build()
+                elif not delivered:
+                    raise errors.StreamInterruptedError("the stream had no chunk")
+                return
+            if content_type != "application/json":
+                raise errors.APIResponseValidationError(
+                    f"the response's content type is {_shown_type(content_type)}, neither an event stream nor JSON"
+                )
+            if stream:
+                raise errors.APIResponseValidationError("a stream was asked for, but the response is not one")
+            yield open_completion(keys, (yield from _body(settings)))
+            return
+        except errors.APIError as error:
+            yield from attempts.after(error, delivered=delivered)
 
-    return _sealed(attempt, settings)
 
-
-def hear(
+def transcribe(
     task: Literal["transcribe", "translate"],
     plaintext: bytes,
     recording: Recording,
-    settings: Settings,
-) -> Steps[bytes]:
-    """The opened answer to a recording."""
-
-    def attempt(keys: EncryptionKeys, progress: _Progress) -> Steps[bytes]:
-        del progress  # the answer is one body: there is no first chunk
-        # Made in the call that sends it: after that the ciphertext is the transport's alone, and goes with it.
-        name = recording.name.encode("utf-8", "surrogateescape")
-        seal = functools.partial(audio_body, keys, plaintext, name, recording.data)
-        send = Send("POST", "gateway", AUDIO_ROUTES[task], (yield Work(seal)))
-        return open_response(keys, (yield from _fetch(send, settings, within=settings.chunk_timeout)))
-
-    return _sealed(attempt, settings)
-
-
-def list_models(kind: str | None, settings: Settings) -> Steps[list[Model]]:
-    """The models the gateway offers, of one type or of all."""
-    from prem_core._protocol.response_types import Model, read_value
-
-    def attempt() -> Steps[list[Model]]:
-        query = {"type": kind} if kind else {}
-        body = yield from _fetch(Send("GET", "gateway", MODELS_ROUTE, query=query), settings)
-        data = read_envelope(body)
-        entries = data.get("models", data.get("data")) if isinstance(data, dict) else data
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise errors.APIResponseValidationError("the models list is not a list")
-        return [read_value(Model, entry) for entry in entries]
-
-    return _retried(attempt, settings)
+    settings: FlowSettings,
+) -> Flow:
+    """The opened answer to a recording, in bytes."""
+    attempts = _Attempts(settings)
+    name = recording.name.encode("utf-8", "surrogateescape")
+    while True:
+        keys = attempts.keys((yield attempts.acquire))
+        try:
+            # Sealed in the expression that sends it: the transport alone then holds the ciphertext, and drops it.
+            seal = functools.partial(audio_body, keys, plaintext, name, recording.data)
+            answer = yield from _fetch(
+                Send(
+                    "POST",
+                    "gateway",
+                    AUDIO_ROUTES[task],
+                    (yield RunInThread(seal)),
+                    read_timeout=settings.chunk_timeout,
+                ),
+                settings,
+            )
+            yield open_response(keys, answer)
+            return
+        except errors.APIError as error:
+            yield from attempts.after(error)
 
 
-def fetch_public_key(settings: Settings) -> Steps[PublicKey]:
-    """The enclave's public key, from the enclave itself.
+def list_models(kind: str | None, settings: FlowSettings) -> Flow:
+    """The list of models the gateway offers: those of one type, or all."""
+    request = Send("GET", "gateway", MODELS_ROUTE, query={"type": kind} if kind else {})
+    yield read_models((yield from _fetch_with_retries(request, settings)))
+
+
+def fetch_public_key(settings: FlowSettings) -> Flow:
+    """The enclave's `PublicKey`, from the enclave itself.
 
     Raises:
-        EnclaveKeyError: The enclave answered, and not with a key.
-        APIConnectionError: It did not answer.
+        EnclaveKeyError: The enclave answered with something else.
+        APIConnectionError: It could not be reached.
     """
-
-    def attempt() -> Steps[PublicKey]:
-        return read_public_key((yield from _fetch(Send("GET", "enclave", PUBLIC_KEY_PATH), settings)))
-
     try:
-        return (yield from _retried(attempt, settings))
+        yield read_public_key(
+            (yield from _fetch_with_retries(Send("GET", "enclave", PUBLIC_KEY_PATH), settings))
+        )
     except errors.APIConnectionError:
         raise
     except errors.APIError as error:
         raise errors.EnclaveKeyError(f"the enclave's public key could not be fetched: {error}") from error
 
 
-def _ask(plaintext: bytes, keys: EncryptionKeys, settings: Settings) -> Steps[ChatStreamReader | BodyReader]:
-    """Seal under a fresh nonce, send, and give what can read the reply."""
-    from prem_core._protocol.chat_stream import ChatStreamReader
+class _Attempts:
+    """The attempts of one sealed request: a secret for each, and what follows a failure."""
 
-    nonce = new_nonce()
-    if len(plaintext) < OFFLOAD_BYTES:
-        body = chat_body(keys, plaintext, nonce)
-    else:
-        body = yield Work(functools.partial(chat_body, keys, plaintext, nonce))
-    head = yield from _accepted(Send("POST", "gateway", CHAT_ROUTE, body))
-    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == EVENT_STREAM:
-        if settings.chunk_timeout is not None:
-            yield ReadWithin(settings.chunk_timeout)
-        return ChatStreamReader(keys, nonce, settings.max_buffer_size)
-    if kind == "application/json":
-        return BodyReader(settings.max_buffer_size)
-    raise errors.APIResponseValidationError("by its content type the answer is neither a stream nor JSON")
+    __slots__ = ("_key", "_refetched", "_retries", "_settings", "acquire")
+
+    def __init__(self, settings: FlowSettings) -> None:
+        self._settings = settings
+        self._retries = 0
+        self._refetched = False
+        self._key: PublicKey
+        #: The step that starts an attempt.
+        self.acquire = _ACQUIRE_WITH_KEY if settings.keys is None else _ACQUIRE
+
+    def keys(self, key: PublicKey) -> EncryptionKeys:
+        """The secret for the next attempt: a fresh one for `key`, unless the client has a pair for all requests."""
+        self._key = key
+        return self._settings.keys or EncryptionKeys.encapsulate(key)
+
+    def after(self, error: errors.APIError, *, delivered: bool = False) -> Generator[Step, Any, None]:
+        """Release the permit and wait, if another attempt makes sense. Otherwise raise.
+
+        Args:
+            error: How the attempt failed.
+            delivered: Whether a chunk reached the caller. A retry would repeat it.
+
+        Raises:
+            APIError: `error`; or the total timeout ends before the next attempt.
+            EnclaveKeyError: The enclave cannot open what is sealed to the key that has to be used.
+        """
+        settings = self._settings
+        if not delivered and is_key_rotation_error(error):
+            if self._refetched or settings.pinned or settings.keys:
+                raise errors.EnclaveKeyError(self._key_rotation_message()) from error
+            self._refetched = True
+            # Fetched while the permit is still held: the next caller would seal to the same old key.
+            yield FetchKey(stale=self._key)
+            yield Release()
+            return
+        delay = None if delivered else settings.retry.delay(self._retries, error)
+        pause = shared_backoff(error, delay)
+        rate_limited = isinstance(error, errors.APIStatusError) and error.status_code == 429
+        yield Release(pause, rate_limited, rate_limit_interval(error) if pause is not None else None)
+        if delay is None:
+            raise error
+        _check_time(settings, delay, error)
+        self._retries += 1
+        if pause is None:  # a pause holds all callers back, this one among them
+            yield Sleep(delay)
+
+    def _key_rotation_message(self) -> str:
+        if self._settings.keys:
+            return "the enclave no longer opens what encryption_keys seal: generate new ones"
+        if self._settings.pinned:
+            return (
+                "the enclave no longer has the private key of the pinned enclave_public_key: "
+                "check its new key, then pin that"
+            )
+        return "the enclave could not open the request, nor the same one sealed to a freshly fetched key"
 
 
-def _fetch(request: Send, settings: Settings, within: float | None = None) -> Steps[bytes]:
-    yield from _accepted(request)
-    if within is not None:
-        yield ReadWithin(within)
+_ACQUIRE_WITH_KEY: Final = Acquire()
+_ACQUIRE: Final = Acquire(key=False)
+
+
+def _fetch_with_retries(request: Send, settings: FlowSettings) -> Generator[Step, Any, bytes]:
+    """The body of an answer to a request that is not sealed."""
+    retries = 0
+    while True:
+        try:
+            return (yield from _fetch(request, settings))
+        except errors.APIError as error:
+            delay = settings.retry.delay(retries, error)
+            if delay is None:
+                raise
+            _check_time(settings, delay, error)
+        retries += 1
+        yield Sleep(delay)
+
+
+def _fetch(request: Send, settings: FlowSettings) -> Generator[Step, Any, bytes]:
+    """Send `request` and return the body of its answer."""
+    head: ResponseHead = yield request
+    if not 200 <= head.status < 300:
+        yield from _raise_for_status(request, head, settings)
+    return (yield from _body(settings))
+
+
+def _body(settings: FlowSettings) -> Generator[Step, Any, bytes]:
     reader = BodyReader(settings.max_buffer_size)
-    while piece := (yield Read()):
-        reader.feed(piece)
+    while data := (yield READ):
+        reader.feed(data)
     return reader.body()
 
 
-def _accepted(request: Send) -> Steps[Head]:
-    """Send `request`; any status but a success is the error it stands for."""
-    head: Head = yield request
-    if 200 <= head.status < 300:
-        return head
+def _raise_for_status(
+    request: Send, head: ResponseHead, settings: FlowSettings
+) -> Generator[Step, Any, None]:
+    """Raise the error that a status stands for, with what its body says."""
     body = b""
+    until = settings.clock() + ERROR_BODY_SECONDS
     try:
-        while len(body) < MAX_ERROR_BODY and (piece := (yield Read())):
-            body += piece
+        while len(body) < MAX_ERROR_BODY and settings.clock() < until and (data := (yield READ)):
+            body += data
     except errors.APIConnectionError:
         pass  # the status is known, and says more than how its body ended
     raise status_error(
@@ -335,70 +423,8 @@ def _accepted(request: Send) -> Steps[Head]:
     )
 
 
-def _retried(attempt: Callable[[], Steps[R]], settings: Settings) -> Steps[R]:
-    for retries in itertools.count():
-        try:
-            return (yield from attempt())
-        except errors.APIError as error:
-            delay = settings.retry.delay(retries, error)
-            if delay is None:
-                raise
-            _check_time(settings, delay, error)
-        yield Sleep(delay)
-    raise AssertionError("itertools.count ends")  # pragma: no cover - tells mypy that the loop has no end
-
-
-def _sealed(attempt: Callable[[EncryptionKeys, _Progress], Steps[R]], settings: Settings) -> Steps[R]:
-    """Run `attempt` under a secret of its own each time; refetch a turned key once."""
-    progress = _Progress()
-    refetched = False
-    retries = 0
-    while True:
-        if settings.limited:
-            if settings.keys is None:
-                yield FetchKey()  # before the turn: whoever waits for a key must not keep others from sending
-            yield Acquire()
-        if settings.keys is not None:
-            keys = settings.keys
-        else:
-            # Known from the first request on, so that asking at each attempt costs nothing. After the turn: another
-            # caller may have learned meanwhile that it was turned.
-            key = yield FetchKey()
-            keys = EncryptionKeys.encapsulate(key)
-        try:
-            return (yield from attempt(keys, progress))
-        except errors.APIError as error:
-            if progress.begun:
-                raise
-            if is_key_rotation_error(error):
-                if refetched or settings.pinned or settings.keys:
-                    raise errors.EnclaveKeyError(_turned(settings)) from error
-                refetched = True
-                # Before the turn is given back: whoever is served next would seal to the same key.
-                yield FetchKey(stale=key)
-                if settings.limited:
-                    yield Release()
-                continue
-            delay = settings.retry.delay(retries, error)
-            pause = shared_backoff(error, delay) if settings.limited else None
-            if settings.limited:
-                yield Release(pause, _spacing(error) if pause is not None else None)
-            if delay is None:
-                raise
-            _check_time(settings, delay, error)
-        retries += 1
-        if pause is None:  # otherwise everybody waits, this caller with them
-            yield Sleep(delay)
-
-
-def _spacing(error: errors.APIError) -> float | None:
-    if not isinstance(error, errors.APIStatusError) or error.status_code != 429:
-        return None
-    return FIRST_DELAY if error.retry_after is None else error.retry_after
-
-
-def _check_time(settings: Settings, delay: float, error: errors.APIError) -> None:
-    """Give up at once where the next try would come too late.
+def _check_time(settings: FlowSettings, delay: float, error: errors.APIError) -> None:
+    """Give up now if the next attempt would start after the deadline.
 
     Raises:
         APITimeoutError: It would.
@@ -410,9 +436,6 @@ def _check_time(settings: Settings, delay: float, error: errors.APIError) -> Non
     raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE) from error
 
 
-def _turned(settings: Settings) -> str:
-    if settings.keys:
-        return "the enclave no longer opens what encryption_keys seal: generate new ones"
-    if settings.pinned:
-        return "the enclave no longer holds the match of the pinned enclave_public_key: check and pin its new one"
-    return "the enclave could not open the request, nor the same one sealed to a freshly fetched key"
+def _shown_type(content_type: str) -> str:
+    # It comes from the network: printable, and not long.
+    return repr(content_type[:60]) if content_type.isprintable() and content_type else "missing"

@@ -7,19 +7,17 @@ from typing import Final
 
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
-from prem_core._protocol.assumptions import (
-    encode_binary,
-)
+from prem_core._protocol.assumptions import encode_binary
 
-#: Bytes of ciphertext that one piece of a body holds, as hex twice that.
+#: Bytes of ciphertext that one part of a large body holds; twice that as hex.
 HEX_CHUNK_BYTES: Final = 64 * 1024
 
 
 class SealedBody:
-    """A request's JSON, written in pieces.
+    """A large request's JSON, written in parts.
 
-    Every field is binary and travels as hex. A recording of 25 MB is 50 MB of it, which is never held: each
-    piece is made when it is sent. Iterating again writes the same body again.
+    Every field is binary and travels as hex. A recording of 25 MB is 50 MB of hex, which is never held: each part is
+    made when it is sent. Iterating again writes the same body again.
 
     Args:
         fields: Name and bytes, in the order in which they are written.
@@ -36,9 +34,8 @@ class SealedBody:
         before = b"{"
         for name, data in self._fields.items():
             yield b'%b"%b":"' % (before, name.encode())
-            view = memoryview(data)
-            for start in range(0, len(view), HEX_CHUNK_BYTES):
-                yield encode_binary(view[start : start + HEX_CHUNK_BYTES]).encode()
+            for start in range(0, len(data), HEX_CHUNK_BYTES):
+                yield encode_binary(data[start : start + HEX_CHUNK_BYTES]).encode()
             before = b'",'
         yield b'"}'
 
@@ -49,26 +46,25 @@ class SealedBody:
 Body = bytes | SealedBody
 
 
-def _body(fields: Mapping[str, bytes]) -> Body:
-    body = SealedBody(fields)
-    # A small one goes out in one write.
-    return b"".join(body) if body.length <= HEX_CHUNK_BYTES else body
-
-
 def chat_body(keys: EncryptionKeys, plaintext: bytes, nonce: bytes) -> Body:
     """The body of POST /rvenc/chat/completions: these three fields and no other."""
-    return _body(
-        {"encryptedInference": keys.seal(plaintext, nonce), "cipherText": keys.cipher_text, "nonce": nonce}
-    )
+    sealed = keys.seal(plaintext, nonce)
+    if len(sealed) > HEX_CHUNK_BYTES:
+        return SealedBody({"encryptedInference": sealed, "cipherText": keys.cipher_text, "nonce": nonce})
+    # A small one goes out in one write.
+    return (
+        f'{{"encryptedInference":"{encode_binary(sealed)}","cipherText":"{encode_binary(keys.cipher_text)}",'
+        f'"nonce":"{encode_binary(nonce)}"}}'
+    ).encode()
 
 
 def audio_body(keys: EncryptionKeys, plaintext: bytes, name: bytes, recording: bytes) -> Body:
-    """The body of the audio routes: chat's three fields, and the recording and its name.
+    """The body of the audio routes: chat's three fields, the recording and its name.
 
-    All under the one secret, each under a fresh nonce of its own.
+    All are sealed under one secret, each with a fresh nonce of its own.
     """
     nonce, file_nonce, name_nonce = new_nonce(), new_nonce(), new_nonce()
-    return _body(
+    return SealedBody(
         {
             "encryptedInference": keys.seal(plaintext, nonce),
             "cipherText": keys.cipher_text,

@@ -17,11 +17,10 @@ from prem_core._protocol.assumptions import (
     PUBLIC_KEY_NAMES,
     decode_binary,
 )
-from prem_core._protocol.error_body import _json, status_error, stream_error
-from prem_core._protocol.response_types import ChatCompletion, read_json
+from prem_core._protocol.error_body import load_json, status_error, stream_error
 
 if TYPE_CHECKING:
-    from prem_core._protocol.response_types import Transcription
+    from prem_core._protocol.response_types import ChatCompletion, Model, Transcription
 
 
 def read_public_key(body: bytes) -> PublicKey:
@@ -31,7 +30,7 @@ def read_public_key(body: bytes) -> PublicKey:
         EnclaveKeyError: There is no key of exactly 1216 bytes in it.
     """
     try:
-        value = _json(body)
+        value = load_json(body)
     except ValueError:
         value = body.decode("ascii", "replace").strip()
     if isinstance(value, dict) and isinstance(value.get("data"), dict | str):
@@ -39,7 +38,7 @@ def read_public_key(body: bytes) -> PublicKey:
     if isinstance(value, dict):
         value = next((value[name] for name in PUBLIC_KEY_NAMES if name in value), None)
     if not isinstance(value, str):
-        raise errors.EnclaveKeyError("the enclave's answer holds no public key")
+        raise errors.EnclaveKeyError("the enclave's response holds no public key")
     return parse_public_key(value)
 
 
@@ -83,16 +82,16 @@ def read_envelope(body: bytes) -> Any:
         APIResponseValidationError: The body is no envelope.
     """
     try:
-        envelope = _json(body)
+        envelope = load_json(body)
     except ValueError:
-        raise errors.APIResponseValidationError("the answer is not the JSON envelope it should be") from None
+        raise errors.APIResponseValidationError("the response is not a JSON envelope") from None
     if not isinstance(envelope, dict):
-        raise errors.APIResponseValidationError("the answer is not the JSON envelope it should be")
+        raise errors.APIResponseValidationError("the response is not a JSON envelope")
     status = envelope.get("status")
     if isinstance(status, int) and status >= 400:
         raise status_error(status, body)
     if "data" not in envelope:
-        raise errors.APIResponseValidationError("the answer's envelope has no data")
+        raise errors.APIResponseValidationError("the response's envelope has no data")
     return envelope["data"]
 
 
@@ -107,7 +106,7 @@ def open_response(keys: EncryptionKeys, body: bytes) -> bytes:
     sealed = data.get("encryptedResponse") if isinstance(data, dict) else None
     nonce = data.get("nonce") if isinstance(data, dict) else None
     if not isinstance(sealed, str) or not isinstance(nonce, str):
-        raise errors.APIResponseValidationError("the answer has no encryptedResponse and nonce")
+        raise errors.APIResponseValidationError("the response has no encryptedResponse and nonce")
     try:
         return keys.open(decode_binary(sealed), decode_binary(nonce))
     except ValueError:
@@ -115,7 +114,7 @@ def open_response(keys: EncryptionKeys, body: bytes) -> bytes:
 
 
 class BodyReader:
-    """A whole body, held up to `max_buffer_size` bytes."""
+    """Collects a whole body of up to `max_buffer_size` bytes."""
 
     __slots__ = ("_max", "_pieces", "_size")
 
@@ -133,7 +132,7 @@ class BodyReader:
         self._size += len(piece)
         if self._size > self._max:
             raise errors.ResponseTooLargeError(
-                f"the answer is larger than max_buffer_size ({self._max} bytes)"
+                f"the response is larger than max_buffer_size ({self._max} bytes)"
             )
         self._pieces.append(piece)
 
@@ -150,21 +149,36 @@ def open_completion(keys: EncryptionKeys, body: bytes) -> ChatCompletion:
         APIError: It reports an error.
         StreamInterruptedError: A choice in it has no finish reason.
     """
+    from prem_core._protocol.response_types import ChatCompletion, read_json
+
     completion = read_json(ChatCompletion, open_response(keys, body))
     error = (completion.model_extra or {}).get("error")
     if error is not None:
         raise stream_error(error)
     if not completion.choices:
-        raise APIResponseValidationError("the answer has no choices")
+        raise APIResponseValidationError("the response has no choices")
     if any(choice.finish_reason is None for choice in completion.choices):
-        raise StreamInterruptedError("a choice of the answer has no finish reason: it is cut")
+        raise StreamInterruptedError("a choice of the response has no finish reason: the answer is truncated")
     return completion
 
 
-def read_transcription(plaintext: bytes, response_format: str | None) -> Transcription | str:
-    """What the service made of a recording.
+def read_models(body: bytes) -> list[Model]:
+    """The models list in an envelope.
 
-    Whisper's answers, and those of the Deepgram models, which are shaped differently.
+    Raises:
+        APIResponseValidationError: It is not a list of models.
+    """
+    from prem_core._protocol.response_types import Model, read_value
+
+    data = read_envelope(body)
+    entries = data.get("models", data.get("data")) if isinstance(data, dict) else data
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise APIResponseValidationError("the models list is not a list")
+    return [read_value(Model, entry) for entry in entries]
+
+
+def read_transcription(plaintext: bytes, response_format: str | None) -> Transcription | str:
+    """The service's answer to a recording, in the form of Whisper's models or of Deepgram's.
 
     Args:
         plaintext: The opened answer.
@@ -173,26 +187,25 @@ def read_transcription(plaintext: bytes, response_format: str | None) -> Transcr
     Raises:
         APIResponseValidationError: It is neither.
     """
-    # Here, as wherever pydantic is needed: it doubles what importing the package costs.
     from prem_core._protocol.response_types import Transcription, read_json
 
     if response_format == "text":
         try:
             return plaintext.decode()
         except UnicodeDecodeError:
-            failure = APIResponseValidationError("the answer is not text")
-        # Outside the handlers: as its context, Python's error would bring what was said along.
+            failure = APIResponseValidationError("the transcription is not text")
+        # Outside the handler: as its context, Python's error would bring the transcript along.
         raise failure
     try:
         value = json.loads(plaintext)
     except (ValueError, RecursionError):
         value = None
     if value is None:
-        raise APIResponseValidationError("the answer is not a Transcription: not JSON")
+        raise APIResponseValidationError("the response is not a Transcription: not JSON")
     if isinstance(value, dict) and isinstance(value.get("results"), dict):
         return _from_deepgram(value)
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise APIResponseValidationError("the answer is not a Transcription: it has no text")
+        raise APIResponseValidationError("the response is not a Transcription: it has no text")
     return read_json(Transcription, plaintext)
 
 
@@ -204,7 +217,9 @@ def _from_deepgram(value: dict[str, Any]) -> Transcription:
         best = channel["alternatives"][0]
         text = best["transcript"]
     except (KeyError, IndexError, TypeError):
-        raise APIResponseValidationError("the answer is not a Transcription: it has no transcript") from None
+        raise APIResponseValidationError(
+            "the response is not a Transcription: it has no transcript"
+        ) from None
     metadata = value.get("metadata")
     made = {
         "text": text,

@@ -1,7 +1,4 @@
-"""When to try again, and how long to wait first.
-
-The rule of this file: plain functions of values; the clock and the dice come from outside.
-"""
+"""Whether to retry, and after which delay: plain functions of values."""
 
 from __future__ import annotations
 
@@ -12,44 +9,40 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from prem_core._errors import APIConnectionError, APIError, APIStatusError
+from prem_core._errors import APIError, APIStatusError
 
-#: Statuses that a later try may turn into an answer. 408 and 502 come from gateways on the way.
-RETRYABLE_STATUS_CODES: Final = frozenset({408, 429, 500, 502, 503, 504})
-
-#: Seconds: first wait, and the longest. As in the OpenAI SDK, whose users expect the same pace.
+#: Seconds: the first and the longest delay. They are the OpenAI SDK's, whose users expect the same.
 FIRST_DELAY: Final = 0.5
 MAX_DELAY: Final = 8.0
 
-#: Seconds: a service that asks for a longer pause is not waited for in silence; the error carries the figure.
+#: Seconds: a longer Retry-After is not slept through. The error is raised, with `retry_after` set.
 MAX_RETRY_AFTER: Final = 60.0
 
-#: What a call says that used up its `total_timeout`, whatever it was doing.
+#: The message of every call that exceeded its `total_timeout`.
 TOTAL_TIMEOUT_MESSAGE: Final = "the call took longer than total_timeout"
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and at what pace, a request is tried again.
+    """How often to retry a request, and after which delays.
 
     Args:
-        max_retries: Tries after the first one; 3 means at most 4 requests.
-        dice: Gives a number in [0, 1) for the jitter.
+        max_retries: Retries after the first attempt; 3 means at most 4 requests.
+        rng: Gives a number in [0, 1) for the jitter.
     """
 
     max_retries: int = 2
-    dice: Callable[[], float] = random.random
+    rng: Callable[[], float] = random.random
 
     def delay(self, retries: int, error: APIError) -> float | None:
-        """Seconds to wait before retry number ``retries + 1``, or None: raise `error` instead.
+        """Seconds to wait before retry number ``retries + 1``; None to raise `error` instead.
 
-        The wait doubles from `FIRST_DELAY` to `MAX_DELAY` and is shortened at random by up to a half, so
-        that callers who failed together do not come back together. A Retry-After is obeyed to the
-        letter, and jitter only lengthens it.
+        The delay doubles from `FIRST_DELAY` to `MAX_DELAY` and is shortened at random by up to a half, so that callers
+        that failed together do not return together. Jitter only ever lengthens a Retry-After.
         """
-        if retries >= self.max_retries or not is_retryable(error):
+        if retries >= self.max_retries or not error.is_retryable:
             return None
-        backoff = min(FIRST_DELAY * 2 ** min(retries, 10), MAX_DELAY) * (1 - self.dice() / 2)
+        backoff = min(FIRST_DELAY * 2 ** min(retries, 10), MAX_DELAY) * (1 - self.rng() / 2)
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         if asked is None:
             return float(backoff)
@@ -59,32 +52,34 @@ class RetryPolicy:
 
 
 def shared_backoff(error: APIError, delay: float | None) -> float | None:
-    """Seconds for which none of a client's callers should try, after one was answered with `error`.
+    """Seconds for which no caller should send a request, after one got `error`.
 
     Args:
-        error: What that caller was answered.
-        delay: What `RetryPolicy.delay` makes of it.
+        error: What that caller got.
+        delay: Its own delay, as `RetryPolicy.delay` gives it.
 
     Returns:
-        None where the error is that caller's own, or asks for a longer pause than is waited for in silence: the
-        others then hear the figure too.
+        None where the error concerns that caller alone, or where Retry-After is too long to sleep through: the other
+        callers then get the error, too.
     """
     if not isinstance(error, APIStatusError) or error.status_code not in (429, 503):
         return None
-    asked = error.retry_after
-    if asked is None:
-        # A limit is everybody's, even where nothing is said of its end; a failure may be this request's.
-        asked = FIRST_DELAY if error.status_code == 429 else float("inf")
-    if asked > MAX_RETRY_AFTER:
+    retry_after = error.retry_after
+    if retry_after is None:
+        if error.status_code != 429:
+            return None  # the failure may concern this request alone
+        # A limit concerns everybody, even if the service does not say when it ends.
+        retry_after = FIRST_DELAY
+    if retry_after > MAX_RETRY_AFTER:
         return None
-    return asked if delay is None else delay
+    return retry_after if delay is None else delay
 
 
-def is_retryable(error: APIError) -> bool:
-    """Whether `error` is one that another try may mend."""
-    if isinstance(error, APIStatusError):
-        return error.status_code in RETRYABLE_STATUS_CODES
-    return isinstance(error, APIConnectionError)
+def rate_limit_interval(error: APIError) -> float | None:
+    """Seconds that should lie between requests after `error`: a 429's Retry-After; None for any other error."""
+    if not isinstance(error, APIStatusError) or error.status_code != 429:
+        return None
+    return FIRST_DELAY if error.retry_after is None else error.retry_after
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

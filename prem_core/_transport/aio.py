@@ -5,51 +5,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-)
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 import httpx
 
 from prem_core import _errors as errors
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.flow import (
+    READ,
     Acquire,
     FetchKey,
-    Head,
-    Read,
-    ReadWithin,
+    Flow,
     Release,
+    ResponseHead,
+    RunInThread,
     Send,
     Sleep,
-    Steps,
-    Work,
+    Step,
 )
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
 from prem_core._rate_limit.limits import Limits, Turn
 from prem_core._transport.http import (
-    _FOREIGN,
-    LINGER,
-    MAX_DRAINED,
-    Endpoints,
-    R,
-    _head,
-    _is_coded,
-    _let_go,
-    _read_within,
+    DRAIN_MAX_READS,
+    DRAIN_TIMEOUT,
+    HTTPX_ERRORS,
+    BuildRequest,
+    KnownKey,
+    is_decoded,
+    release_body,
+    response_head,
     translate,
 )
 
+R = TypeVar("R")
 
-class _Connected:
+
+class _ConnectionTracker:
     """The connection that a request opened, if it opened one.
 
-    httpcore keeps one whose opener is cancelled before he has sent anything: open, and never used again.
+    httpcore keeps a connection open, and never uses it again, if its request is cancelled before it was sent.
     """
 
     __slots__ = ("_stream",)
@@ -69,158 +64,171 @@ class _Connected:
 
 
 class AsyncDriver:
-    """`SyncDriver`'s twin on an event loop."""
+    """Performs one flow on the running event loop; see `SyncDriver`."""
 
     def __init__(
         self,
         client: httpx.AsyncClient,
-        endpoints: Endpoints,
+        build_request: BuildRequest,
+        keys: KnownKey,
         fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
-        timeout: float | httpx.Timeout | None = None,
-        *,
         limits: Limits | None = None,
         deadline: float | None = None,
     ) -> None:
-        self._timeout = timeout
-        self._turn = Turn(limits) if limits is not None else None
-        self._deadline = deadline
         self._client = client
-        self._endpoints = endpoints
+        self._build_request = build_request
+        self._keys = keys
         self._fetch_key = fetch_key
+        self._permit = Turn(limits) if limits is not None else None
+        self._deadline = deadline
         self._response: httpx.Response | None = None
-        self._pieces: AsyncIterator[bytes] = _nothing()
+        self._data: AsyncIterator[bytes] = _empty()
         self._party = "gateway"
 
-    async def run(self, steps: Steps[R]) -> R:
-        """Do what `steps` say until they return. A reply they leave open stays open, for `read`."""
-        if self._deadline is None:
-            return await self._run(steps)
-        return await self._in_time(self._run(steps), self._deadline)
+    async def run(self, flow: Flow) -> Any:
+        """The last result of `flow`."""
+        result = None
+        async for result in self.stream(flow):  # noqa: B007
+            pass
+        return result
 
-    @staticmethod
-    async def _in_time(work: Coroutine[Any, Any, R], deadline: float) -> R:
-        timeout = asyncio.timeout(deadline - time.monotonic())
+    async def stream(self, flow: Flow) -> AsyncGenerator[Any, None]:
+        """Perform the steps of `flow`, and yield its results as they come."""
+        outcome: Any = None
         try:
-            async with timeout:
-                return await work
-        except TimeoutError:
-            if not timeout.expired():  # somebody else's, and not ours to name
-                raise
-        raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
-
-    async def _run(self, steps: Steps[R]) -> R:
-        try:
-            step = next(steps)
+            step = next(flow)
             while True:
-                try:
-                    outcome = await self._perform(step)
-                except errors.PremError as error:
-                    step = steps.throw(error)
+                if isinstance(step, Step):
+                    try:
+                        if self._deadline is not None:
+                            outcome = await _before(self._deadline, self._perform(step))
+                        elif step is READ:
+                            outcome = await self._read()
+                        else:
+                            outcome = await self._perform(step)
+                    except errors.PremError as error:
+                        step = flow.throw(error)
+                        continue
                 else:
-                    step = steps.send(outcome)
-        except StopIteration as stop:
-            result: R = stop.value
-            return result
-        except BaseException:
+                    yield step
+                    outcome = None
+                step = flow.send(outcome)
+        except StopIteration:
+            await self._drain()
+        finally:
             await self.close()
-            raise
 
-    async def _perform(self, step: Any) -> Any:
+    async def _perform(self, step: Step) -> Any:
         match step:
-            case Read():
-                return await self._read()
             case Send():
                 return await self._send(step)
+            case Acquire(key=with_key):
+                if with_key and self._keys.public_key is None:
+                    await self._fetch_key(None)
+                if self._permit is not None:
+                    await self._permit.atake()
+                return self._keys.public_key if with_key else None
             case FetchKey(stale):
                 return await self._fetch_key(stale)
-            case Acquire() if self._turn is not None:
-                return await self._turn.atake()
-            case Release(hold, spacing) if self._turn is not None:
-                await self._drop()
-                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
-            case ReadWithin(seconds):
-                return _read_within(self._response, seconds)
-            case Work(call):
+            case Release(pause, _, spacing):
+                await self._close_response()
+                if self._permit is not None:
+                    if pause is None:
+                        self._permit.give_back()
+                    else:
+                        self._permit.pause(pause, spacing)
+                return None
+            case RunInThread(call):
                 return await asyncio.to_thread(call)
             case Sleep(seconds):
-                await self._drop()
+                await self._close_response()
                 await asyncio.sleep(seconds)
                 return None
-        raise AssertionError(
-            step
-        )  # pragma: no cover - Step has these members, and who has no limits no turns
+        return await self._read()
 
-    async def _send(self, step: Send) -> Head:
-        await self._drop()
+    async def _send(self, step: Send) -> ResponseHead:
+        await self._close_response()
         self._party = step.party
         if self._client.is_closed:  # while this call waited
             raise errors.ConfigurationError("the client is closed")
         try:
-            request = self._endpoints.request(self._client, step, self._timeout)
-            connected = request.extensions["trace"] = _Connected()
+            request = self._build_request(self._client, step)
+            connection = request.extensions["trace"] = _ConnectionTracker()
             try:
                 response = await self._client.send(request, stream=True, follow_redirects=False)
             except asyncio.CancelledError:
-                await connected.close()
+                await connection.close()
                 raise
             finally:
-                _let_go(request)
-        except _FOREIGN as error:
+                release_body(request)
+        except HTTPX_ERRORS as error:
             failure = translate(error, step.party, reading=False)
         else:
             self._response = response
-            self._pieces = response.aiter_bytes() if _is_coded(response) else response.aiter_raw()
-            return _head(response)
+            self._data = (
+                response.aiter_bytes()
+                if is_decoded(response)
+                else aiter(cast("httpx.AsyncByteStream", response.stream))
+            )
+            return response_head(response, step.read_timeout)
+        # Raised outside the handler, so that httpx's error is not kept as its context.
         try:
             raise failure
         finally:
-            del failure  # its traceback has this frame: a circle, which would keep the connections
-
-    async def read(self) -> bytes:
-        """The open reply's next bytes; ``b""`` at its end.
-
-        Raises:
-            APIConnectionError: The connection broke, or nothing came within the timeout.
-        """
-        if self._deadline is None:
-            return await self._read()
-        return await self._in_time(self._read(), self._deadline)
+            del failure  # its traceback has this frame: a cycle, which would keep the connection
 
     async def _read(self) -> bytes:
         try:
-            return await anext(self._pieces, b"")
-        except _FOREIGN as error:
+            data = await anext(self._data, b"")
+            if not data:
+                await self._close_response()
+            return data
+        except HTTPX_ERRORS as error:
             failure = translate(error, self._party, reading=True)
         try:
             raise failure
         finally:
-            del failure  # its traceback has this frame: a circle, which would keep the connections
+            del failure  # its traceback has this frame: a cycle, which would keep the connection
 
-    async def drain(self) -> None:
-        """Read a whole answer's reply to its end, so that its connection can serve the next request."""
+    async def _drain(self) -> None:
+        """Read the response to its end, so that its connection can serve the next request."""
+        if self._response is None:
+            return
         try:
-            async with asyncio.timeout(LINGER):
-                for _ in range(MAX_DRAINED):
-                    if not await self.read():
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                for _ in range(DRAIN_MAX_READS):
+                    if not await self._read():
                         break
         except (errors.APIConnectionError, TimeoutError):
-            pass
+            pass  # the answer is complete; only the connection is not worth keeping
 
     async def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
+        """Close the open response, if there is one, with its connection unless it was read to its end; release the
+        permit."""
         try:
-            await self._drop()
+            await self._close_response()
         finally:
-            if self._turn is not None:
-                self._turn.give_back()
+            if self._permit is not None:
+                self._permit.give_back()
 
-    async def _drop(self) -> None:
+    async def _close_response(self) -> None:
         response, self._response = self._response, None
-        self._pieces = _nothing()
+        self._data = _empty()
         if response is not None:
             await response.aclose()
 
 
-async def _nothing() -> AsyncGenerator[bytes, None]:
+async def _before(deadline: float, work: Awaitable[R]) -> R:
+    timeout = asyncio.timeout(deadline - time.monotonic())
+    try:
+        async with timeout:
+            return await work
+    except TimeoutError:
+        if not timeout.expired():  # the caller's own
+            raise
+    raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
+
+
+async def _empty() -> AsyncGenerator[bytes, None]:
     return
     yield b""

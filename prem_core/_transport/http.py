@@ -1,46 +1,31 @@
-"""The edge: exchanges driven over httpx, synchronously and asynchronously.
+"""What both drivers share of httpx: TLS, timeouts, large bodies, and the table of its errors.
 
-The rule of this file: no decisions. A driver does what a step says and gives back what came, or
-throws one of this package's errors into the exchange. An httpx error never leaves this file, not even
-as a cause: it holds the request, and with it the API key.
+An httpx error never leaves this package, not even as a cause: it holds the request, and with it the API key.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import socket
 import ssl
 import time
-from collections.abc import (
-    AsyncIterator,
-    Iterable,
-    Iterator,
-)
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Final, TypeVar
+from typing import Final, Protocol
 
 import certifi
 import httpx
 
 from prem_core import _errors as errors
-from prem_core._protocol.flow import (
-    Head,
-    Send,
-)
+from prem_core._crypto.xwing import PublicKey
+from prem_core._protocol.flow import ResponseHead, Send
 from prem_core._protocol.request_body import SealedBody
-from prem_core._rate_limit.limits import Turn
-from prem_core._version import __version__
 
-R = TypeVar("R")
+#: A stream holds its connection until it ends; with httpx's default of 100, the 101st would wait.
+POOL_LIMITS: Final = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 
-#: Streams hold their connection for as long as they run; httpx's own 100 would make the 101st wait.
-LIMITS: Final = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
-
-#: What each of httpx's failures is to our callers. The texts are ours: httpx's can quote a header.
-TRANSLATIONS: Final[tuple[tuple[type[Exception], type[errors.APIConnectionError], str], ...]] = (
+#: Our error for each of httpx's, the first match counts. The texts are ours: httpx's can quote a header.
+HTTPX_ERROR_MAP: Final[tuple[tuple[type[Exception], type[errors.APIConnectionError], str], ...]] = (
     (httpx.ConnectTimeout, errors.APITimeoutError, "connecting timed out"),
     (httpx.PoolTimeout, errors.APITimeoutError, "no free connection within the timeout"),
     (httpx.WriteTimeout, errors.APITimeoutError, "sending the request timed out"),
@@ -55,36 +40,30 @@ TRANSLATIONS: Final[tuple[tuple[type[Exception], type[errors.APIConnectionError]
 
 
 def translate(error: Exception, party: str, *, reading: bool) -> errors.APIConnectionError:
-    """The error of ours that an httpx failure stands for.
+    """Our error for an httpx error.
 
     Args:
-        error: Anything in `TRANSLATIONS`.
-        party: Who was being talked to: "gateway" or "enclave".
-        reading: Whether the reply had begun: a connection that breaks then has cut the answer.
+        error: One of the classes in `HTTPX_ERROR_MAP`.
+        party: The other side: "gateway" or "enclave".
+        reading: Whether the response had started: a connection that breaks then has truncated the answer.
     """
-    kind, text = next((kind, text) for foreign, kind, text in TRANSLATIONS if isinstance(error, foreign))
+    kind, text = next((kind, text) for foreign, kind, text in HTTPX_ERROR_MAP if isinstance(error, foreign))
     if reading and kind is errors.APIConnectionError:
-        return errors.StreamInterruptedError(f"{party}: the connection broke in the middle of the answer")
+        return errors.StreamInterruptedError(f"{party}: the connection broke in the middle of the response")
     return kind(f"{party}: {text}")
 
 
-_FOREIGN: Final = tuple(foreign for foreign, _, _ in TRANSLATIONS)
-
-
-@functools.lru_cache(maxsize=64)
-def _url(text: str) -> httpx.URL:
-    # The same few URLs for every request; parsing one costs as much as sealing a prompt.
-    return httpx.URL(text)
+HTTPX_ERRORS: Final = tuple(foreign for foreign, _, _ in HTTPX_ERROR_MAP)
 
 
 @functools.cache
 def ssl_context() -> ssl.SSLContext:
-    """One TLS context for every client: reading the certificates takes some 10 to 40 ms.
+    """One TLS context for all clients: reading the certificates takes 10 to 40 ms.
 
-    SSL_CERT_FILE, or else SSL_CERT_DIR, stands in for certifi's certificates, as it does for httpx.
+    SSL_CERT_FILE, or else SSL_CERT_DIR, replaces certifi's certificates, as it does for httpx.
 
     Raises:
-        ConfigurationError: There are no certificates in the file that SSL_CERT_FILE names.
+        ConfigurationError: The file that SSL_CERT_FILE names has no certificates.
     """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if not file:
@@ -96,56 +75,26 @@ def ssl_context() -> ssl.SSLContext:
 
 
 def no_cookies() -> CookieJar:
-    """A jar that stays empty: httpx would keep what the gateway sets, and a cookie tells one request's sender from
-    another's where keys do not."""
+    """A cookie jar that stays empty. httpx would send back what the gateway sets, and a cookie links requests that
+    the API key does not link."""
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Where each party is, how to authenticate, and how long to wait (seconds)."""
+class BuildRequest(Protocol):
+    """Makes the HTTP request for a `Send` step."""
 
-    gateway_url: str
-    enclave_url: str
-    timeout: float | httpx.Timeout
-    api_key: str | None = field(default=None, repr=False)
-
-    def request(
-        self,
-        client: httpx.Client | httpx.AsyncClient,
-        step: Send,
-        timeout: float | httpx.Timeout | None = None,
-    ) -> httpx.Request:
-        """The HTTP request that a `Send` describes; `timeout` in place of the client's own."""
-        url = _url((self.gateway_url if step.party == "gateway" else self.enclave_url) + step.path)
-        headers = {
-            "accept": "text/event-stream, application/json",
-            # Sealed bytes do not compress, and a reply that is not unpacked cannot be a bomb.
-            "accept-encoding": "identity",
-            "user-agent": f"prem-encrypted/{__version__}",
-        }
-        if step.body is not None:
-            headers["content-type"] = "application/json"
-        if step.party == "gateway" and self.api_key:
-            headers["authorization"] = f"Bearer {self.api_key}"
-        large = step.body if isinstance(step.body, SealedBody) else None
-        request = client.build_request(
-            step.method,
-            url,
-            content=None if isinstance(step.body, SealedBody) else step.body,
-            headers=headers,
-            params=step.query or None,
-            timeout=self.timeout if timeout is None else timeout,
-        )
-        if large is not None:
-            # httpx has no form for a body that either kind of client can send, and whose length is known.
-            request.stream = _Pieces(large)
-            request.headers["content-length"] = str(large.length)
-        return request
+    def __call__(self, client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request: ...
 
 
-class _Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A large body, written piece by piece."""
+class KnownKey(Protocol):
+    """Holds the enclave's public key, once it is known."""
+
+    public_key: PublicKey | None
+
+
+class BodyStream(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A large request body, written in parts. httpx has no form for a body that both kinds of client can send and whose
+    length is known."""
 
     def __init__(self, body: SealedBody) -> None:
         self._body: Iterable[bytes] = body
@@ -154,72 +103,57 @@ class _Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
         return iter(self._body)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._body:
-            yield piece
+        for part in self._body:
+            yield part
+
+    def release(self) -> None:
+        """Drop the body. httpx's response refers to itself and to its request: without this, a recording would stay in
+        memory until a full garbage collection."""
+        self._body = ()
 
 
-def _let_go(request: httpx.Request) -> None:
-    # httpx's response refers to itself and to the request: a recording would stay until a full collection.
-    if isinstance(request.stream, _Pieces):
-        request.stream._body = ()
+def release_body(request: httpx.Request) -> None:
+    """Drop a large body once it was sent."""
+    if isinstance(request.stream, BodyStream):
+        request.stream.release()
 
 
-def _head(response: httpx.Response) -> Head:
-    return Head(response.status_code, {k.lower(): v for k, v in response.headers.items()}, time.time())
+def response_head(response: httpx.Response, read_timeout: float | None) -> ResponseHead:
+    """Status and headers of `response`; its body is read with `read_timeout` where that is shorter than the call's."""
+    if read_timeout is not None:
+        # httpcore reads this when the body's first bytes are asked for, which they have not been yet.
+        timeout = response.request.extensions["timeout"]
+        read = timeout.get("read")
+        timeout["read"] = read_timeout if read is None else min(read, read_timeout)
+    return ResponseHead(
+        response.status_code, {k.lower(): v for k, v in response.headers.items()}, time.time()
+    )
 
 
-def _is_coded(response: httpx.Response) -> bool:
-    # We ask for no content coding; a gateway may apply one all the same. Without one, the raw bytes are
-    # the body, and taking them saves a round of decoding for every piece. A body that a transport gave
-    # whole has been consumed already, and only the other iterator gives it again.
+def is_decoded(response: httpx.Response) -> bool:
+    """Whether httpx has to decode the body.
+
+    We ask for no content coding, but a gateway may apply one all the same. Without one, the raw bytes are the body, and
+    reading them directly is faster. A body that a transport delivered whole was consumed already; only httpx's decoding
+    iterator gives it again.
+    """
     return "content-encoding" in response.headers or response.is_stream_consumed
 
 
-#: How long an answer that is whole waits for its connection's end, in seconds, and for how many pieces.
-LINGER: Final = 0.25
-MAX_DRAINED: Final = 16
+#: Seconds, and reads, for which a driver waits for the end of the connection's response after the answer is complete.
+DRAIN_TIMEOUT: Final = 0.25
+DRAIN_MAX_READS: Final = 16
 
 
-def _shut_down(response: httpx.Response) -> None:
-    if response.is_closed:  # its connection may serve another request by now
-        return
-    # HTTP/2 has other answers on the same socket.
-    stream = response.extensions.get("network_stream")
-    sock = stream.get_extra_info("socket") if stream and response.http_version.startswith("HTTP/1") else None
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            # Not SSLSocket's own, which would make a thread inside it read in the clear.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-def _end(response: httpx.Response, pieces: Iterator[bytes] | None = None, turn: Turn | None = None) -> None:
-    del pieces
-    try:
-        # Closing a socket does not wake a thread that waits on it, nor tell the service; this does both.
-        _shut_down(response)
-        response.close()
-    finally:
-        if turn is not None:
-            turn.give_back()
-
-
-def _read_within(response: httpx.Response | None, seconds: float) -> None:
-    # httpcore looks it up when a body's first bytes are asked for, which they have not been yet.
-    timeout = response.request.extensions.get("timeout") if response is not None else None
-    if isinstance(timeout, dict):
-        read = timeout.get("read")
-        timeout["read"] = seconds if read is None else min(read, seconds)
-
-
-def _end_by(request: httpx.Request, deadline: float) -> None:
-    """Let no step of `request` (connecting, writing, waiting for the answer) go on beyond `deadline`."""
-    # httpcore has the same object, and looks each step's timeout up when that step begins.
+def limit_to_deadline(request: httpx.Request, deadline: float) -> None:
+    """Let no step of `request` (connecting, writing, waiting for the response) last beyond `deadline`."""
+    # httpcore has the same object, and reads the timeout of each step when that step starts.
     timeout: dict[str, float | None] = request.extensions["timeout"]
 
     def shorten(*_: object) -> None:
         left = max(deadline - time.monotonic(), 0.001)  # 0 would mean: do not block
-        for name, each in timeout.items():
-            timeout[name] = left if each is None else min(each, left)
+        for name, seconds in timeout.items():
+            timeout[name] = left if seconds is None else min(seconds, left)
 
     shorten()
     request.extensions["trace"] = shorten

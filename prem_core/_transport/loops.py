@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from prem_core._transport.http import LIMITS, no_cookies, ssl_context
+from prem_core._transport.http import POOL_LIMITS, no_cookies, ssl_context
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class LoopClient:
     http: httpx.AsyncClient
     key_lock: asyncio.Lock
     lifetime: AsyncGenerator[None, None] | None
-    #: Set when `http` is closed for good: a loop that shuts down waits for a closing that has begun.
+    #: Set when `http` is closed for good: a loop that shuts down waits for a closing that has started.
     closed: asyncio.Event
 
 
@@ -32,9 +32,9 @@ _States = dict[asyncio.AbstractEventLoop, LoopClient]
 class LoopClients:
     """One httpx client and one lock for each event loop that an async client is used on.
 
-    Both belong to the loop they were made on: an object used over several `asyncio.run` calls needs one
-    for each. A loop closes its client when it shuts down, through the finalisation of an asynchronous
-    generator, which `asyncio.run` awaits. When the owner is collected first, the loop is asked to.
+    Both belong to the loop they were made on: an object used over several `asyncio.run` calls needs one for each. A
+    loop closes its client when it shuts down, by finalizing an asynchronous generator, which `asyncio.run` awaits.
+    If the owner is garbage-collected first, it schedules the closing on the loop.
     """
 
     def __init__(self, http_client: httpx.AsyncClient | None) -> None:
@@ -56,7 +56,7 @@ class LoopClients:
             if self._given is not None:
                 state = LoopClient(self._given, asyncio.Lock(), None, asyncio.Event())
             else:
-                http = httpx.AsyncClient(verify=ssl_context(), limits=LIMITS, cookies=no_cookies())
+                http = httpx.AsyncClient(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
                 closed = asyncio.Event()
                 state = LoopClient(http, asyncio.Lock(), _lifetime(http, closed, self._states, loop), closed)
             # Kept before the await below: a second task must find it.

@@ -2,250 +2,283 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
-from collections.abc import (
-    Callable,
-    Iterator,
-)
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import httpx
 
 from prem_core import _errors as errors
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.flow import (
+    READ,
     Acquire,
     FetchKey,
-    Head,
-    Read,
-    ReadWithin,
+    Flow,
     Release,
+    ResponseHead,
+    RunInThread,
     Send,
     Sleep,
-    Steps,
-    Work,
+    Step,
 )
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
 from prem_core._rate_limit.limits import Limits, Turn
 from prem_core._transport.http import (
-    _FOREIGN,
-    LINGER,
-    MAX_DRAINED,
-    Endpoints,
-    R,
-    _end,
-    _end_by,
-    _head,
-    _is_coded,
-    _let_go,
-    _read_within,
-    _shut_down,
+    DRAIN_MAX_READS,
+    DRAIN_TIMEOUT,
+    HTTPX_ERRORS,
+    BuildRequest,
+    KnownKey,
+    is_decoded,
+    limit_to_deadline,
+    release_body,
+    response_head,
     translate,
 )
 
 
-class _Watchdog:
-    """Breaks a reply's connection off when its call has taken too long: a read that blocks is not woken otherwise.
-
-    Args:
-        deadline: On the clock of `time.monotonic`.
-    """
-
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
-        self._timer: threading.Timer | None = None
-
-    @property
-    def barks(self) -> bool:
-        """Whether the deadline has passed."""
-        return time.monotonic() >= self._deadline
-
-    def watch(self, response: httpx.Response) -> None:
-        self._timer = threading.Timer(self._deadline - time.monotonic(), _shut_down, (response,))
-        self._timer.daemon = True
-        self._timer.start()
-
-    def leave(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
 class SyncDriver:
-    """Drive one exchange on this thread.
+    """Performs one flow on the calling thread. `close` may be called from any thread.
 
     Args:
-        client: Where requests go out.
-        endpoints: Whom to ask.
-        fetch_key: Gives the enclave's key, and not the stale one named.
-        timeout: In place of the endpoints' own.
-        limits: Whose turns the exchange waits for.
-        deadline: When it has taken too long, on the clock of `time.monotonic`.
+        client: The httpx client that sends the requests.
+        build_request: Makes the HTTP request for a `Send` step.
+        keys: The enclave's key, where it is known.
+        fetch_key: Fetches it; with an argument, only if that one is still the known one.
+        limits: Where the flow gets its permit; None for a flow without one.
+        deadline: When the call has taken too long, by `time.monotonic`; None for never.
     """
 
     def __init__(
         self,
         client: httpx.Client,
-        endpoints: Endpoints,
+        build_request: BuildRequest,
+        keys: KnownKey,
         fetch_key: Callable[[PublicKey | None], PublicKey],
-        timeout: float | httpx.Timeout | None = None,
-        *,
         limits: Limits | None = None,
         deadline: float | None = None,
     ) -> None:
-        self._timeout = timeout
-        self._turn = Turn(limits) if limits is not None else None
-        self._deadline = deadline
-        self._watchdog = _Watchdog(deadline) if deadline is not None else None
         self._client = client
-        self._endpoints = endpoints
+        self._build_request = build_request
+        self._keys = keys
         self._fetch_key = fetch_key
+        self._permit = Turn(limits) if limits is not None else None
+        self._deadline = deadline
+        # Whoever takes the response out of here under the lock may close it or shut its socket down; nobody else. A
+        # timer can then not hit a connection that serves another request by now.
+        self._lock = threading.Lock()
         self._response: httpx.Response | None = None
-        self._pieces: Iterator[bytes] = iter(())
+        self._data: Iterator[bytes] = iter(())
         self._party = "gateway"
+        self._deadline_timer: threading.Timer | None = None
 
-    def run(self, steps: Steps[R]) -> R:
-        """Do what `steps` say until they return. A reply they leave open stays open, for `read`."""
+    def run(self, flow: Flow) -> Any:
+        """The last result of `flow`."""
+        result = None
+        for result in self.stream(flow):  # noqa: B007
+            pass
+        return result
+
+    def stream(self, flow: Flow) -> Iterator[Any]:
+        """Perform the steps of `flow`, and yield its results as they come."""
+        outcome: Any = None
         try:
-            step = next(steps)
+            step = next(flow)
             while True:
-                try:
-                    outcome = self._perform(step)
-                except errors.PremError as error:
-                    step = steps.throw(error)
+                if step is READ:
+                    try:
+                        outcome = self._read()
+                    except errors.PremError as error:
+                        step = flow.throw(error)
+                        continue
+                elif isinstance(step, Step):
+                    try:
+                        outcome = self._perform(step)
+                    except errors.PremError as error:
+                        step = flow.throw(error)
+                        continue
                 else:
-                    step = steps.send(outcome)
-        except StopIteration as stop:
-            result: R = stop.value
-            return result
-        except BaseException:
+                    yield step
+                    outcome = None
+                step = flow.send(outcome)
+        except StopIteration:
+            self._drain()
+        finally:
             self.close()
-            raise
 
-    def _perform(self, step: Any) -> Any:
+    def _perform(self, step: Step) -> Any:
         match step:
-            case Read():
-                return self.read()
             case Send():
                 return self._send(step)
+            case Acquire(key=with_key):
+                if with_key and self._keys.public_key is None:
+                    self._fetch_key(None)
+                if self._permit is not None:
+                    self._permit.take(self._deadline)
+                return self._keys.public_key if with_key else None
             case FetchKey(stale):
                 return self._fetch_key(stale)
-            case Acquire() if self._turn is not None:
-                return self._turn.take(self._deadline)
-            case Release(hold, spacing) if self._turn is not None:
-                self._drop()
-                return self._turn.give_back() if hold is None else self._turn.pause(hold, spacing)
-            case ReadWithin(seconds):
-                return _read_within(self._response, seconds)
-            case Work(call):
+            case Release(pause, _, spacing):
+                self._close_response()
+                if self._permit is not None:
+                    if pause is None:
+                        self._permit.give_back()
+                    else:
+                        self._permit.pause(pause, spacing)
+                return None
+            case RunInThread(call):
                 return call()
             case Sleep(seconds):
-                self._drop()
+                self._close_response()
                 time.sleep(seconds)
                 return None
-        raise AssertionError(
-            step
-        )  # pragma: no cover - Step has these members, and who has no limits no turns
+        raise AssertionError(step)  # pragma: no cover - Step has no other subclass
 
-    def _send(self, step: Send) -> Head:
-        self._drop()
+    def _send(self, step: Send) -> ResponseHead:
+        self._close_response()
         self._party = step.party
         if self._client.is_closed:  # while this call waited
             raise errors.ConfigurationError("the client is closed")
         try:
-            request = self._endpoints.request(self._client, step, self._timeout)
+            request = self._build_request(self._client, step)
             if self._deadline is not None:
-                _end_by(request, self._deadline)
+                limit_to_deadline(request, self._deadline)
             try:
                 response = self._client.send(request, stream=True, follow_redirects=False)
             finally:
-                _let_go(request)
-        except _FOREIGN as error:
-            failure = translate(error, step.party, reading=False)
+                release_body(request)
+        except HTTPX_ERRORS as error:
+            failure = self._failure(error, reading=False)
         else:
             self._response = response
-            self._pieces = response.iter_bytes() if _is_coded(response) else response.iter_raw()
-            if self._watchdog is not None:
-                self._watchdog.watch(response)
-            return _head(response)
+            self._data = response.iter_bytes() if is_decoded(response) else _raw_data(response)
+            if self._deadline is not None:
+                self._deadline_timer = self._shut_down_after(self._deadline - time.monotonic())
+            return response_head(response, step.read_timeout)
         # Raised outside the handler, so that httpx's error is not kept as its context.
-        if self._watchdog and self._watchdog.barks:
-            failure = errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
         try:
             raise failure
         finally:
-            del failure  # its traceback has this frame: a circle, which would keep the connections
+            del failure  # its traceback has this frame: a cycle, which would keep the connection
 
-    def read(self) -> bytes:
-        """The open reply's next bytes; ``b""`` at its end.
-
-        Raises:
-            APIConnectionError: The connection broke, or nothing came within the timeout.
-        """
+    def _read(self) -> bytes:
         try:
-            piece = next(self._pieces, b"")
-            # Bytes that come too late cannot be told from an end that the watchdog made.
-            if self._watchdog is None or not self._watchdog.barks:
-                return piece
+            data = next(self._data, b"")
+            if not data:
+                self._end_response()
+            # Bytes that come too late cannot be told from an end that the timer made.
+            if self._deadline is None or time.monotonic() < self._deadline:
+                return data
             failure: errors.APIConnectionError = errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
-        except _FOREIGN as error:
-            failure = translate(error, self._party, reading=True)
-        if self._watchdog and self._watchdog.barks:
-            failure = errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
+        except HTTPX_ERRORS as error:
+            failure = self._failure(error, reading=True)
         try:
             raise failure
         finally:
-            del failure  # its traceback has this frame: a circle, which would keep the connections
+            del failure  # its traceback has this frame: a cycle, which would keep the connection
 
-    def drain(self) -> None:
-        """Read a whole answer's reply to its end, so that its connection can serve the next request."""
-        response = self._response
-        if response is None or response.is_closed:  # closed by httpx, when its end was read
+    def _failure(self, error: Exception, *, reading: bool) -> errors.APIConnectionError:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
+        return translate(error, self._party, reading=reading)
+
+    def _drain(self) -> None:
+        """Read the response to its end, so that its connection can serve the next request."""
+        if self._response is None:
             return
-        # The end is mostly here already, but a gateway that lingers would hold the caller for the whole
-        # timeout, or with comments for ever. A blocked read is woken by shutting its socket down.
-        watchdog = threading.Timer(LINGER, _shut_down, (response,))
-        watchdog.daemon = True
-        watchdog.start()
+        # The end is mostly here already. But a gateway that keeps the response open would hold the caller for the whole
+        # timeout, or, with comments, for ever. Shutting the socket down ends a blocked read.
+        timer = self._shut_down_after(DRAIN_TIMEOUT)
         try:
-            for _ in range(MAX_DRAINED):
-                if not self.read():
+            for _ in range(DRAIN_MAX_READS):
+                if not self._read():
                     break
         except errors.APIConnectionError:
-            # The answer is whole; only the connection is not worth keeping.
-            pass
+            pass  # the answer is complete; only the connection is not worth keeping
         finally:
-            watchdog.cancel()
+            timer.cancel()
+
+    def _end_response(self) -> None:
+        """The response was read to its end: return its connection to the pool."""
+        with self._lock:
+            response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+    def _shut_down_after(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, self._shut_down)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _shut_down(self) -> None:
+        with self._lock:
+            if self._response is not None:
+                _shut_down_socket(self._response)
 
     def close(self) -> None:
-        """Drop the open reply, if there is one, and its connection unless it was read to its end; and the turn."""
+        """Close the open response, if there is one, with its connection unless it was read to its end; release the
+        permit."""
         try:
-            self._drop()
+            self._close_response()
         finally:
-            if self._turn is not None:
-                self._turn.give_back()
+            if self._permit is not None:
+                self._permit.give_back()
 
-    def _drop(self) -> None:
-        response, self._response = self._response, None
-        self._pieces = iter(())
-        if self._watchdog is not None:
-            self._watchdog.leave()
+    def _close_response(self) -> None:
+        with self._lock:
+            response, self._response = self._response, None
+        self._data = iter(())
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
         if response is not None:
-            _end(response)
+            _abort(response)
 
     def abandon(self) -> None:
-        """`close`, for a finaliser.
+        """`close`, for a finalizer.
 
-        A collection can run inside httpcore, on a thread that holds the pool's lock; ending a reply there
-        would wait for that lock for ever.
+        A garbage collection can run inside httpcore, on a thread that holds the connection pool's lock. Closing a
+        response there would wait for that lock for ever.
         """
         response, self._response = self._response, None
-        # Handed over as well: freeing the iterator ends the reply too, and the turn lasts until that has ended.
-        pieces, self._pieces = self._pieces, iter(())
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            turn.forget()
-        if self._watchdog is not None:
-            self._watchdog.leave()
+        # Passed on as well: freeing the iterator closes the response too, and the permit lasts until it is closed.
+        data, self._data = self._data, iter(())
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.forget()
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
         if response is not None:
-            threading.Thread(target=_end, args=(response, pieces, turn), daemon=True).start()
+            threading.Thread(target=_abort, args=(response, data, permit), daemon=True).start()
+
+
+def _abort(response: httpx.Response, data: Iterator[bytes] | None = None, permit: Turn | None = None) -> None:
+    del data
+    try:
+        # Closing a socket neither wakes a thread that reads from it nor informs the other side. This does both.
+        _shut_down_socket(response)
+        response.close()
+    finally:
+        if permit is not None:
+            permit.give_back()
+
+
+def _raw_data(response: httpx.Response) -> Iterator[bytes]:
+    # httpx's own iter_raw does the same with more bookkeeping for each read.
+    return iter(cast("httpx.SyncByteStream", response.stream))
+
+
+def _shut_down_socket(response: httpx.Response) -> None:
+    if response.is_closed:
+        return
+    # HTTP/2 has other responses on the same socket.
+    stream = response.extensions.get("network_stream")
+    sock = stream.get_extra_info("socket") if stream and response.http_version.startswith("HTTP/1") else None
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            # Not SSLSocket's own method, after which a thread inside it would read unencrypted bytes.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)

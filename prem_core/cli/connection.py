@@ -20,11 +20,9 @@ from prem_core._config import (
     DASHBOARD_URL,
     DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT,
-    KEK_VARIABLE,
     VARIABLES,
     from_environment,
     positive,
-    resolve_kek,
 )
 from prem_core._errors import ConfigurationError, PremError
 from prem_core.cli import EXIT_USAGE
@@ -104,12 +102,12 @@ class Connection:
         """
         if self.keys is None:
             return None
-        from prem_core._crypto import keyfile
+        from prem_core import EncryptionKeys
 
         kek = find_kek(self.kek_file)
         if kek is None:
-            raise ConfigurationError(f"--keys needs a KEK: set {KEK_VARIABLE} or use --kek-file")
-        return keyfile.read(self.keys, kek)
+            raise ConfigurationError("--keys needs a KEK: set CLIENT_KEK or use --kek-file")
+        return EncryptionKeys.load(self.keys, kek)
 
     def _client_options(self) -> dict[str, Any]:
         import httpx
@@ -157,7 +155,7 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
         metavar="FILE",
     ),
     "kek_file": _option(
-        str | None, f"File with the KEK that opens --keys. Default: {KEK_VARIABLE}.", metavar="FILE"
+        str | None, "File with the KEK that opens --keys. Default: CLIENT_KEK.", metavar="FILE"
     ),
     "timeout": _option(
         float,
@@ -247,4 +245,4 @@ def find_kek(path: str | None) -> bytes | None:
 
     if path:
         return keyfile.read_kek(path)
-    return resolve_kek() if os.environ.get(KEK_VARIABLE, "").strip() else None
+    return keyfile.resolve_kek() if os.environ.get("CLIENT_KEK", "").strip() else None

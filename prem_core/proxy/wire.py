@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import httpx
 
-from prem_core._transport.http import LIMITS, no_cookies, ssl_context
+from prem_core._transport.http import POOL_LIMITS, no_cookies, ssl_context
 from prem_core.proxy.request_log import Exchange, Wire
 
 #: What a client is made with in place of a key. A request that left with it would be refused.
@@ -41,7 +41,7 @@ class WireClient(httpx.AsyncClient):
     """
 
     def __init__(self) -> None:
-        super().__init__(verify=ssl_context(), limits=LIMITS, cookies=no_cookies())
+        super().__init__(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """`httpx.AsyncClient.send`, for the call that runs."""

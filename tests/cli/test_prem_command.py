@@ -210,6 +210,18 @@ def test_an_error_names_options_and_variables_not_python_parameters(text: str, s
     assert use_cli_names(text, names) == shown
 
 
+def test_a_plain_proxy_url_is_warned_of_on_one_line(enclave_env: dict[str, str]) -> None:
+    variables = {**enclave_env, "PROXY_URL": enclave_env["PREM_GATEWAY_URL"], "PREM_GATEWAY_URL": ""}
+    command = [sys.executable, "-m", "prem_core.cli", "models"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment(variables), timeout=TIMEOUT
+    )
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("prem models: warning: PROXY_URL ")
+    assert "PREM_GATEWAY_URL" in line
+
+
 @pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     before = warnings.showwarning

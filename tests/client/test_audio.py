@@ -1,12 +1,11 @@
-"""Recordings, before anything is sent and after everything came back."""
+"""Transcription and translation requests: parameters, recordings, responses."""
 
 import asyncio
 import io
 import json
-import time
 
 import pytest
-from support.fake_gateway import Gateway
+from support.fake_gateway import FakeGateway
 from support.wire_schemas import DATA, schema
 
 from prem_core import AsyncPremClient, InvalidParameterError, PremClient, Transcription
@@ -36,7 +35,7 @@ VERBOSE = {"response_format": "verbose_json"}
         {"response_format": "verbose_json"},
     ],
 )
-def test_what_the_published_schema_allows_is_accepted_for_both(params):
+def test_valid_transcription_and_translation_parameters_are_accepted(params):
     for task in ("transcribe", "translate"):
         sent = json.loads(audio_plaintext(task, {**MODEL, **params}))
         assert sent == {**MODEL, **params}
@@ -62,18 +61,18 @@ def test_what_the_published_schema_allows_is_accepted_for_both(params):
         ("transcribe", {"model": None}, "model"),
     ],
 )  # fmt: skip
-def test_a_parameter_that_cannot_be_is_refused_by_name(task, params, name):
+def test_an_invalid_transcription_parameter_is_rejected_by_name(task, params, name):
     with pytest.raises(InvalidParameterError) as caught:
         audio_plaintext(task, {**MODEL, **params})
     assert caught.value.param == name
 
 
-def test_a_choice_that_is_not_there_is_answered_with_the_choices():
+def test_an_unknown_choice_is_rejected_with_the_valid_choices():
     with pytest.raises(InvalidParameterError, match="'json', 'text' or 'verbose_json'"):
         audio_plaintext("transcribe", {**MODEL, "response_format": "vtt"})
 
 
-def test_a_transcription_takes_a_language_and_both_kinds_of_times():
+def test_a_transcription_accepts_a_language_and_both_timestamp_granularities():
     params = {
         "language": "de",
         "response_format": "verbose_json",
@@ -85,7 +84,7 @@ def test_a_transcription_takes_a_language_and_both_kinds_of_times():
     ]
 
 
-def test_a_none_is_not_given_and_extra_body_passes_unchecked():
+def test_transcription_parameters_that_are_none_are_omitted_and_extra_body_is_unvalidated():
     plain = audio_plaintext("transcribe", {**MODEL, "prompt": None, "language": None}, {"diarize": True})
     assert json.loads(plain) == {**MODEL, "diarize": True}
 
@@ -122,14 +121,14 @@ def named(data, name):
         (("call.wav", DATA / "media" / "tone.wav"), "call.wav"),
     ],
 )
-def test_every_form_of_a_recording_has_a_name_and_its_bytes(given, name):
+def test_every_form_of_a_recording_yields_a_name_and_bytes(given, name):
     recording = read_recording(given)
     assert recording.name == name
     assert isinstance(recording.data, bytes)
     assert recording.data
 
 
-def test_a_file_is_read_from_where_it_stands():
+def test_a_file_object_is_read_from_its_current_position():
     file = io.BytesIO(b"skipRIFFdata")
     file.seek(4)
     assert read_recording(file).data == b"RIFFdata"
@@ -150,13 +149,13 @@ def test_a_file_is_read_from_where_it_stands():
         (("", WAV), "a tuple must be"),
     ],
 )
-def test_what_is_no_recording_is_refused(given, why):
+def test_an_invalid_recording_is_rejected(given, why):
     with pytest.raises(InvalidParameterError, match=why) as caught:
         read_recording(given)
     assert caught.value.param == "file"
 
 
-def test_the_limit_is_25_mb_and_named(tmp_path):
+def test_a_recording_above_25_mb_is_rejected_with_the_limit(tmp_path):
     exact = tmp_path / "exact.wav"
     with exact.open("wb") as file:
         file.truncate(MAX_FILE_BYTES)
@@ -170,14 +169,14 @@ def test_the_limit_is_25_mb_and_named(tmp_path):
     given.close()
 
 
-def test_a_recordings_repr_shows_neither_name_nor_content():
+def test_the_repr_of_a_recording_contains_neither_name_nor_content():
     assert repr(read_recording(("anna-berg.wav", WAV))) == "Recording()"
 
 
 # --- the answer
 
 
-def test_an_answer_is_typed_and_keeps_what_it_does_not_know():
+def test_a_transcription_is_typed_and_keeps_unknown_fields():
     verbose = {
         "task": "transcribe",
         "language": "english",
@@ -194,12 +193,12 @@ def test_an_answer_is_typed_and_keeps_what_it_does_not_know():
     assert "Hello" not in repr(answer)
 
 
-def test_text_is_the_text_itself():
+def test_the_text_of_a_transcription_is_its_str():
     assert read_transcription("Grüß Gott\n".encode(), "text") == "Grüß Gott\n"
     assert read_transcription(b'{"text": "a"}', "text") == '{"text": "a"}'
 
 
-def test_a_deepgram_answer_is_read_too():
+def test_a_deepgram_transcription_is_parsed():
     deepgram = {
         "metadata": {"duration": 3.5},
         "results": {
@@ -232,7 +231,7 @@ def test_a_deepgram_answer_is_read_too():
         (b"\xff\xfe", "text"),
     ],
 )
-def test_what_is_no_transcription_is_an_error_that_does_not_quote_it(plaintext, form):
+def test_an_invalid_transcription_is_an_error_that_does_not_quote_it(plaintext, form):
     with pytest.raises(errors.APIResponseValidationError) as caught:
         read_transcription(plaintext, form)
     assert "zebra" not in str(caught.value)
@@ -242,11 +241,11 @@ def test_what_is_no_transcription_is_an_error_that_does_not_quote_it(plaintext, 
 # --- the whole way, over a socket
 
 
-class Hearing:
-    """The audio routes of a gateway and its enclave: opens what came, answers with what it is told."""
+class TranscriptionHandler:
+    """The audio routes of a gateway and its enclave: opens the request, responds with `answer`."""
 
     def __init__(self, answer, *, status=200):
-        self.answer, self.status, self.heard = answer, status, []
+        self.answer, self.status, self.requests = answer, status, []
 
     def __call__(self, call):
         fields = json.loads(call.body)
@@ -258,7 +257,7 @@ class Hearing:
             return
         raw = {name: bytes.fromhex(value) for name, value in fields.items()}
         keys = EncryptionKeys(call._enclave.private.decapsulate(raw["cipherText"]), raw["cipherText"])
-        self.heard.append(
+        self.requests.append(
             {
                 "path": call.path,
                 "fields": fields,
@@ -288,16 +287,14 @@ def ask(gateway, task, asynchronous, **params):
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("task", ["transcriptions", "translations"])
 @pytest.mark.parametrize("size", [100, 200_000])
-def test_a_recording_its_name_and_parameters_arrive_sealed_and_the_answer_comes_back(
-    task, asynchronous, size
-):
-    hearing = Hearing(b'{"text": "Hello there."}')
+def test_a_transcription_request_is_sealed_whole_and_its_response_opened(task, asynchronous, size):
+    hearing = TranscriptionHandler(b'{"text": "Hello there."}')
     data = WAV[:100] + bytes(size)
-    with Gateway(other=hearing) as gateway:
+    with FakeGateway(other=hearing) as gateway:
         answer = ask(gateway, task, asynchronous, file=("ward \u00fc.wav", data), prompt="A ward.")
     assert isinstance(answer, Transcription)
     assert answer.text == "Hello there."
-    (heard,) = hearing.heard
+    (heard,) = hearing.requests
     assert heard["path"] == f"/rvenc/audio/{task}"
     assert (heard["name"], heard["file"]) == ("ward \u00fc.wav", data)
     assert heard["params"] == {"model": "openai/whisper-large-v3", "prompt": "A ward."}
@@ -307,15 +304,15 @@ def test_a_recording_its_name_and_parameters_arrive_sealed_and_the_answer_comes_
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_text_comes_back_as_a_string(asynchronous):
-    with Gateway(other=Hearing("Gr\u00fc\u00df Gott".encode())) as gateway:
+def test_a_text_transcription_is_returned_as_a_string(asynchronous):
+    with FakeGateway(other=TranscriptionHandler("Gr\u00fc\u00df Gott".encode())) as gateway:
         answer = ask(gateway, "transcriptions", asynchronous, file=WAV, response_format="text")
     assert answer == "Gr\u00fc\u00df Gott"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_every_attempt_seals_the_recording_anew(asynchronous):
-    hearing = Hearing(b'{"text": "a"}')
+def test_every_transcription_attempt_seals_the_recording_again(asynchronous):
+    hearing = TranscriptionHandler(b'{"text": "a"}')
     bodies = []
 
     def failing(call):
@@ -325,7 +322,7 @@ def test_every_attempt_seals_the_recording_anew(asynchronous):
         else:
             hearing(call)
 
-    with Gateway(other=failing) as gateway:
+    with FakeGateway(other=failing) as gateway:
         settings = gateway.settings(max_retries=1)
         if asynchronous:
 
@@ -346,28 +343,27 @@ def test_every_attempt_seals_the_recording_anew(asynchronous):
 @pytest.mark.parametrize(
     ("status", "kind"), [(413, errors.RequestTooLargeError), (403, errors.PermissionDeniedError)]
 )
-def test_the_services_error_is_typed(asynchronous, status, kind):
-    with Gateway(other=Hearing(b"", status=status)) as gateway:
+def test_an_error_of_a_transcription_is_typed(asynchronous, status, kind):
+    with FakeGateway(other=TranscriptionHandler(b"", status=status)) as gateway:
         with pytest.raises(kind) as caught:
             ask(gateway, "transcriptions", asynchronous, file=WAV)
     assert caught.value.support_id == "support_1"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_file_or_parameter_that_cannot_be_sent_is_refused_before_anything_is(asynchronous):
-    with Gateway() as gateway:
+def test_an_invalid_file_or_parameter_is_rejected_before_anything_is_sent(asynchronous):
+    with FakeGateway() as gateway:
         for params in ({"file": b""}, {"file": "/nowhere.wav"}, {"file": WAV, "response_format": "vtt"}):
             with pytest.raises(InvalidParameterError):
                 ask(gateway, "transcriptions", asynchronous, **params)
     assert gateway.calls == []
 
 
-def test_a_call_may_have_a_timeout_of_its_own():
-    def late(call):
-        time.sleep(0.6)
-        call.drop()
+def test_a_transcription_may_have_its_own_timeout():
+    def silent(call):
+        call.wait_for_disconnect()
 
-    with Gateway(other=late) as gateway, PremClient(**gateway.settings(max_retries=0)) as client:
+    with FakeGateway(other=silent) as gateway, PremClient(**gateway.settings(max_retries=0)) as client:
         with pytest.raises(errors.APITimeoutError):
             client.audio.transcriptions.create(file=WAV, timeout=0.2)
         with pytest.raises(errors.ConfigurationError, match="timeout"):

@@ -3,12 +3,13 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_gateway import said
+from support.fake_gateway import error_text
 
+from prem_core import _config
 from prem_core._config import (
-    DEFAULT_ENCLAVE_URL,
-    DEFAULT_GATEWAY_URL,
+    DEFAULT_URLS,
     VARIABLES,
+    environment_source,
     from_environment,
     is_loopback,
     not_negative,
@@ -17,8 +18,6 @@ from prem_core._config import (
     resolve_url,
 )
 from prem_core._errors import ConfigurationError
-
-D = "https://default"
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +28,35 @@ def _no_environment(monkeypatch):
 
 
 def test_the_defaults_are_https():
-    assert resolve_url("gateway_url", None, DEFAULT_GATEWAY_URL) == "https://gateway.prem.io"
-    assert resolve_url("enclave_url", None, DEFAULT_ENCLAVE_URL) == "https://conf-engine.prem.io"
+    assert resolve_url("gateway_url", None) == "https://gateway.prem.io"
+    assert resolve_url("enclave_url", None) == "https://conf-engine.prem.io"
 
 
 @pytest.mark.parametrize("setting", ["gateway_url", "enclave_url"])
-def test_an_argument_wins_over_the_environment_and_that_over_the_default(setting, monkeypatch):
-    prefixed, plain = VARIABLES[setting]
-    assert resolve_url(setting, None, D) == D
-    monkeypatch.setenv(plain, "https://plain")
-    assert resolve_url(setting, None, D) == "https://plain"
-    monkeypatch.setenv(prefixed, "https://prefixed")
-    assert resolve_url(setting, None, D) == "https://prefixed"
-    assert resolve_url(setting, "https://argument", D) == "https://argument"
+@pytest.mark.filterwarnings("ignore:PROXY_URL is used")
+def test_arguments_override_the_environment_and_the_environment_the_defaults(setting, monkeypatch):
+    assert resolve_url(setting, None) == DEFAULT_URLS[setting]
+    for variable in reversed(VARIABLES[setting]):
+        monkeypatch.setenv(variable, f"https://{variable.lower()}")
+        assert resolve_url(setting, None) == f"https://{variable.lower()}"
+        assert environment_source(setting) == variable
+    assert resolve_url(setting, "https://argument") == "https://argument"
+
+
+def test_a_plain_proxy_url_that_wins_is_warned_of_once(monkeypatch):
+    monkeypatch.setattr(_config, "_warned_of_proxy_url", False)
+    monkeypatch.setenv("PROXY_URL", "https://corporate.example")
+    with pytest.warns(UserWarning, match="PROXY_URL is used as Prem's gateway.*set PREM_GATEWAY_URL"):
+        assert resolve_url("gateway_url", None) == "https://corporate.example"
+    assert resolve_url("gateway_url", None) == "https://corporate.example"
+
+
+@pytest.mark.filterwarnings("ignore:PROXY_URL is used")
+@pytest.mark.parametrize("variable", VARIABLES["gateway_url"])
+def test_an_error_names_the_variable_that_a_url_comes_from(variable, monkeypatch):
+    monkeypatch.setenv(variable, "http://corporate.example:8080")
+    with pytest.raises(ConfigurationError, match=rf"gateway_url \(from {variable}\) is plain http"):
+        resolve_url("gateway_url", None)
 
 
 def test_the_variables_have_the_documented_names():
@@ -56,17 +71,17 @@ def test_the_variables_have_the_documented_names():
 def test_an_empty_variable_counts_as_unset(value, monkeypatch):
     monkeypatch.setenv("PREM_API_KEY", value)
     monkeypatch.setenv("PREM_GATEWAY_URL", value)
-    monkeypatch.setenv("PROXY_URL", "https://plain")
+    monkeypatch.setenv("PREM_PROXY_URL", "https://other")
     assert from_environment("api_key") is None
-    assert resolve_url("gateway_url", None, D) == "https://plain"
+    assert resolve_url("gateway_url", None) == "https://other"
 
 
-def test_a_variable_is_read_without_the_space_around_it(monkeypatch):
+def test_whitespace_around_a_variable_is_stripped(monkeypatch):
     monkeypatch.setenv("PREM_API_KEY", " sk_live_1\n")
     assert resolve_api_key(None) == "sk_live_1"
 
 
-def test_the_api_key_argument_wins_over_the_environment(monkeypatch):
+def test_the_api_key_argument_overrides_the_environment(monkeypatch):
     monkeypatch.setenv("PREM_API_KEY", "sk_live_env")
     assert resolve_api_key("sk_live_arg") == "sk_live_arg"
     assert resolve_api_key(None) == "sk_live_env"
@@ -78,7 +93,7 @@ def test_an_empty_api_key_is_not_replaced_by_the_environments(monkeypatch):
         resolve_api_key("")
 
 
-def test_a_missing_api_key_says_where_to_put_one():
+def test_the_error_for_a_missing_api_key_explains_where_to_set_it():
     with pytest.raises(ConfigurationError, match="PREM_API_KEY"):
         resolve_api_key(None)
 
@@ -94,21 +109,21 @@ def test_a_missing_api_key_says_where_to_put_one():
     ]
     + ["sk_live_SECRET\x7f", "sk_live_SECRETé", "sk_live_SECRET\t", "sk_live_SECRET\u200b", "\ud800SECRET"],
 )
-def test_an_api_key_that_cannot_stand_in_a_header_is_refused_and_not_quoted(key):
+def test_an_api_key_that_is_invalid_in_a_header_is_rejected_without_quoting_it(key):
     with pytest.raises(ConfigurationError) as caught:
         resolve_api_key(key)
-    assert "SECRET" not in said(caught.value)
+    assert "SECRET" not in error_text(caught.value)
 
 
 @pytest.mark.parametrize("key", [b"sk_live_SECRET", 5, ["sk_live_SECRET"], object()])
-def test_an_api_key_that_is_no_text_is_a_configuration_error(key):
+def test_an_api_key_that_is_no_string_is_a_configuration_error(key):
     with pytest.raises(ConfigurationError) as caught:
         resolve_api_key(key)
-    assert "SECRET" not in said(caught.value)
+    assert "SECRET" not in error_text(caught.value)
 
 
 @given(st.text(max_size=30))
-def test_every_api_key_that_is_accepted_can_stand_in_a_header(key):
+def test_every_accepted_api_key_is_valid_in_a_header(key):
     try:
         found = resolve_api_key(key)
     except ConfigurationError:
@@ -134,8 +149,8 @@ def test_every_api_key_that_is_accepted_can_stand_in_a_header(key):
         ("http://[::1]:1", "http://[::1]:1"),
     ],
 )
-def test_an_endpoint_is_taken_without_its_trailing_slash(url, expected):
-    assert resolve_url("gateway_url", url, D) == expected
+def test_the_trailing_slash_of_an_endpoint_is_removed(url, expected):
+    assert resolve_url("gateway_url", url) == expected
 
 
 @pytest.mark.parametrize(
@@ -159,9 +174,9 @@ def test_an_endpoint_is_taken_without_its_trailing_slash(url, expected):
         "https://ho\0st",
     ],
 )
-def test_what_is_no_url_is_refused_by_its_setting(url):
+def test_an_invalid_url_is_rejected_by_the_name_of_its_setting(url):
     with pytest.raises(ConfigurationError, match="enclave_url"):
-        resolve_url("enclave_url", url, D)
+        resolve_url("enclave_url", url)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +193,10 @@ def test_what_is_no_url_is_refused_by_its_setting(url):
         "https://host#",
     ],
 )
-def test_an_endpoint_with_more_than_a_host_and_a_path_is_refused_and_not_quoted(url):
+def test_an_endpoint_with_more_than_a_host_and_a_path_is_rejected_without_quoting_it(url):
     with pytest.raises(ConfigurationError, match="gateway_url") as caught:
-        resolve_url("gateway_url", url, D)
-    assert "SECRET" not in said(caught.value)
+        resolve_url("gateway_url", url)
+    assert "SECRET" not in error_text(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +214,16 @@ def test_an_endpoint_with_more_than_a_host_and_a_path_is_refused_and_not_quoted(
         "http://2130706433",
     ],
 )
-def test_plain_http_to_another_machine_is_refused_unless_it_is_meant(url):
+def test_plain_http_to_another_machine_is_rejected_unless_allowed(url):
     with pytest.raises(ConfigurationError, match="allow_insecure"):
-        resolve_url("gateway_url", url, D)
-    assert resolve_url("gateway_url", url, D, allow_insecure=True) == url
+        resolve_url("gateway_url", url)
+    assert resolve_url("gateway_url", url, allow_insecure=True) == url
 
 
-def test_an_environment_variable_is_held_to_the_same_rules(monkeypatch):
+def test_environment_variables_are_validated_like_arguments(monkeypatch):
     monkeypatch.setenv("PREM_GATEWAY_URL", "http://gateway.prem.io")
     with pytest.raises(ConfigurationError, match="gateway_url"):
-        resolve_url("gateway_url", None, D)
+        resolve_url("gateway_url", None)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.255.254", "::1"])
@@ -224,9 +239,9 @@ def test_another_machine_is_not_loopback(host):
 
 
 @given(st.text(max_size=40))
-def test_no_text_breaks_the_reading_of_an_endpoint(url):
+def test_any_endpoint_string_is_parsed_or_rejected(url):
     try:
-        found = resolve_url("gateway_url", f"https://{url}", D)
+        found = resolve_url("gateway_url", f"https://{url}")
     except ConfigurationError:
         return
     assert found.startswith("https://")
@@ -234,30 +249,30 @@ def test_no_text_breaks_the_reading_of_an_endpoint(url):
 
 
 @pytest.mark.parametrize("url", [" https://host", "https://host\n", "\thttps://host/ "])
-def test_space_around_an_endpoint_is_dropped_or_refused(url):
+def test_whitespace_around_an_endpoint_is_stripped_or_rejected(url):
     try:
-        assert resolve_url("gateway_url", url, D) == "https://host"
+        assert resolve_url("gateway_url", url) == "https://host"
     except ConfigurationError as error:
         assert "gateway_url" in str(error)
 
 
 @pytest.mark.parametrize("value", [1, 0.001, 30.0, 10**9])
-def test_a_number_above_zero_is_taken(value):
+def test_a_positive_number_is_accepted(value):
     assert positive("timeout", value) == value
 
 
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, math.inf, -math.inf, True, False, "30", None, [1]])
-def test_what_is_no_number_above_zero_is_refused_by_name(value):
+def test_anything_but_a_positive_number_is_rejected_by_name(value):
     with pytest.raises(ConfigurationError, match="timeout"):
         positive("timeout", value)
 
 
 @pytest.mark.parametrize("value", [0, 1, 100])
-def test_a_whole_number_is_taken(value):
+def test_an_integer_is_accepted(value):
     assert not_negative("max_retries", value) == value
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, 1.5, True, "2", None, math.inf])
-def test_what_is_no_whole_number_is_refused_by_name(value):
+def test_anything_but_an_integer_is_rejected_by_name(value):
     with pytest.raises(ConfigurationError, match="max_retries"):
         not_negative("max_retries", value)

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 
 import pytest
 from nacl.secret import Aead
-from support.fake_gateway import said
+from support.fake_gateway import error_text
 
 from prem_core import AsyncPremClient, EnclaveKeyError, EncryptionKeys, PremClient
-from prem_core._config import KEK_VARIABLE, resolve_kek
 from prem_core._crypto import keyfile
+from prem_core._crypto.keyfile import KEK_VARIABLE, resolve_kek
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, PrivateKey
 from prem_core._errors import ConfigurationError
 from prem_core.enclave import LocalEnclave
@@ -74,7 +74,7 @@ def locals_of(error):
 def refused(call, *secrets, match=None):
     with pytest.raises(ConfigurationError, match=match) as caught:
         call()
-    shown = said(caught.value) + locals_of(caught.value)
+    shown = error_text(caught.value) + locals_of(caught.value)
     for secret in (KEK, SECRET, *secrets):
         for form in spelled(secret):
             assert form not in shown
@@ -93,21 +93,21 @@ def left_in(folder):
 
 
 class TestRoundTrip:
-    def test_what_was_saved_is_loaded(self, path):
+    def test_saved_keys_are_loaded(self, path):
         again = EncryptionKeys.load(path, KEK)
         assert again == KEYS
         assert again.shared_secret == SECRET
         assert again.enclave_fingerprint == "ab" * 32
 
-    def test_keys_made_for_a_key_carry_its_fingerprint_to_the_file_and_back(self, tmp_path):
+    def test_the_fingerprint_of_the_enclave_key_is_saved_and_loaded(self, tmp_path):
         public = PrivateKey(SECRET).public_key()
         EncryptionKeys.encapsulate(public).save(tmp_path / "k", KEK)
         assert EncryptionKeys.load(tmp_path / "k", KEK).enclave_fingerprint == public.fingerprint()
 
-    def test_keys_of_unknown_origin_stay_so(self, tmp_path):
+    def test_keys_without_a_fingerprint_are_loaded_without_one(self, tmp_path):
         EncryptionKeys(SECRET, CIPHER_TEXT).save(tmp_path / "k", KEK)
         assert EncryptionKeys.load(tmp_path / "k", KEK).enclave_fingerprint is None
-        assert keyfile.look(tmp_path / "k").enclave_fingerprint is None
+        assert keyfile.read_header(tmp_path / "k").enclave_fingerprint is None
 
     def test_no_two_files_have_the_same_nonce_or_sealed_secret(self, tmp_path):
         images = []
@@ -117,7 +117,7 @@ class TestRoundTrip:
         assert len({image[1170:1194] for image in images}) == 50
         assert len({image[1194:] for image in images}) == 50
 
-    def test_a_path_is_a_string_too_and_may_be_relative(self, tmp_path, monkeypatch):
+    def test_a_path_may_be_a_string_and_relative(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         KEYS.save("k", KEK)
         assert EncryptionKeys.load("k", KEK) == KEYS
@@ -128,7 +128,7 @@ class TestRoundTrip:
 
 
 class TestFormat:
-    def test_the_bytes_are_those_of_the_documentation(self, path):
+    def test_a_key_file_has_the_documented_bytes(self, path):
         image = path.read_bytes()
         assert len(image) == keyfile.FILE_BYTES == 1242
         magic, version, created, fingerprint, cipher_text = struct.unpack(">8sHQ32s1120s", image[:1170])
@@ -137,27 +137,27 @@ class TestFormat:
         # PyNaCl's own box for the same construction takes nonce and ciphertext in one.
         assert Aead(KEK).decrypt(image[1170:], image[:1170]) == SECRET
 
-    def test_a_file_made_by_the_documentation_is_loaded(self, tmp_path):
+    def test_a_key_file_made_by_the_documentation_is_loaded(self, tmp_path):
         header = struct.pack(">8sHQ32s1120s", b"PREMKEYS", 1, 1_800_000_000, bytes(32), CIPHER_TEXT)
         path = tmp_path / "k"
         path.write_bytes(header + bytes(Aead(KEK).encrypt(SECRET, header, bytes(24))))
         path.chmod(0o600)
         assert EncryptionKeys.load(path, KEK) == KEYS
-        assert keyfile.look(path).created == datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
+        assert keyfile.read_header(path).created == datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
 
     def test_the_secret_is_not_in_the_file(self, path):
         assert SECRET not in path.read_bytes()
         assert KEK not in path.read_bytes()
 
-    def test_a_file_as_seen_without_the_kek_shows_no_secret(self, path):
-        file = keyfile.look(path)
+    def test_inspecting_a_key_file_without_the_kek_reveals_no_secret(self, path):
+        file = keyfile.read_header(path)
         assert file.enclave_fingerprint == "ab" * 32
         assert "PREMKEYS" not in repr(file)
         assert not any(form in repr(file) for form in spelled(SECRET))
 
 
 class TestDamage:
-    def test_every_flipped_bit_closes_the_file(self, path):
+    def test_a_key_file_with_any_flipped_bit_is_rejected(self, path):
         image = path.read_bytes()
         for bit in range(len(image) * 8):
             changed = bytearray(image)
@@ -166,7 +166,7 @@ class TestDamage:
             with pytest.raises(ConfigurationError):
                 EncryptionKeys.load(path, KEK)
 
-    def test_a_file_cut_anywhere_is_refused(self, path):
+    def test_a_truncated_key_file_is_rejected(self, path):
         image = path.read_bytes()
         for length in range(len(image)):
             path.write_bytes(image[:length])
@@ -174,23 +174,23 @@ class TestDamage:
                 EncryptionKeys.load(path, KEK)
 
     @pytest.mark.parametrize("more", [b"\0", bytes(10_000)])
-    def test_a_file_that_goes_on_is_refused(self, path, more):
+    def test_a_key_file_with_trailing_data_is_rejected(self, path, more):
         path.write_bytes(path.read_bytes() + more)
         refused(lambda: EncryptionKeys.load(path, KEK), match="damaged: a key file has 1242 bytes")
 
-    def test_of_a_large_file_little_is_read(self, path):
+    def test_a_large_file_is_read_only_up_to_the_size_of_a_key_file(self, path):
         with path.open("r+b") as file:
             file.truncate(1 << 40)  # sparse; reading it whole would end the test
         refused(lambda: EncryptionKeys.load(path, KEK), match="damaged")
 
-    def test_a_file_of_another_version_says_so(self, path):
+    def test_the_error_for_another_file_version_names_the_version(self, path):
         image = bytearray(path.read_bytes())
         image[9] = 2
         for length in (10, 100, 1242):
             path.write_bytes(image[:length])
             refused(lambda: EncryptionKeys.load(path, KEK), match="version 2; this release reads version 1")
 
-    def test_parts_of_two_files_do_not_make_a_third(self, path, tmp_path, monkeypatch):
+    def test_parts_of_two_key_files_cannot_be_combined(self, path, tmp_path, monkeypatch):
         monkeypatch.setattr(keyfile.time, "time", lambda: 1.8e9)
         EncryptionKeys(bytes(32), bytes(CIPHER_TEXT_BYTES)).save(tmp_path / "other", KEK)
         one, two = path.read_bytes(), (tmp_path / "other").read_bytes()
@@ -198,23 +198,23 @@ class TestDamage:
             path.write_bytes(one[:cut] + two[cut:])
             refused(lambda: EncryptionKeys.load(path, KEK), match="does not open")
 
-    def test_an_impossible_date_is_damage_not_a_crash(self, path):
+    def test_an_impossible_date_is_reported_as_damage(self, path):
         for seconds in (1 << 40, 1 << 63, (1 << 64) - 1):
             image = path.read_bytes()
             path.write_bytes(image[:10] + seconds.to_bytes(8) + image[18:])
-            refused(lambda: keyfile.look(path), match="date is impossible")
+            refused(lambda: keyfile.read_header(path), match="date is impossible")
 
 
 class TestRefused:
     @pytest.mark.parametrize("wrong", [bytes(32), KEK[:-1] + b"\0", KEK[::-1]])
-    def test_another_kek_does_not_open_it_and_the_text_says_what_it_can_be(self, path, wrong):
+    def test_another_kek_does_not_open_the_file_and_the_error_lists_the_causes(self, path, wrong):
         text = refused(lambda: EncryptionKeys.load(path, wrong), wrong)
         assert "KEK is not the one" in text
         assert "damaged" in text
 
     @posix
     @pytest.mark.parametrize("mode", [0o601, 0o602, 0o604, 0o610, 0o620, 0o640, 0o644, 0o660, 0o666, 0o777])
-    def test_a_file_open_to_others_is_refused_with_its_mode_and_what_to_do(self, path, mode):
+    def test_a_key_file_readable_by_others_is_rejected_with_its_mode_and_the_remedy(self, path, mode):
         path.chmod(mode)
         text = refused(lambda: EncryptionKeys.load(path, KEK))
         assert f"mode {mode:04o}" in text
@@ -222,37 +222,37 @@ class TestRefused:
 
     @posix
     @pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
-    def test_a_file_open_to_its_owner_alone_is_read(self, path, mode):
+    def test_a_key_file_readable_by_its_owner_only_is_loaded(self, path, mode):
         path.chmod(mode)
         assert EncryptionKeys.load(path, KEK) == KEYS
 
-    def test_where_there_are_no_such_bits_they_are_not_asked_for(self, path, monkeypatch):
+    def test_mode_bits_are_not_checked_on_systems_without_them(self, path, monkeypatch):
         path.chmod(0o666)
-        file = keyfile.look(path)
+        file = keyfile.read_header(path)
         monkeypatch.setattr(keyfile.os, "name", "nt")
         file.check_mode()
 
-    def test_a_missing_file_is_named(self, tmp_path):
+    def test_the_error_for_a_missing_file_names_it(self, tmp_path):
         assert "No such file" in refused(lambda: EncryptionKeys.load(tmp_path / "none", KEK))
 
-    def test_a_folder_is_refused(self, tmp_path):
+    def test_a_folder_is_rejected(self, tmp_path):
         refused(lambda: EncryptionKeys.load(tmp_path, KEK))
         for overwrite in (False, True):
             refused(lambda overwrite=overwrite: KEYS.save(tmp_path, KEK, overwrite=overwrite), match="folder")
 
     @posix
-    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path):
+    def test_a_pipe_is_rejected_without_blocking(self, tmp_path):
         os.mkfifo(tmp_path / "pipe", 0o600)
         refused(lambda: EncryptionKeys.load(tmp_path / "pipe", KEK), match="not a regular file")
         refused(lambda: KEYS.save(tmp_path / "pipe", KEK, overwrite=True), match="device")
 
-    def test_a_path_no_system_takes_is_refused(self, tmp_path):
+    def test_an_invalid_path_is_rejected(self, tmp_path):
         for wrong in ("a\0b", "", str(tmp_path / "\ud800")):
             refused(lambda wrong=wrong: EncryptionKeys.load(wrong, KEK), match="cannot be read")
             text = refused(lambda wrong=wrong: KEYS.save(wrong, KEK), match="cannot be written")
             assert text.isprintable()
 
-    def test_a_folder_that_is_not_there_is_not_made(self, tmp_path):
+    def test_a_missing_folder_is_not_created(self, tmp_path):
         refused(lambda: KEYS.save(tmp_path / "no" / "k", KEK), match="cannot be written")
 
     @posix
@@ -269,7 +269,7 @@ class TestRefused:
         assert left_in(tmp_path) == ["keys.prem"]
 
     @posix
-    def test_a_link_to_a_file_open_to_others_is_refused(self, path, tmp_path):
+    def test_a_link_to_a_file_readable_by_others_is_rejected(self, path, tmp_path):
         (tmp_path / "link").symlink_to(path)
         assert EncryptionKeys.load(tmp_path / "link", KEK) == KEYS
         path.chmod(0o644)
@@ -279,7 +279,7 @@ class TestRefused:
 class TestWriting:
     @posix
     @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
-    def test_a_file_is_its_owners_only_whatever_the_umask(self, tmp_path, mask):
+    def test_a_key_file_is_private_to_its_owner_whatever_the_umask(self, tmp_path, mask):
         before = os.umask(mask)
         try:
             KEYS.save(tmp_path / "k", KEK)
@@ -288,12 +288,12 @@ class TestWriting:
         assert stat.S_IMODE((tmp_path / "k").stat().st_mode) == 0o600
 
     @posix
-    def test_a_replaced_file_is_its_owners_only_again(self, path):
+    def test_a_replaced_key_file_is_private_to_its_owner(self, path):
         path.chmod(0o666)
         KEYS.save(path, KEK, overwrite=True)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    def test_a_file_that_is_there_is_replaced_only_if_asked_for(self, path):
+    def test_an_existing_file_is_replaced_only_on_request(self, path):
         before = path.read_bytes()
         other = EncryptionKeys(bytes(32), CIPHER_TEXT)
         refused(lambda: other.save(path, KEK), match="already exists")
@@ -302,7 +302,7 @@ class TestWriting:
         assert EncryptionKeys.load(path, KEK) == other
 
     @posix
-    def test_what_waits_under_the_temporary_name_is_neither_followed_nor_removed(
+    def test_an_existing_file_under_the_temporary_name_is_neither_followed_nor_removed(
         self, path, tmp_path, monkeypatch
     ):
         before = path.read_bytes()
@@ -312,12 +312,12 @@ class TestWriting:
         assert path.read_bytes() == before
         assert left_in(tmp_path) == [".prem-guessed.tmp", "keys.prem"]
 
-    def test_nothing_else_is_left_in_the_folder(self, path, tmp_path):
+    def test_saving_leaves_no_other_file_in_the_folder(self, path, tmp_path):
         KEYS.save(path, KEK, overwrite=True)
         assert left_in(tmp_path) == ["keys.prem"]
 
     @pytest.mark.parametrize("step", ["fsync", "replace"])
-    def test_a_write_that_fails_leaves_what_was_there(self, path, tmp_path, monkeypatch, step):
+    def test_a_failed_write_leaves_the_existing_file(self, path, tmp_path, monkeypatch, step):
         before = path.read_bytes()
         monkeypatch.setattr(keyfile.os, step, raiser(OSError(28, "No space left on device")))
         refused(lambda: KEYS.save(path, KEK, overwrite=True), match="cannot be written: No space left")
@@ -325,7 +325,7 @@ class TestWriting:
         assert left_in(tmp_path) == ["keys.prem"]
 
     @pytest.mark.parametrize(("step", "name"), [("fsync", "k"), ("link", "k"), ("replace", "keys.prem")])
-    def test_a_write_that_is_interrupted_leaves_what_was_there(self, path, tmp_path, monkeypatch, step, name):
+    def test_an_interrupted_write_leaves_the_existing_file(self, path, tmp_path, monkeypatch, step, name):
         before = path.read_bytes()
         monkeypatch.setattr(keyfile.os, step, raiser(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
@@ -334,7 +334,7 @@ class TestWriting:
         assert left_in(tmp_path) == ["keys.prem"]
 
     @posix
-    def test_a_write_cut_by_a_real_limit_leaves_what_was_there(self, path, tmp_path):
+    def test_a_write_truncated_by_a_size_limit_leaves_the_existing_file(self, path, tmp_path):
         before = path.read_bytes()
         program = f"""
             import resource
@@ -353,11 +353,11 @@ class TestWriting:
         assert left_in(tmp_path) == ["keys.prem"]
 
     @posix
-    def test_a_folder_one_may_not_write_to_is_said(self, path, tmp_path):
+    def test_the_error_for_a_read_only_folder_names_it(self, path, tmp_path):
         program = """
             import os
             from prem_core import EncryptionKeys
-            from prem_core._crypto import keyfile  # now: another user may not read this interpreter's modules
+            from prem_core._crypto import keyfile  # before the change of user, who may not read the interpreter
             if os.geteuid() == 0:  # root may write anywhere
                 os.setuid(65534)
             try:
@@ -410,7 +410,7 @@ class TestWriting:
         KEYS.save(tmp_path / "k", KEK)
         assert steps == ["file", "name", "folder"]
 
-    def test_of_many_writers_at_once_one_wins_and_the_others_are_told(self, tmp_path):
+    def test_one_of_many_concurrent_writers_succeeds_and_the_others_get_an_error(self, tmp_path):
         barrier = threading.Barrier(16)
 
         def save(number):
@@ -429,7 +429,7 @@ class TestWriting:
             (tmp_path / "k").unlink()
 
     @posix
-    def test_a_reader_beside_writers_always_gets_a_whole_file(self, path, tmp_path):
+    def test_a_concurrent_reader_always_gets_a_complete_file(self, path, tmp_path):
         stop = threading.Event()
         known = [SECRET, *(bytes([number]) * 32 for number in range(4))]
 
@@ -460,24 +460,24 @@ class TestKek:
     )
 
     @pytest.mark.parametrize("form", range(len(FORMS)))
-    def test_it_is_bytes_hex_or_base64(self, path, form):
+    def test_a_kek_may_be_bytes_hex_or_base64(self, path, form):
         assert resolve_kek(self.FORMS[form]) == KEK
         assert EncryptionKeys.load(path, self.FORMS[form]) == KEYS
 
     @pytest.mark.parametrize("form", [KEK.hex(), base64.b64encode(KEK).decode(), f"{KEK.hex()}\n"])
-    def test_it_comes_from_the_environment_where_none_is_given(self, path, tmp_path, form, monkeypatch):
+    def test_the_kek_defaults_to_the_environments(self, path, tmp_path, form, monkeypatch):
         monkeypatch.setenv("CLIENT_KEK", form)
         assert EncryptionKeys.load(path) == KEYS
         KEYS.save(tmp_path / "again")
         assert EncryptionKeys.load(tmp_path / "again", KEK) == KEYS
 
-    def test_one_that_is_given_wins_over_the_environments(self, path, monkeypatch):
+    def test_the_kek_argument_overrides_the_environment(self, path, monkeypatch):
         monkeypatch.setenv("CLIENT_KEK", "00" * 32)
         assert EncryptionKeys.load(path, KEK) == KEYS
         refused(lambda: EncryptionKeys.load(path, ""), match="kek must be 32 bytes")
 
     @pytest.mark.parametrize("value", [None, "", " \n"])
-    def test_without_one_it_is_said_how_to_give_it(self, path, value, monkeypatch):
+    def test_the_error_for_a_missing_kek_explains_how_to_set_it(self, path, value, monkeypatch):
         if value is not None:
             monkeypatch.setenv(KEK_VARIABLE, value)
         for call in (lambda: EncryptionKeys.load(path), lambda: KEYS.save(path, overwrite=True)):
@@ -501,7 +501,7 @@ class TestKek:
     )
 
     @pytest.mark.parametrize("number", range(len(BAD)))
-    def test_any_other_is_refused_and_never_quoted(self, path, number, monkeypatch):
+    def test_an_invalid_kek_is_rejected_without_quoting_it(self, path, number, monkeypatch):
         bad = self.BAD[number]
         parts = (bad[:8] if isinstance(bad, str) else bad.hex()[:16], repr(bad)[2:20])
         calls = [lambda: EncryptionKeys.load(path, bad), lambda: KEYS.save(path, bad, overwrite=True)]
@@ -511,34 +511,34 @@ class TestKek:
         for call in calls:
             with pytest.raises(ConfigurationError, match="must be 32 bytes") as caught:
                 call()
-            shown = said(caught.value) + locals_of(caught.value)
+            shown = error_text(caught.value) + locals_of(caught.value)
             assert not any(part in shown for part in parts)
 
     @pytest.mark.parametrize("wrong", [32, 1.5, [0] * 32, object()])
-    def test_an_object_of_another_kind_is_refused(self, path, wrong):
+    def test_a_kek_of_another_type_is_rejected(self, path, wrong):
         refused(lambda: EncryptionKeys.load(path, wrong), match="kek must be 32 bytes")
 
-    def test_every_kek_that_is_drawn_is_another(self):
+    def test_every_generated_kek_is_different(self):
         keks = {keyfile.new_kek() for _ in range(100)}
         assert len(keks) == 100
         assert {len(kek) for kek in keks} == {32}
 
 
 class TestKekFile:
-    def test_what_was_written_is_read_and_the_file_is_its_owners_only(self, tmp_path):
+    def test_a_written_kek_file_is_read_and_private_to_its_owner(self, tmp_path):
         keyfile.write_kek(tmp_path / "kek", KEK)
         assert keyfile.read_kek(tmp_path / "kek") == KEK
         if os.name != "nt":
             assert stat.S_IMODE((tmp_path / "kek").stat().st_mode) == 0o600
 
-    def test_it_is_never_replaced(self, tmp_path):
+    def test_a_kek_file_is_never_replaced(self, tmp_path):
         keyfile.write_kek(tmp_path / "kek", bytes(32))
         text = KEK.hex().encode()
         refused(lambda: keyfile.write_kek(tmp_path / "kek", KEK), text, match="already exists")
         assert keyfile.read_kek(tmp_path / "kek") == bytes(32)
 
     @pytest.mark.parametrize("text", [KEK.hex(), KEK.hex() + "\r\n", base64.b64encode(KEK).decode() + " \n"])
-    def test_one_written_by_hand_is_read(self, tmp_path, text):
+    def test_a_kek_file_written_by_hand_is_read(self, tmp_path, text):
         (tmp_path / "kek").write_text(text, newline="")
         (tmp_path / "kek").chmod(0o600)
         assert keyfile.read_kek(tmp_path / "kek") == KEK
@@ -546,20 +546,20 @@ class TestKekFile:
     @pytest.mark.parametrize(
         "text", ["", "\n\n", KEK.hex()[:-1], KEK.hex() * 2, " " + KEK.hex() + "\n" * 200]
     )
-    def test_one_with_anything_else_is_refused_and_not_quoted(self, tmp_path, text):
+    def test_a_kek_file_with_other_content_is_rejected_without_quoting_it(self, tmp_path, text):
         (tmp_path / "kek").write_text(text)
         (tmp_path / "kek").chmod(0o600)
         with pytest.raises(ConfigurationError, match="holds no KEK") as caught:
             keyfile.read_kek(tmp_path / "kek")
-        assert KEK.hex()[:16] not in said(caught.value) + locals_of(caught.value)
+        assert KEK.hex()[:16] not in error_text(caught.value) + locals_of(caught.value)
 
     @posix
-    def test_one_open_to_others_is_refused(self, tmp_path):
+    def test_a_kek_file_readable_by_others_is_rejected(self, tmp_path):
         keyfile.write_kek(tmp_path / "kek", KEK)
         (tmp_path / "kek").chmod(0o640)
         refused(lambda: keyfile.read_kek(tmp_path / "kek"), KEK.hex().encode(), match="mode 0640")
 
-    def test_the_text_that_was_read_is_overwritten(self, tmp_path, monkeypatch):
+    def test_the_text_of_a_kek_file_is_overwritten_in_memory(self, tmp_path, monkeypatch):
         buffers, read = [], keyfile._read
 
         def keep(*arguments):
@@ -576,11 +576,11 @@ class TestKekFile:
 
 class TestKeys:
     @pytest.mark.parametrize("wrong", ["", "ab", "zz" * 32, "ab" * 33, "ab" * 32 + "\n"])
-    def test_a_fingerprint_of_another_form_is_refused(self, wrong):
+    def test_an_invalid_fingerprint_is_rejected(self, wrong):
         with pytest.raises(ConfigurationError, match="enclave_fingerprint"):
             EncryptionKeys(SECRET, CIPHER_TEXT, enclave_fingerprint=wrong)
 
-    def test_a_fingerprint_makes_no_other_keys_and_shows_nothing(self, path):
+    def test_a_fingerprint_changes_neither_the_keys_nor_their_repr(self, path):
         loaded = EncryptionKeys.load(path, KEK)
         assert loaded == EncryptionKeys(SECRET, CIPHER_TEXT)
         for show in (repr, str):
@@ -590,7 +590,7 @@ class TestKeys:
 
 
 class TestClients:
-    async def test_loaded_keys_are_what_a_client_sends(self, enclave, seen, tmp_path):
+    async def test_a_client_sends_the_loaded_keys(self, enclave, seen, tmp_path):
         EncryptionKeys.encapsulate(enclave.public_key).save(tmp_path / "k", KEK)
         loaded = EncryptionKeys.load(tmp_path / "k", KEK)
         values = {
@@ -606,7 +606,7 @@ class TestClients:
         sent = [json.loads(exchange.request_body)["cipherText"] for exchange in seen.chats]
         assert sent == [loaded.cipher_text.hex()] * 2
 
-    def test_keys_of_an_enclave_key_that_was_turned_are_an_error_that_says_so(self, tmp_path):
+    def test_loaded_keys_from_before_a_key_rotation_are_an_error_that_explains_it(self, tmp_path):
         with LocalEnclave() as prem:
             EncryptionKeys.encapsulate(prem.public_key).save(tmp_path / "k", KEK)
             prem.rotate_key()
@@ -622,4 +622,4 @@ class TestClients:
                 pytest.raises(EnclaveKeyError, match="encryption_keys.*generate new ones") as caught,
             ):
                 client.chat.completions.create(**ASK)
-        assert not any(form in said(caught.value) for form in spelled(loaded.shared_secret))
+        assert not any(form in error_text(caught.value) for form in spelled(loaded.shared_secret))

@@ -5,7 +5,7 @@ import pickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fake_gateway import said
+from support.fake_gateway import error_text
 from support.paths import VECTORS
 
 from prem_core._crypto.aead import NONCE_BYTES, TAG_BYTES, new_nonce
@@ -25,19 +25,19 @@ def opened(vector):
 
 
 @pytest.mark.parametrize("vector", VECTORS)
-def test_sealing_gives_the_bytes_of_the_vector(vector):
+def test_sealing_yields_the_bytes_of_the_vector(vector):
     sealed = opened(vector).seal(vector["plaintextUtf8"].encode(), bytes.fromhex(vector["nonce"]))
     assert sealed.hex() == vector["sealed"]
 
 
 @pytest.mark.parametrize("vector", VECTORS)
-def test_opening_gives_the_plaintext_of_the_vector(vector):
+def test_opening_yields_the_plaintext_of_the_vector(vector):
     plain = opened(vector).open(bytes.fromhex(vector["sealed"]), bytes.fromhex(vector["nonce"]))
     assert plain.decode() == vector["plaintextUtf8"]
 
 
 @given(st.binary(max_size=2000), st.binary(min_size=24, max_size=24))
-def test_what_is_sealed_opens_and_is_one_tag_longer(plain, nonce):
+def test_sealed_data_opens_and_is_one_tag_longer(plain, nonce):
     sealed = KEYS.seal(plain, nonce)
     assert len(sealed) == len(plain) + TAG_BYTES
     assert KEYS.open(sealed, nonce) == plain
@@ -85,13 +85,13 @@ def test_a_flipped_bit_in_the_cipher_text_does_not_open(bit):
 
 
 @pytest.mark.parametrize("length", range(TAG_BYTES + 1))
-def test_an_item_without_room_for_a_tag_and_text_does_not_open(length):
+def test_an_item_shorter_than_a_tag_does_not_open(length):
     with pytest.raises(DecryptionError):
         KEYS.open(bytes(length), NONCE)
 
 
 @given(st.binary(max_size=60), st.data())
-def test_an_item_that_was_cut_or_lengthened_does_not_open(plain, data):
+def test_a_truncated_or_lengthened_item_does_not_open(plain, data):
     sealed = KEYS.seal(plain, NONCE)
     cut = data.draw(st.integers(0, len(sealed) - 1))
     for wrong in (sealed[:cut], sealed + b"\0", b"\0" + sealed):
@@ -110,7 +110,7 @@ def test_another_secret_does_not_open():
         EncryptionKeys(bytes(32), bytes(CIPHER_TEXT_BYTES)).open(KEYS.seal(b"answer", NONCE), NONCE)
 
 
-def test_every_failure_to_open_says_the_same_and_nothing_of_the_bytes():
+def test_every_decryption_error_has_the_same_message():
     sealed = KEYS.seal(b"the words of an answer", NONCE)
     texts = set()
     for item, nonce in [(sealed[:-1], NONCE), (b"", NONCE), (sealed, bytes(24)), (sealed, b"short")]:
@@ -118,22 +118,22 @@ def test_every_failure_to_open_says_the_same_and_nothing_of_the_bytes():
             KEYS.open(item, nonce)
         texts.add(str(caught.value))
         for shown in (sealed.hex(), SECRET.hex(), repr(sealed), repr(SECRET), "words"):
-            assert shown not in said(caught.value)
+            assert shown not in error_text(caught.value)
     assert texts == {DecryptionError.MESSAGE}
 
 
-def test_the_holder_of_the_private_key_opens_what_was_sealed_to_it():
+def test_the_private_key_opens_what_was_sealed_to_it():
     private = PrivateKey(SECRET)
     keys = EncryptionKeys.encapsulate(private.public_key())
     assert private.decapsulate(keys.cipher_text) == keys.shared_secret
 
 
-def test_a_key_that_cannot_be_used_is_an_enclave_key_error():
+def test_an_unusable_key_is_an_enclave_key_error():
     with pytest.raises(EnclaveKeyError):
         EncryptionKeys.encapsulate(PublicKey(bytes(PrivateKey(SECRET).public_key())[:1184] + bytes(32)))
 
 
-def test_keys_are_given_as_bytes_or_as_hex():
+def test_keys_may_be_bytes_or_hex():
     cipher_text = bytes(range(224)) * 5
     raw = EncryptionKeys(SECRET, cipher_text)
     assert EncryptionKeys(SECRET.hex(), cipher_text.hex()) == raw
@@ -160,21 +160,21 @@ def test_keys_are_given_as_bytes_or_as_hex():
         (bytes(32), [0] * 1120, "cipher_text"),
     ],
 )
-def test_keys_of_another_form_are_refused_by_name(secret, cipher_text, name):
+def test_invalid_keys_are_rejected_by_name(secret, cipher_text, name):
     with pytest.raises(ConfigurationError, match=name):
         EncryptionKeys(secret, cipher_text)
 
 
-def test_refused_keys_are_not_quoted():
+def test_the_error_for_invalid_keys_does_not_quote_them():
     for wrong in ("q7" * 31, "q7" * 32, SECRET[:-1], SECRET.hex()[:-2]):
         with pytest.raises(ConfigurationError) as caught:
             EncryptionKeys(wrong, bytes(CIPHER_TEXT_BYTES))
         for shown in ("q7q7", SECRET.hex()[:16], repr(SECRET[:8])[2:-1]):
-            assert shown not in said(caught.value)
+            assert shown not in error_text(caught.value)
 
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r}".format, lambda keys: repr([keys])])
-def test_keys_show_nothing_of_the_secret(show):
+def test_the_repr_of_keys_contains_nothing_of_the_secret(show):
     text = show(KEYS)
     assert SECRET.hex() not in text
     assert repr(SECRET)[2:-1] not in text
@@ -182,7 +182,7 @@ def test_keys_show_nothing_of_the_secret(show):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_keys_are_not_pickled(protocol):
+def test_keys_cannot_be_pickled(protocol):
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(KEYS, protocol)
 
@@ -190,13 +190,13 @@ def test_keys_are_not_pickled(protocol):
 @pytest.mark.parametrize(
     "duplicate", [copy.copy, copy.deepcopy, lambda keys: copy.deepcopy({"k": [keys]})["k"][0]]
 )
-def test_copied_keys_are_the_keys(duplicate):
+def test_copied_keys_are_equal_and_work(duplicate):
     again = duplicate(KEYS)
     assert again == KEYS
     assert again.open(KEYS.seal(b"answer", NONCE), NONCE) == b"answer"
 
 
-def test_keys_cannot_be_changed():
+def test_keys_are_immutable():
     for name in ("shared_secret", "cipher_text"):
         with pytest.raises(AttributeError):
             setattr(KEYS, name, b"")

@@ -31,18 +31,18 @@ def test_there_are_vectors_of_both_sources():
 
 
 @pytest.mark.parametrize(("seed", "public", "cipher_text", "secret"), TRIPLES)
-def test_a_seed_gives_the_public_key_of_the_vector(seed, public, cipher_text, secret):
+def test_a_seed_derives_the_public_key_of_the_vector(seed, public, cipher_text, secret):
     assert bytes(PrivateKey(bytes.fromhex(seed)).public_key()).hex() == public
 
 
 @pytest.mark.parametrize(("seed", "public", "cipher_text", "secret"), TRIPLES)
-def test_a_cipher_text_carries_the_secret_of_the_vector(seed, public, cipher_text, secret):
+def test_a_cipher_text_decapsulates_to_the_secret_of_the_vector(seed, public, cipher_text, secret):
     assert PrivateKey(bytes.fromhex(seed)).decapsulate(bytes.fromhex(cipher_text)).hex() == secret
 
 
 @given(seed=st.binary(min_size=32, max_size=32))
 @settings(max_examples=25, deadline=None)
-def test_what_is_encapsulated_for_any_key_is_decapsulated_by_its_holder(seed):
+def test_an_encapsulated_secret_is_decapsulated_by_the_private_key(seed):
     private = PrivateKey(seed)
     secret, cipher_text = PublicKey(bytes(private.public_key())).encapsulate()
     assert len(secret) == SHARED_SECRET_BYTES
@@ -60,7 +60,7 @@ def test_every_encapsulation_is_fresh():
     assert len({cipher_text[1088:] for _, cipher_text in runs}) == 20
 
 
-def test_another_key_finds_another_secret():
+def test_another_private_key_decapsulates_another_secret():
     secret, cipher_text = PrivateKey(SEED).public_key().encapsulate()
     assert PrivateKey(bytes(32)).decapsulate(cipher_text) != secret
 
@@ -78,36 +78,36 @@ def test_a_flipped_bit_anywhere_in_a_cipher_text_changes_the_secret():
 
 
 @given(st.integers(0, 3000).filter(lambda n: n != PUBLIC_KEY_BYTES))
-def test_a_public_key_of_another_length_is_refused(length):
+def test_a_public_key_of_another_length_is_rejected(length):
     with pytest.raises(ValueError, match=f"{PUBLIC_KEY_BYTES} bytes"):
         PublicKey(bytes(length))
 
 
 @given(st.integers(0, 3000).filter(lambda n: n != CIPHER_TEXT_BYTES))
-def test_a_cipher_text_of_another_length_is_refused(length):
+def test_a_cipher_text_of_another_length_is_rejected(length):
     with pytest.raises(ValueError, match=f"{CIPHER_TEXT_BYTES} bytes"):
         PrivateKey(SEED).decapsulate(bytes(length))
 
 
 @given(st.integers(0, 200).filter(lambda n: n != SEED_BYTES))
-def test_a_seed_of_another_length_is_refused(length):
+def test_a_seed_of_another_length_is_rejected(length):
     with pytest.raises(ValueError, match=f"{SEED_BYTES} bytes"):
         PrivateKey(bytes(length))
 
 
-def test_bytes_that_are_no_ml_kem_key_are_refused():
+def test_an_invalid_ml_kem_key_is_rejected():
     # Every coefficient is above the modulus.
     with pytest.raises(ValueError):
         PublicKey(b"\xff" * PUBLIC_KEY_BYTES)
 
 
-def test_a_key_whose_x25519_half_has_small_order_cannot_be_encapsulated_for():
+def test_a_public_key_with_a_small_order_x25519_half_is_rejected():
     raw = bytes(PrivateKey(SEED).public_key())[:1184] + bytes(32)
     with pytest.raises(ValueError):
         PublicKey(raw).encapsulate()
 
 
-def test_a_cipher_text_whose_x25519_half_has_small_order_is_refused():
+def test_a_cipher_text_with_a_small_order_x25519_half_is_rejected():
     private = PrivateKey(SEED)
     _, cipher_text = private.public_key().encapsulate()
     with pytest.raises(ValueError):
@@ -119,7 +119,7 @@ def test_the_fingerprint_is_the_sha256_of_the_key():
     assert public.fingerprint() == hashlib.sha256(bytes(public)).hexdigest()
 
 
-def test_a_public_key_shows_the_beginning_of_its_fingerprint():
+def test_the_repr_of_a_public_key_contains_the_start_of_its_fingerprint():
     public = PrivateKey(SEED).public_key()
     for text in (repr(public), str(public)):
         assert public.fingerprint()[:16] in text
@@ -143,7 +143,7 @@ def test_public_keys_are_equal_only_to_the_same_key():
     assert public != bytes(public)
 
 
-def test_a_public_key_does_not_follow_the_buffer_it_was_read_from():
+def test_a_public_key_is_independent_of_the_buffer_it_was_read_from():
     raw = bytearray(bytes(PrivateKey(SEED).public_key()))
     public = PublicKey(raw)
     before = bytes(public)
@@ -151,7 +151,7 @@ def test_a_public_key_does_not_follow_the_buffer_it_was_read_from():
     assert bytes(public) == before
 
 
-def test_a_private_key_shows_nothing_of_its_seed():
+def test_the_repr_of_a_private_key_contains_nothing_of_its_seed():
     private = PrivateKey(SEED)
     for text in (repr(private), str(private), f"{private}"):
         assert SEED.hex() not in text
@@ -159,6 +159,6 @@ def test_a_private_key_shows_nothing_of_its_seed():
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_private_key_is_not_pickled(protocol):
+def test_a_private_key_cannot_be_pickled(protocol):
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(PrivateKey(SEED), protocol)

@@ -15,7 +15,8 @@ from support.faults.columns import COLUMNS, TEXT, WORDS, Column, Told
 from support.faults.layer import PARTIES, FaultLayer
 from support.faults.report import Report
 from support.faults.table import MAX_RETRIES, ROWS, Cell, Row
-from support.sockets import eventually, leaking
+from support.sockets import leaking
+from support.waiting import eventually
 
 from prem_core import (
     APIConnectionError,

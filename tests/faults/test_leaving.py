@@ -13,7 +13,7 @@ import pytest
 from support.faults.columns import COLUMNS, PARAMS, QUESTION, TEXT, WORDS, Column
 from support.faults.kinds import EVERYWHERE, FIRST, HALF, MIDDLE, Strike, at, stall
 from support.faults.layer import Exchange, Fault, FaultLayer
-from support.sockets import eventually
+from support.waiting import eventually
 
 from prem_core import APITimeoutError, PremClient, PremError
 

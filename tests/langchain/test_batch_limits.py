@@ -233,6 +233,6 @@ def test_every_timeout_and_limit_reaches_the_client() -> None:
     models = [kind(model=MODEL, api_key="k", **settings) for kind in (ChatPremEncrypted, PremEncrypted)]
     parser = PremWhisperParser(api_key="k", **settings)
     for client in (*(each._sync() for each in models), parser._sync()):
-        assert client._call_settings().chunk_timeout == 3.0
-        assert client._call_settings().deadline is not None
+        assert client._requester.call_settings().chunk_timeout == 3.0
+        assert client._requester.call_settings().deadline is not None
         assert (client.limits.max_concurrency, client.limits.requests_per_second) == (2, 4.0)

@@ -15,7 +15,7 @@ from prem_core._protocol.assumptions import (
 
 
 @given(st.binary(max_size=200))
-def test_a_binary_field_is_lower_case_hex_and_comes_back(data):
+def test_a_binary_field_is_lower_case_hex_and_round_trips(data):
     text = encode_binary(data)
     assert re.fullmatch(r"([0-9a-f]{2})*", text)
     assert decode_binary(text) == data
@@ -24,7 +24,7 @@ def test_a_binary_field_is_lower_case_hex_and_comes_back(data):
 
 
 @pytest.mark.parametrize("text", ["a", "SECRET", "0x00", "00 11", " 00", "zz", "ää", b"\xff\xff"])
-def test_what_is_not_hex_is_refused_without_being_quoted(text):
+def test_invalid_hex_is_rejected_without_quoting_it(text):
     with pytest.raises(ValueError) as caught:
         decode_binary(text)
     assert str(text) not in str(caught.value)
@@ -53,7 +53,7 @@ def test_what_is_not_hex_is_refused_without_being_quoted(text):
         "decryption error",
     ],
 )
-def test_a_message_that_names_a_key_the_enclave_gave_up_is_recognised(message):
+def test_a_key_rotation_message_is_recognised(message):
     assert KEY_ROTATED_PATTERN.search(message)
 
 
@@ -73,7 +73,7 @@ def test_a_message_that_names_a_key_the_enclave_gave_up_is_recognised(message):
         "",
     ],
 )
-def test_another_message_is_not_taken_for_a_turned_key(message):
+def test_another_message_is_not_taken_for_a_key_rotation(message):
     assert not KEY_ROTATED_PATTERN.search(message)
 
 
@@ -84,15 +84,15 @@ def test_a_message_is_searched_in_linear_time():
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 413, 429])
-def test_a_status_that_speaks_of_something_else_is_not_a_turned_key(status):
+def test_another_status_is_not_taken_for_a_key_rotation(status):
     assert status not in KEY_ROTATED_STATUSES
 
 
-def test_every_stream_error_type_stands_for_an_error_status():
+def test_every_stream_error_type_maps_to_an_error_status():
     assert STREAM_ERROR_STATUS
     assert all(400 <= status < 600 for status in STREAM_ERROR_STATUS.values())
 
 
-def test_every_route_names_its_scope():
+def test_every_route_has_a_scope():
     assert ROUTE_SCOPES["/rvenc/chat/completions"] == "chats.completion"
     assert all(route.startswith("/rvenc/") for route in ROUTE_SCOPES)

@@ -8,14 +8,14 @@ from support.fake_gateway import (
     COMPLETION,
     DONE,
     HELLO,
-    Enclave,
-    Opened,
-    Pair,
-    Reply,
+    FakeEnclave,
+    FlowHarness,
+    OpenedRequest,
+    ScriptedResponse,
     chunk,
+    error_text,
     event,
     every_byte,
-    said,
     text_of,
 )
 
@@ -27,9 +27,9 @@ from prem_core._protocol.request_body import chat_body
 from prem_core._protocol.response_body import BodyReader, open_completion
 
 MAX = 1 << 20
-ENCLAVE = Enclave()
+ENCLAVE = FakeEnclave()
 KEYS = EncryptionKeys.encapsulate(ENCLAVE.public)
-OPENED: Opened = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
+OPENED: OpenedRequest = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
 STREAM = OPENED.stream()
 PART = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
 FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
@@ -63,7 +63,7 @@ def whole(stream):
     return found, error
 
 
-def test_a_whole_stream_gives_its_chunks():
+def test_a_complete_stream_yields_its_chunks():
     found, error = whole(STREAM)
     assert error is None
     assert text_of(found) == "Hello"
@@ -72,7 +72,7 @@ def test_a_whole_stream_gives_its_chunks():
     assert found[-1].usage.total_tokens == 5
 
 
-def test_a_stream_cut_short_at_any_byte_is_an_error():
+def test_a_stream_truncated_at_any_byte_is_an_error():
     for length in range(len(STREAM)):
         for pieces in ([STREAM[:length]], [STREAM[: length // 2], STREAM[length // 2 : length]]):
             found, error = read(pieces)
@@ -84,7 +84,7 @@ def test_a_stream_cut_short_at_any_byte_is_an_error():
                 assert type(error) is errors.StreamInterruptedError
 
 
-def test_a_stream_cut_short_gives_the_chunks_that_came():
+def test_a_truncated_stream_yields_the_chunks_before_the_truncation():
     stream = OPENED.events(PART, PART, PART)
     found, error = whole(stream)
     assert len(found) == 3
@@ -93,45 +93,45 @@ def test_a_stream_cut_short_gives_the_chunks_that_came():
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=10))
 @settings(max_examples=100, deadline=None)
-def test_however_a_stream_is_cut_into_pieces_it_reads_the_same(places):
+def test_a_stream_split_in_any_way_yields_the_same_chunks(places):
     marks = [0, *sorted(places), len(STREAM)]
     found, error = read(STREAM[a:b] for a, b in itertools.pairwise(marks))
     assert error is None
     assert found == read([STREAM])[0]
 
 
-def test_a_stream_of_no_bytes_is_an_error():
+def test_an_empty_stream_is_an_error():
     assert type(read([])[1]) is errors.StreamInterruptedError
     assert type(read([b""])[1]) is errors.StreamInterruptedError
 
 
-def test_done_alone_is_no_answer():
+def test_done_without_any_chunk_is_an_error():
     assert type(whole(DONE)[1]) is errors.StreamInterruptedError
 
 
-def test_done_without_a_finish_reason_is_a_cut_answer():
+def test_done_without_a_finish_reason_is_a_truncated_response():
     found, error = whole(OPENED.events(PART, PART) + DONE)
     assert len(found) == 2
     assert type(error) is errors.StreamInterruptedError
 
 
-def test_done_before_every_choice_has_finished_is_a_cut_answer():
+def test_done_before_every_choice_has_finished_is_a_truncated_response():
     second = {"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": None}]}
     found, error = whole(OPENED.events(PART, second, FINISH) + DONE)
     assert len(found) == 3
     assert type(error) is errors.StreamInterruptedError
 
 
-def test_every_choice_that_has_finished_makes_a_whole_answer():
+def test_a_response_is_complete_when_every_choice_has_finished():
     second = {"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": "length"}]}
     assert whole(OPENED.events(PART, second, FINISH) + DONE)[1] is None
 
 
-def test_usage_alone_is_no_answer():
+def test_usage_without_a_choice_is_an_error():
     assert type(whole(OPENED.events(HELLO[-1]) + DONE)[1]) is errors.StreamInterruptedError
 
 
-def test_a_finish_reason_without_done_is_a_cut_answer():
+def test_a_finish_reason_without_done_is_a_truncated_response():
     assert type(whole(OPENED.events(PART, FINISH))[1]) is errors.StreamInterruptedError
 
 
@@ -145,14 +145,14 @@ def test_a_finish_reason_without_done_is_a_cut_answer():
         b"event: done\r\ndata: {}\r\n\r\n",
     ],
 )
-def test_done_is_read_in_every_form(done):
+def test_done_is_recognised_in_every_form(done):
     stream = OPENED.events(PART, FINISH) + done
     found, error = read([stream])
     assert error is None
     assert len(found) == 2
 
 
-def test_what_follows_done_is_not_looked_at():
+def test_data_after_done_is_ignored():
     for rest in (b"event: error\ndata: {}\n\n", b"event: data\ndata: zz\n\n", b"x" * (MAX + 1), STREAM):
         stream = reader()
         assert len(list(stream.feed(STREAM + rest))) == len(HELLO)
@@ -175,7 +175,7 @@ def test_an_unknown_event_is_ignored():
     assert len(found) == 2
 
 
-def test_comments_in_between_are_ignored():
+def test_comments_between_events_are_ignored():
     stream = b": hi\n\n" + OPENED.events(PART) + b": keep-alive\n\n" + OPENED.events(FINISH) + b":\n" + DONE
     assert whole(stream)[1] is None
 
@@ -207,7 +207,7 @@ def test_comments_in_between_are_ignored():
         {"choices": [], "usage": {"prompt_tokens": None}},
     ],
 )
-def test_a_chunk_that_differs_from_the_schema_is_read(value):
+def test_a_chunk_that_deviates_from_the_schema_is_parsed(value):
     found, error = whole(OPENED.events(value, PART, FINISH) + DONE)
     assert error is None
     assert len(found) == 3
@@ -215,7 +215,7 @@ def test_a_chunk_that_differs_from_the_schema_is_read(value):
 
 
 @pytest.mark.parametrize("plain", [b"", b"hello", b"[]", b'{"choices": 5}', b"\xff"])
-def test_a_chunk_that_opens_and_is_none_is_an_error(plain):
+def test_decrypted_data_that_is_no_chunk_is_an_error(plain):
     found, error = whole(OPENED.events(PART) + event("data", OPENED.seal(plain)) + DONE)
     assert len(found) == 1
     assert type(error) is errors.APIResponseValidationError
@@ -235,7 +235,7 @@ ERROR = {"error": {"message": "it failed", "type": "rate_limit_error"}}
         json.dumps(ERROR, indent=1).replace("\n", "\ndata: "),
     ],
 )
-def test_a_plain_error_event_is_the_error_it_stands_for(data):
+def test_a_plaintext_error_event_raises_the_matching_error(data):
     found, error = whole(OPENED.events(PART) + event("error", data) + DONE)
     assert len(found) == 1
     assert type(error) is errors.RateLimitError
@@ -243,7 +243,7 @@ def test_a_plain_error_event_is_the_error_it_stands_for(data):
 
 
 @pytest.mark.parametrize("value", [ERROR, ERROR["error"]])
-def test_an_encrypted_error_event_is_the_error_it_stands_for(value):
+def test_an_encrypted_error_event_raises_the_matching_error(value):
     found, error = whole(OPENED.events(PART) + event("error", OPENED.seal(value)) + DONE)
     assert len(found) == 1
     assert type(error) is errors.RateLimitError
@@ -259,12 +259,12 @@ def test_an_error_inside_a_chunk_is_an_error(value):
 
 
 @pytest.mark.parametrize("plain", [b"not json", b"", b"[]", b'"words"', b"\xff"])
-def test_an_error_event_that_makes_no_sense_is_an_error_all_the_same(plain):
+def test_a_malformed_error_event_is_still_an_error(plain):
     _, error = whole(event("error", OPENED.seal(plain)))
     assert isinstance(error, errors.APIError)
 
 
-def test_an_error_event_that_does_not_open_is_a_decryption_error():
+def test_an_error_event_that_cannot_be_decrypted_is_a_decryption_error():
     wrong = (
         OPENED.seal(ERROR)[:-2] + "00"
         if not OPENED.seal(ERROR).endswith("00")
@@ -276,14 +276,14 @@ def test_an_error_event_that_does_not_open_is_a_decryption_error():
 @pytest.mark.parametrize(
     "data", ["{", '{"error"', "{}", '{"error": {"message": {"a": 1}}}', '{"error": "\\ud800"}']
 )
-def test_a_plain_error_event_of_any_form_is_an_api_error(data):
+def test_a_plaintext_error_event_of_any_form_is_an_api_error(data):
     assert isinstance(whole(event("error", data))[1], errors.APIError)
 
 
 # --- tampering
 
 
-def test_a_changed_hex_digit_anywhere_does_not_open():
+def test_a_changed_hex_digit_anywhere_is_a_decryption_error():
     sealed = OPENED.seal(chunk(PART))
     for place in range(len(sealed)):
         digit = "0123456789abcdef"[(int(sealed[place], 16) + 1) % 16]
@@ -317,24 +317,24 @@ def test_data_that_is_not_hex_or_too_short_is_a_decryption_error(data):
     assert type(error) is errors.DecryptionError
 
 
-def test_a_plain_chunk_is_not_believed():
+def test_a_plaintext_chunk_is_rejected():
     found, error = whole(event("data", json.dumps(chunk(PART))) + DONE)
     assert found == []
     assert type(error) is errors.DecryptionError
 
 
-def test_a_chunk_of_another_exchange_does_not_open():
+def test_a_chunk_of_another_request_is_a_decryption_error():
     other = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
     assert type(whole(other.stream())[1]) is errors.DecryptionError
     stranger = ENCLAVE.open(chat_body(EncryptionKeys.encapsulate(ENCLAVE.public), b"{}", OPENED.nonce))
     assert type(whole(stranger.stream())[1]) is errors.DecryptionError
 
 
-def test_a_fault_says_nothing_of_the_words():
+def test_stream_errors_do_not_quote_the_content():
     value = {"choices": "SECRET WORDS"}
     _, error = whole(event("data", OPENED.seal(chunk(value))))
     assert type(error) is errors.APIResponseValidationError
-    assert "SECRET" not in said(error)
+    assert "SECRET" not in error_text(error)
 
 
 FAULTS = {
@@ -349,7 +349,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "kind"), FAULTS.values(), ids=FAULTS)
-def test_the_chunks_before_a_fault_come_before_it_however_the_stream_is_cut(fault, kind):
+def test_the_chunks_before_an_error_are_yielded_first_however_the_stream_is_split(fault, kind):
     good = OPENED.events(PART, PART)
     stream = good + fault
     sizes = [len(stream), len(good), len(good) + 1, len(good) - 1, 4096, 64, 7]
@@ -368,20 +368,20 @@ def test_an_event_that_is_too_large_is_an_error():
 # --- the envelope form
 
 
-def test_an_envelope_is_a_whole_answer():
+def test_an_envelope_is_a_complete_response():
     completion = open_completion(KEYS, OPENED.envelope())
     assert completion.choices[0].message.content == "Hello"
     assert completion.choices[0].finish_reason == "stop"
 
 
-def test_an_envelope_cut_short_at_any_byte_is_an_error():
+def test_an_envelope_truncated_at_any_byte_is_an_error():
     body = OPENED.envelope()
     for length in range(len(body)):
         with pytest.raises(errors.APIResponseValidationError):
             open_completion(KEYS, body[:length])
 
 
-def test_an_envelope_whose_answer_has_no_finish_reason_is_cut():
+def test_an_envelope_without_a_finish_reason_is_a_truncated_response():
     message = {"role": "assistant", "content": "Hel"}
     for reason in ({"finish_reason": None}, {}):
         value = {**COMPLETION, "choices": [{"index": 0, "message": message, **reason}]}
@@ -389,7 +389,7 @@ def test_an_envelope_whose_answer_has_no_finish_reason_is_cut():
             open_completion(KEYS, OPENED.envelope(value))
 
 
-def test_an_envelope_with_an_error_inside_is_that_error():
+def test_an_envelope_with_an_error_inside_raises_that_error():
     with pytest.raises(errors.RateLimitError, match="it failed"):
         open_completion(KEYS, OPENED.envelope(ERROR))
 
@@ -397,12 +397,12 @@ def test_an_envelope_with_an_error_inside_is_that_error():
 @pytest.mark.parametrize(
     "value", [{}, [], b"text", {**COMPLETION, "choices": []}, {**COMPLETION, "choices": None}]
 )
-def test_an_envelope_without_an_answer_is_an_error(value):
+def test_an_envelope_without_a_response_is_an_error(value):
     with pytest.raises(errors.APIResponseValidationError):
         open_completion(KEYS, OPENED.envelope(value))
 
 
-def test_an_envelope_that_was_changed_does_not_open():
+def test_a_modified_envelope_is_a_decryption_error():
     value = json.loads(OPENED.envelope())
     sealed = value["data"]["encryptedResponse"]
     for place in range(len(sealed)):
@@ -413,14 +413,14 @@ def test_an_envelope_that_was_changed_does_not_open():
 
 
 @given(st.lists(st.binary(max_size=30), max_size=20))
-def test_a_body_is_the_sum_of_its_pieces(pieces):
+def test_a_body_is_the_concatenation_of_its_reads(pieces):
     found = BodyReader(1000)
     for piece in pieces:
         found.feed(piece)
     assert found.body() == b"".join(pieces)
 
 
-def test_a_body_that_fits_exactly_is_held_and_one_byte_more_is_an_error():
+def test_a_body_of_exactly_the_limit_is_read_and_one_byte_more_is_an_error():
     found = BodyReader(100)
     found.feed(bytes(60))
     found.feed(bytes(40))
@@ -433,14 +433,16 @@ def test_a_body_that_fits_exactly_is_held_and_one_byte_more_is_an_error():
 
 
 @pytest.mark.parametrize("cut", [lambda stream: [stream], every_byte])
-def test_both_ways_of_asking_read_the_same_answer(cut):
-    pair = Pair(answers=[lambda opened: Reply(cut(opened.stream()))])
-    assert text_of(pair.stream()) == "Hello"
-    assert pair.complete().choices[0].message.content == "Hello"
+def test_streamed_and_whole_requests_read_the_same_response(cut):
+    harness = FlowHarness(answers=[lambda opened: ScriptedResponse(cut(opened.stream()))])
+    assert text_of(harness.stream()) == "Hello"
+    assert harness.complete().choices[0].message.content == "Hello"
 
 
-def test_a_stream_cut_short_at_any_byte_is_never_a_short_answer():
+def test_a_stream_truncated_at_any_byte_is_never_returned_as_a_shorter_response():
     for length in range(0, len(STREAM) - 1, 7):
-        pair = Pair(answers=[lambda opened, length=length: Reply([opened.stream()[:length]])])
+        harness = FlowHarness(
+            answers=[lambda opened, length=length: ScriptedResponse([opened.stream()[:length]])]
+        )
         with pytest.raises(errors.StreamInterruptedError):
-            pair.complete()
+            harness.complete()

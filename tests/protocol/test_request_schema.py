@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from support.fake_gateway import COMPLETION, PARAMS, said
+from support.fake_gateway import COMPLETION, PARAMS, error_text
 from support.paths import SCHEMAS
 
 from prem_core._errors import InvalidParameterError
@@ -357,7 +357,7 @@ def invalid_params():
         yield name, {**PARAMS, name: W}
 
 
-def test_the_table_of_valid_values_has_every_published_parameter():
+def test_the_table_of_valid_values_covers_every_published_parameter():
     assert set(VALID) == set(SCHEMA["properties"])
 
 
@@ -371,24 +371,24 @@ def test_the_parameters_have_the_published_names_and_no_other():
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in VALID.items() for value in values]
 )
-def test_a_value_the_published_schema_allows_is_sent_as_it_is(name, value):
+def test_a_value_the_published_schema_allows_is_sent_unchanged(name, value):
     params = {**PARAMS, name: value}
     PUBLISHED.validate(params)
     assert json.loads(chat_plaintext(params)) == params
 
 
-def test_there_are_many_invalid_variations_and_each_stands_once():
+def test_the_invalid_variations_are_many_and_distinct():
     assert len(INVALID) >= 60
     assert len({repr(pair) for pair in INVALID}) == len(INVALID)
 
 
 @pytest.mark.parametrize(("path", "params"), list(invalid_params()))
-def test_a_value_the_published_schema_forbids_is_refused_by_name_and_not_quoted(path, params):
+def test_a_value_the_published_schema_forbids_is_rejected_by_name_without_quoting_it(path, params):
     assert not PUBLISHED.is_valid(params)
     error = refusal(params)
     assert error.param == path
     assert path in str(error)
-    assert W not in said(error)
+    assert W not in error_text(error)
 
 
 # --- generated parameters
@@ -508,7 +508,7 @@ GENERATED = settings(max_examples=120, deadline=None, suppress_health_check=list
 
 @given(VALID_PARAMS)
 @GENERATED
-def test_what_the_published_schema_allows_is_accepted_unchanged(params):
+def test_valid_parameters_are_accepted_unchanged(params):
     PUBLISHED.validate(params)
     before = copy.deepcopy(params)
     assert json.loads(chat_plaintext(params)) == params
@@ -547,7 +547,7 @@ def nearly_valid(draw):
 
 @given(nearly_valid())
 @GENERATED
-def test_whatever_is_accepted_satisfies_the_published_schema(params):
+def test_accepted_parameters_satisfy_the_published_schema(params):
     try:
         plain = chat_plaintext(params)
     except InvalidParameterError as error:
@@ -559,17 +559,17 @@ def test_whatever_is_accepted_satisfies_the_published_schema(params):
 # --- the forms OpenAI users write
 
 
-def test_none_means_not_given():
+def test_a_parameter_that_is_none_is_omitted():
     params = {**PARAMS, **dict.fromkeys(sorted(PARAM_NAMES - {"messages", "model"}))}
     assert json.loads(chat_plaintext(params)) == PARAMS
 
 
-def test_a_none_in_a_message_means_not_given():
+def test_a_message_field_that_is_none_is_omitted():
     message = {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "name": None}
     assert sent(messages=[message])["messages"] == [{"role": "assistant", "tool_calls": [CALL]}]
 
 
-def test_an_unknown_parameter_that_is_none_is_not_given():
+def test_an_unknown_parameter_that_is_none_is_omitted():
     assert sent(top_k=None, parallel_tool_calls=None) == PARAMS
 
 
@@ -578,14 +578,14 @@ def test_a_developer_message_is_sent_as_a_system_message():
     assert sent(messages=[message])["messages"] == [{"role": "system", "content": "a", "name": "n"}]
 
 
-def test_a_message_of_an_answer_goes_back_as_it_is():
+def test_a_message_of_a_response_can_be_sent_unchanged():
     answer = ChatCompletion.model_validate(COMPLETION).choices[0].message
     found = sent(messages=[*PARAMS["messages"], answer])
     PUBLISHED.validate(found)
     assert found["messages"][1] == {"role": "assistant", "content": "Hello"}
 
 
-def test_a_message_with_tool_calls_and_reasoning_goes_back_as_it_is():
+def test_a_response_message_with_tool_calls_and_reasoning_can_be_sent_unchanged():
     answer = ChatCompletionMessage.model_validate(
         {"content": None, "reasoning_content": "r", "tool_calls": [CALL], "annotations": None, "new": "x"}
     )
@@ -639,11 +639,11 @@ def test_a_message_may_be_any_mapping(kind):
         ("tools", ({"type": "custom", "custom": {"name": "c"}},)),
     ],
 )
-def test_a_tuple_is_a_list(name, value):
+def test_a_tuple_is_sent_as_a_list(name, value):
     assert sent({name: value})[name] == list(value)
 
 
-def test_a_string_enumeration_is_its_text():
+def test_a_string_enum_is_sent_as_its_value():
     class Effort(enum.StrEnum):
         LOW = "low"
 
@@ -651,11 +651,11 @@ def test_a_string_enumeration_is_its_text():
     assert (found["model"], found["safety_identifier"]) == ("m", "low")
 
 
-def test_parallel_tool_calls_is_accepted_where_it_says_what_the_service_does():
+def test_parallel_tool_calls_is_accepted_where_it_matches_the_service():
     assert "parallel_tool_calls" not in sent(parallel_tool_calls=True)
 
 
-def test_parallel_tool_calls_that_cannot_be_promised_are_refused_with_the_reason():
+def test_unsupported_parallel_tool_calls_are_rejected_with_the_reason():
     error = refusal({**PARAMS, "parallel_tool_calls": False})
     assert error.param == "parallel_tool_calls"
     assert "Take the first call" in str(error)
@@ -670,16 +670,16 @@ def test_parallel_tool_calls_that_cannot_be_promised_are_refused_with_the_reason
         ("new", "extra_body"),
     ],
 )
-def test_a_name_the_schema_does_not_have_is_refused_with_what_to_use_instead(name, hint):
+def test_an_unknown_parameter_is_rejected_with_its_replacement(name, hint):
     assert hint in str(refusal({**PARAMS, name: 1}))
 
 
-def test_extra_body_is_passed_through_unchecked():
+def test_extra_body_is_sent_unvalidated():
     found = sent(extra_body={"top_k": 40, "temperature": 3, "nothing": None, "deep": {"x": [1]}})
     assert found == {**PARAMS, "top_k": 40, "temperature": 3, "nothing": None, "deep": {"x": [1]}}
 
 
-def test_extra_body_wins_over_the_parameters():
+def test_extra_body_overrides_the_parameters():
     assert sent(extra_body={"model": "other", "seed": 2}, seed=1) == {**PARAMS, "model": "other", "seed": 2}
 
 
@@ -688,7 +688,7 @@ def test_without_extra_body_nothing_is_added():
 
 
 @pytest.mark.parametrize("extra", [[], [("a", 1)], "text", 5, {1: 2}, {None: 1}, {b"a": 1}])
-def test_extra_body_of_another_form_is_refused(extra):
+def test_an_extra_body_that_is_no_mapping_is_rejected(extra):
     assert refusal(PARAMS, extra).param == "extra_body"
 
 
@@ -724,7 +724,7 @@ UNWRITABLE = {
 
 
 @pytest.mark.parametrize("make", UNWRITABLE.values(), ids=UNWRITABLE)
-def test_what_json_has_no_form_for_is_refused_by_name_and_not_quoted(make):
+def test_a_value_that_is_not_json_serialisable_is_rejected_by_name_without_quoting_it(make):
     value = make()
     places = [
         ("metadata_extra", {"metadata_extra": value}, None),
@@ -744,46 +744,46 @@ def test_what_json_has_no_form_for_is_refused_by_name_and_not_quoted(make):
 
 
 @pytest.mark.parametrize("make", UNWRITABLE.values(), ids=UNWRITABLE)
-def test_what_json_has_no_form_for_is_not_kept_by_the_error(make):
+def test_the_error_keeps_no_reference_to_a_value_that_is_not_json_serialisable(make):
     error = refusal({**PARAMS, "messages": [{"role": "user", "content": "a", "x": make()}]})
-    assert W not in said(error)
+    assert W not in error_text(error)
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udc00b", W + "\ud800"])
-def test_a_lone_surrogate_in_a_message_is_refused(text):
+def test_a_lone_surrogate_in_a_message_is_rejected(text):
     error = refusal({**PARAMS, "messages": user(text)})
     assert error.param.startswith("messages")
-    assert W not in said(error)
+    assert W not in error_text(error)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "frequency_penalty", "presence_penalty"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400])
-def test_a_number_that_is_none_is_refused(name, value):
+def test_a_number_that_is_nan_or_infinite_is_rejected(name, value):
     assert refusal({**PARAMS, name: value}).param == name
 
 
-def test_a_bias_that_is_no_number_is_refused():
+def test_a_logit_bias_that_is_no_number_is_rejected():
     assert refusal({**PARAMS, "logit_bias": {"7": float("nan")}}).param == "logit_bias.7"
 
 
 @pytest.mark.parametrize("params", [{1: 2}, {"\ud800": 1}, {None: 1}])
-def test_a_name_that_is_none_is_refused(params):
+def test_a_parameter_name_that_is_no_string_is_rejected(params):
     text = str(refusal({**PARAMS, **params}))
     text.encode()
 
 
-def test_a_name_in_extra_body_that_is_no_text_is_refused():
+def test_an_extra_body_name_that_is_no_string_is_rejected():
     error = refusal(PARAMS, {"\ud800": 1})
     str(error).encode()
     assert "surrogate" in str(error)
 
 
-def test_words_outside_ascii_are_sent_as_utf_8():
+def test_non_ascii_text_is_sent_as_utf_8():
     plain = chat_plaintext({**PARAMS, "messages": user("你好 🎉")})
     assert "你好 🎉".encode() in plain
 
 
-def test_the_plaintext_has_no_needless_space():
+def test_the_plaintext_is_compact_json():
     assert b": " not in chat_plaintext({**PARAMS, "messages": user("a")})
 
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from support.fake_gateway import COMPLETION, HELLO, chunk, said
+from support.fake_gateway import COMPLETION, HELLO, chunk, error_text
 from support.paths import SCHEMAS
 
 from prem_core._errors import APIResponseValidationError
@@ -23,35 +23,35 @@ def read(value, kind=ChatCompletionChunk):
 
 
 @pytest.mark.parametrize("value", SCHEMA["examples"])
-def test_the_published_examples_are_read(value):
+def test_the_published_examples_are_parsed(value):
     found = read(value)
     assert found.id == value["id"]
     assert found.model == value["model"]
     assert found.choices[0].finish_reason == value["choices"][0]["finish_reason"]
 
 
-def test_a_whole_answer_is_read():
+def test_a_complete_response_is_parsed():
     found = read(COMPLETION, ChatCompletion)
     assert found.choices[0].message.content == "Hello"
     assert found.choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("delta", [[], {}, None])
-def test_an_empty_delta_is_read_in_every_form(delta):
+def test_an_empty_delta_is_parsed_in_every_form(delta):
     found = read(chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}))
     assert found.choices[0].delta.content is None
     assert found.choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("function", [[], {}, None])
-def test_an_empty_function_is_read_in_every_form(function):
+def test_an_empty_function_is_parsed_in_every_form(function):
     found = read(
         chunk({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": function}]}}]})
     )
     assert len(found.choices[0].delta.tool_calls) == 1
 
 
-def test_null_stands_for_a_field_that_is_not_there():
+def test_null_counts_as_an_absent_field():
     fields = dict.fromkeys(
         ["id", "object", "created", "model", "choices", "usage", "system_fingerprint", "error"]
     )
@@ -63,7 +63,7 @@ def test_null_stands_for_a_field_that_is_not_there():
     assert found.choices[0].message.role == "assistant"
 
 
-def test_a_field_that_may_be_null_beside_an_odd_delta_keeps_its_neighbours():
+def test_a_null_field_next_to_an_empty_delta_does_not_affect_other_fields():
     # Read leniently because of the delta; what stands beside it must not suffer.
     logprobs = {"content": [{"token": "a", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
     value = chunk({"choices": [{"index": 1, "delta": [], "logprobs": logprobs, "finish_reason": "stop"}]})
@@ -96,7 +96,7 @@ def test_a_finish_reason_may_be_new(reason):
     )
 
 
-def test_defaults_are_not_shared_between_answers():
+def test_defaults_are_not_shared_between_responses():
     one, other = read({"choices": [{}]}), read({"choices": [{}]})
     one.choices[0].delta.content = "changed"
     one.choices.append(ChunkChoice())
@@ -118,10 +118,10 @@ def test_defaults_are_not_shared_between_answers():
         b"\x00",
     ],
 )
-def test_what_is_not_json_is_no_answer(plaintext):
+def test_a_response_that_is_not_json_is_rejected(plaintext):
     with pytest.raises(APIResponseValidationError, match="not JSON") as caught:
         read_json(ChatCompletionChunk, plaintext)
-    assert "SECRET" not in said(caught.value)
+    assert "SECRET" not in error_text(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_what_is_not_json_is_no_answer(plaintext):
         ({"usage": {"prompt_tokens": "SECRET"}}, "usage.prompt_tokens"),
     ],
 )
-def test_what_is_no_answer_is_refused_by_field_and_not_quoted(value, where):
+def test_an_invalid_response_is_rejected_by_field_name_without_quoting_it(value, where):
     with pytest.raises(APIResponseValidationError) as caught:
         read(value)
     assert where in str(caught.value)
-    assert "SECRET" not in said(caught.value)
+    assert "SECRET" not in error_text(caught.value)
 
 
-def test_a_repr_shows_the_shape_and_not_the_words():
+def test_a_repr_contains_the_structure_and_no_content():
     call = {"index": 0, "id": "call_1", "function": {"name": "SECRET", "arguments": "SECRET"}}
     delta = {
         "role": "assistant",
@@ -188,7 +188,7 @@ def test_a_repr_shows_the_shape_and_not_the_words():
     assert value.model_dump()["choices"][0]["delta"]["content"] == "SECRET"
 
 
-def test_a_repr_of_a_whole_answer_shows_its_length_only():
+def test_a_repr_of_a_response_contains_only_the_length_of_its_text():
     message = {"role": "assistant", "content": "SECRET", "tool_calls": []}
     value = read(
         {**COMPLETION, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}, ChatCompletion
@@ -197,18 +197,18 @@ def test_a_repr_of_a_whole_answer_shows_its_length_only():
     assert "…(6)" in repr(value)
 
 
-def test_an_answer_survives_a_round_trip_through_json():
+def test_a_response_survives_a_round_trip_through_json():
     value = read(chunk(HELLO[1]))
     assert ChatCompletionChunk.model_validate_json(value.model_dump_json()) == value
 
 
-def test_a_model_is_asked_for_by_its_model_name_else_by_its_id():
+def test_the_request_name_of_a_model_is_its_model_field_or_else_its_id():
     assert Model(id="a", model="b").request_name == "b"
     assert Model(id="a").request_name == "a"
     assert Model(id="a", model="").request_name == "a"
 
 
-def test_a_models_name_is_not_masked_away_from_who_lists_them():
+def test_the_repr_of_a_model_contains_its_name():
     model = Model(id="a", model="b", type="CHAT", enabled=True)
     assert model.model_dump(exclude_none=True) == {"id": "a", "model": "b", "type": "CHAT", "enabled": True}
     assert "id='a'" in repr(model)

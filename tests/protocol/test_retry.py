@@ -6,16 +6,14 @@ from email.utils import format_datetime, formatdate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_gateway import PARAMS, Pair, Reply, default_settings
+from support.fake_gateway import PARAMS, FlowHarness, ScriptedResponse, default_settings
 
 from prem_core import _errors as errors
 from prem_core._protocol.retry import (
     FIRST_DELAY,
     MAX_DELAY,
     MAX_RETRY_AFTER,
-    RETRYABLE_STATUS_CODES,
     RetryPolicy,
-    is_retryable,
     parse_retry_after,
 )
 
@@ -28,59 +26,59 @@ def limited(retry_after=None):
     return errors.RateLimitError("slow down", status_code=429, retry_after=retry_after)
 
 
-def test_the_wait_doubles_up_to_its_limit():
-    policy = RetryPolicy(max_retries=8, dice=lambda: 0.0)
+def test_the_backoff_doubles_up_to_its_limit():
+    policy = RetryPolicy(max_retries=8, rng=lambda: 0.0)
     assert [policy.delay(n, BROKEN) for n in range(7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
 
 
 @given(retries=st.integers(0, 100_000), dice=DICE)
-def test_the_wait_is_always_between_a_quarter_second_and_the_limit(retries, dice):
-    delay = RetryPolicy(max_retries=retries + 1, dice=lambda: dice).delay(retries, BROKEN)
+def test_the_backoff_is_always_between_a_quarter_second_and_the_limit(retries, dice):
+    delay = RetryPolicy(max_retries=retries + 1, rng=lambda: dice).delay(retries, BROKEN)
     assert FIRST_DELAY / 2 <= delay <= MAX_DELAY
 
 
 @given(st.integers(0, 20), DICE, DICE)
-def test_jitter_shortens_a_wait_by_up_to_a_half(retries, one, other):
+def test_jitter_shortens_the_backoff_by_up_to_a_half(retries, one, other):
     def delay(dice):
-        return RetryPolicy(max_retries=100, dice=lambda: dice).delay(retries, BROKEN)
+        return RetryPolicy(max_retries=100, rng=lambda: dice).delay(retries, BROKEN)
 
     assert delay(0.0) / 2 <= delay(one) <= delay(0.0)
     assert delay(max(one, other)) <= delay(min(one, other))
     assert delay(0.75) < delay(0.25)
 
 
-def test_the_jitter_is_real_dice_by_default():
+def test_jitter_is_random_by_default():
     policy = RetryPolicy()
     assert len({policy.delay(0, BROKEN) for _ in range(50)}) > 10
 
 
 @pytest.mark.parametrize("max_retries", range(5))
-def test_the_last_try_is_not_followed_by_a_wait(max_retries):
+def test_there_is_no_backoff_after_the_last_attempt(max_retries):
     policy = RetryPolicy(max_retries=max_retries)
     assert all(policy.delay(n, BROKEN) is not None for n in range(max_retries))
     assert policy.delay(max_retries, BROKEN) is None
 
 
 @given(asked=st.floats(0, MAX_RETRY_AFTER), retries=st.integers(0, 20), dice=DICE)
-def test_a_wait_the_service_asks_for_is_never_shortened(asked, retries, dice):
-    delay = RetryPolicy(max_retries=100, dice=lambda: dice).delay(retries, limited(asked))
+def test_retry_after_is_never_shortened(asked, retries, dice):
+    delay = RetryPolicy(max_retries=100, rng=lambda: dice).delay(retries, limited(asked))
     assert asked <= delay <= asked + MAX_DELAY
 
 
 @pytest.mark.parametrize("asked", [MAX_RETRY_AFTER + 0.1, 3600.0, 1e9])
-def test_a_wait_too_long_to_sit_through_in_silence_is_the_callers_to_decide(asked):
+def test_a_retry_after_above_the_limit_is_raised_to_the_caller(asked):
     assert RetryPolicy().delay(0, limited(asked)) is None
 
 
-def test_callers_told_to_wait_the_same_do_not_come_back_together():
+def test_retries_with_the_same_retry_after_are_spread():
     assert len({RetryPolicy().delay(0, limited(1.0)) for _ in range(50)}) > 10
 
 
 @pytest.mark.parametrize("status", range(300, 600))
-def test_a_status_is_retried_only_when_a_later_try_may_help(status):
+def test_only_retryable_statuses_are_retried(status):
     error = errors.APIStatusError("no", status_code=status)
-    assert is_retryable(error) is (status in {408, 429, 500, 502, 503, 504})
-    assert (RetryPolicy().delay(0, error) is not None) is (status in RETRYABLE_STATUS_CODES)
+    assert error.is_retryable is (status in {408, 409, 429} or status >= 500)
+    assert (RetryPolicy().delay(0, error) is not None) is error.is_retryable
 
 
 @pytest.mark.parametrize(
@@ -95,8 +93,8 @@ def test_a_status_is_retried_only_when_a_later_try_may_help(status):
         (errors.APIStatusError("x"), False),
     ],
 )
-def test_a_connection_that_failed_is_retried_and_an_answer_that_makes_no_sense_is_not(error, expected):
-    assert is_retryable(error) is expected
+def test_a_failed_connection_is_retried_and_an_invalid_response_is_not(error, expected):
+    assert error.is_retryable is expected
 
 
 @pytest.mark.parametrize(
@@ -125,14 +123,14 @@ def test_retry_after_in_seconds_is_read(value, seconds):
         "Fri, 99 Nov 2023 99:99:99 GMT",
     ],
 )
-def test_a_retry_after_that_cannot_be_read_is_none(value):
+def test_an_invalid_retry_after_is_none(value):
     assert parse_retry_after(value, NOW) is None
 
 
 @pytest.mark.parametrize(
     "value", ["inf", "Infinity", "1e400", "1e308", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"]
 )
-def test_an_absurd_retry_after_is_a_number_nobody_waits_for(value):
+def test_a_huge_retry_after_is_never_slept(value):
     seconds = parse_retry_after(value, NOW)
     assert seconds is not None
     assert MAX_RETRY_AFTER < seconds < float("inf")
@@ -140,7 +138,7 @@ def test_an_absurd_retry_after_is_a_number_nobody_waits_for(value):
 
 
 @given(st.text(max_size=40))
-def test_no_retry_after_can_break_the_reading_of_it(value):
+def test_any_retry_after_is_parsed_without_an_error(value):
     seconds = parse_retry_after(value, NOW)
     assert seconds is None or 0 <= seconds < float("inf")
 
@@ -170,7 +168,7 @@ def zone(request, monkeypatch):
         "Sun, 06 Nov 1994 08:49:37 -0000",
     ],
 )
-def test_every_form_of_an_http_date_is_gmt_wherever_the_client_is(value):
+def test_every_form_of_an_http_date_is_gmt_in_any_time_zone(value):
     # RFC 9110, 5.6.7: a recipient must read all three forms, and the time is always UTC.
     then = datetime(1994, 11, 6, 8, 49, 37, tzinfo=UTC)
     assert parse_retry_after(value, then.timestamp() - 100) == 100
@@ -178,69 +176,89 @@ def test_every_form_of_an_http_date_is_gmt_wherever_the_client_is(value):
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
-@pytest.mark.parametrize("failure", [BROKEN, Reply([b"{}"], 503), Reply([b"<html>"], 429), Reply([b""], 408)])
-def test_max_retries_counts_the_tries_after_the_first(max_retries, failure):
-    pair = Pair(default_settings(max_retries=max_retries), answers=[failure])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        BROKEN,
+        ScriptedResponse([b"{}"], 503),
+        ScriptedResponse([b"<html>"], 429),
+        ScriptedResponse([b""], 408),
+    ],
+)
+def test_max_retries_counts_the_attempts_after_the_first(max_retries, failure):
+    harness = FlowHarness(default_settings(max_retries=max_retries), answers=[failure])
     with pytest.raises(errors.APIError):
-        pair.complete()
-    assert len(pair.sent) == max_retries + 1
-    assert pair.sleeps == [0.5, 1.0, 2.0][:max_retries]
+        harness.complete()
+    assert len(harness.sent) == max_retries + 1
+    assert harness.sleeps == [0.5, 1.0, 2.0][:max_retries]
 
 
-def test_a_service_that_recovers_is_answered_from():
-    pair = Pair(answers=[BROKEN, Reply([b""], 503), lambda opened: opened.stream()])
-    assert pair.complete().choices[0].message.content == "Hello"
-    assert len(pair.sent) == 3
+def test_a_service_that_recovers_is_retried_successfully():
+    harness = FlowHarness(answers=[BROKEN, ScriptedResponse([b""], 503), lambda opened: opened.stream()])
+    assert harness.complete().choices[0].message.content == "Hello"
+    assert len(harness.sent) == 3
 
 
-def test_the_service_is_given_the_time_it_asks_for():
-    pair = Pair(answers=[Reply([b""], 429, {"retry-after": "7"}), lambda opened: opened.stream()])
-    pair.complete()
-    assert pair.sleeps == [7 + FIRST_DELAY / 4]
+def test_a_retry_waits_for_retry_after():
+    harness = FlowHarness(
+        answers=[ScriptedResponse([b""], 429, {"retry-after": "7"}), lambda opened: opened.stream()]
+    )
+    harness.complete()
+    assert harness.sleeps == [7 + FIRST_DELAY / 4]
 
 
-def test_a_retry_after_date_counts_from_when_the_reply_came():
+def test_a_retry_after_date_counts_from_the_time_of_the_response():
     headers = {"retry-after": formatdate(NOW + 20, usegmt=True)}
-    pair = Pair(answers=[Reply([b""], 503, headers, received=NOW), lambda opened: opened.stream()])
-    pair.complete()
-    assert pair.sleeps == [20 + FIRST_DELAY / 4]
+    harness = FlowHarness(
+        answers=[ScriptedResponse([b""], 503, headers, received=NOW), lambda opened: opened.stream()]
+    )
+    harness.complete()
+    assert harness.sleeps == [20 + FIRST_DELAY / 4]
 
 
-def test_an_hour_is_not_slept_and_the_error_carries_it():
-    pair = Pair(answers=[Reply([b""], 429, {"retry-after": "3600"})])
+def test_a_retry_after_of_an_hour_is_raised_and_not_slept():
+    harness = FlowHarness(answers=[ScriptedResponse([b""], 429, {"retry-after": "3600"})])
     with pytest.raises(errors.RateLimitError) as caught:
-        pair.complete()
+        harness.complete()
     assert caught.value.retry_after == 3600
-    assert pair.sleeps == []
+    assert harness.sleeps == []
 
 
-@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 409, 413, 422, 501])
-def test_a_request_that_is_refused_is_not_sent_again(status):
-    pair = Pair(answers=[Reply([b"{}"], status)])
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 413, 422, 451])
+def test_a_rejected_request_is_not_retried(status):
+    harness = FlowHarness(answers=[ScriptedResponse([b"{}"], status)])
     with pytest.raises(errors.APIStatusError):
-        pair.complete()
-    assert len(pair.sent) == 1
+        harness.complete()
+    assert len(harness.sent) == 1
 
 
-def test_nothing_is_sent_again_once_a_chunk_has_come():
+def test_there_is_no_retry_after_the_first_chunk():
     def cut(opened):
-        return Reply([opened.events({"choices": [{"index": 0, "delta": {"content": "a"}}]}), BROKEN])
+        return ScriptedResponse(
+            [opened.events({"choices": [{"index": 0, "delta": {"content": "a"}}]}), BROKEN]
+        )
 
-    for run in (lambda pair: pair.complete(), lambda pair: list(pair.stream())):
-        pair = Pair(answers=[cut])
+    for run in (lambda harness: harness.complete(), lambda harness: list(harness.stream())):
+        harness = FlowHarness(answers=[cut])
         with pytest.raises(errors.APIConnectionError):
-            run(pair)
-        assert len(pair.sent) == 1
-        assert pair.sleeps == []
+            run(harness)
+        assert len(harness.sent) == 1
+        assert harness.sleeps == []
 
 
-def test_a_stream_that_breaks_before_its_first_chunk_is_asked_for_again():
-    pair = Pair(answers=[Reply([b": hello\n\n", BROKEN]), Reply([]), lambda opened: opened.stream()])
-    assert len(list(pair.stream())) == 5
-    assert len(pair.sent) == 3
+def test_a_stream_that_fails_before_its_first_chunk_is_retried():
+    harness = FlowHarness(
+        answers=[
+            ScriptedResponse([b": hello\n\n", BROKEN]),
+            ScriptedResponse([]),
+            lambda opened: opened.stream(),
+        ]
+    )
+    assert len(list(harness.stream())) == 5
+    assert len(harness.sent) == 3
 
 
-def test_the_same_parameters_are_sent_at_every_try():
-    pair = Pair(answers=[lambda _: BROKEN, lambda _: BROKEN, lambda opened: opened.stream()])
-    pair.complete(seed=7)
-    assert [opened.params for opened in pair.opened] == [{**PARAMS, "seed": 7}] * 3
+def test_every_attempt_sends_the_same_parameters():
+    harness = FlowHarness(answers=[lambda _: BROKEN, lambda _: BROKEN, lambda opened: opened.stream()])
+    harness.complete(seed=7)
+    assert [opened.params for opened in harness.opened] == [{**PARAMS, "seed": 7}] * 3

@@ -81,23 +81,23 @@ CASES = {
 
 
 @pytest.mark.parametrize(("stream", "expected"), CASES.values(), ids=CASES)
-def test_a_stream_is_read_as_the_standard_says(stream, expected):
+def test_events_are_parsed_as_in_the_standard(stream, expected):
     assert events(stream) == expected
 
 
 @pytest.mark.parametrize(("stream", "expected"), CASES.values(), ids=CASES)
-def test_a_stream_is_read_the_same_byte_by_byte(stream, expected):
+def test_events_are_parsed_the_same_byte_by_byte(stream, expected):
     assert decode(stream[i : i + 1] for i in range(len(stream))) == (expected, False)
 
 
 @pytest.mark.parametrize(("stream", "expected"), CASES.values(), ids=CASES)
-def test_a_stream_is_read_the_same_cut_in_two_anywhere(stream, expected):
+def test_events_are_parsed_the_same_when_split_in_two_anywhere(stream, expected):
     for cut in range(len(stream) + 1):
         assert decode([stream[:cut], stream[cut:]]) == (expected, False)
 
 
 @pytest.mark.parametrize(("stream", "expected"), CASES.values(), ids=CASES)
-def test_empty_pieces_change_nothing(stream, expected):
+def test_empty_reads_change_nothing(stream, expected):
     pieces = [piece for i in range(len(stream)) for piece in (b"", stream[i : i + 1], b"")]
     assert decode(pieces) == (expected, False)
 
@@ -134,7 +134,7 @@ def cut(stream, places):
 @given(STREAMS, st.lists(st.integers(0, 10_000), max_size=8))
 @settings(max_examples=400, deadline=None)
 @example(b"data: a\r\n\r\n", [8, 10])
-def test_however_a_stream_is_cut_the_same_events_come_out(stream, places):
+def test_events_are_the_same_however_the_stream_is_split(stream, places):
     def raw(pieces):
         decoder = EventDecoder(MAX)
         return [event for piece in pieces for event in decoder.feed(piece)]
@@ -146,7 +146,7 @@ def test_however_a_stream_is_cut_the_same_events_come_out(stream, places):
 @settings(max_examples=400, deadline=None)
 @example(b": a long comment\ndata: x\n\n", [8], 12)
 @example(b"data: 1234\nevent: a\n\n", [14], 12)
-def test_however_a_stream_is_cut_the_limit_falls_at_the_same_place(stream, places, limit):
+def test_the_limit_is_at_the_same_byte_however_the_stream_is_split(stream, places, limit):
     def raw(pieces):
         decoder = EventDecoder(limit)
         found = []
@@ -173,7 +173,7 @@ def test_however_a_stream_is_cut_the_limit_falls_at_the_same_place(stream, place
     ),
     st.sampled_from([b"\n", b"\r", b"\r\n"]),
 )
-def test_what_a_server_writes_is_what_is_read(written, end):
+def test_written_events_are_parsed_back(written, end):
     stream = b"".join(
         b"event: " + name + end + b"".join(b"data: " + line + end for line in data) + end
         for name, data in written
@@ -181,7 +181,7 @@ def test_what_a_server_writes_is_what_is_read(written, end):
     assert list(EventDecoder(MAX).feed(stream)) == [(name, b"\n".join(data)) for name, data in written]
 
 
-def test_an_event_that_fits_the_buffer_exactly_is_given():
+def test_an_event_of_exactly_the_limit_is_parsed():
     stream = b"data: " + b"a" * 94 + b"\n\n"
     assert decode([stream], 100) == ([("message", "a" * 94)], False)
     assert decode([stream[i : i + 1] for i in range(len(stream))], 100) == ([("message", "a" * 94)], False)
@@ -206,12 +206,12 @@ def test_an_event_that_fits_the_buffer_exactly_is_given():
         b"\xef\xbb\xbf" + b"a" * 1000,
     ],
 )
-def test_an_event_larger_than_the_buffer_is_an_error_however_it_comes(stream, size):
+def test_an_event_larger_than_the_buffer_is_an_error_however_it_is_split(stream, size):
     pieces = [stream[i : i + size] for i in range(0, len(stream), size)]
     assert decode(pieces, 100) == ([], True)
 
 
-def test_the_events_before_one_that_is_too_large_are_given():
+def test_the_events_before_one_that_is_too_large_are_parsed():
     stream = b"data: a\n\ndata: b\n\ndata: " + b"c" * 200 + b"\n\ndata: d\n\n"
     for pieces in ([stream], [stream[i : i + 1] for i in range(len(stream))]):
         assert decode(pieces, 100) == ([("message", "a"), ("message", "b")], True)
@@ -232,7 +232,7 @@ def test_the_error_names_the_limit_and_not_the_data():
     assert "secret" not in str(caught.value)
 
 
-def test_an_event_of_10_mb_in_pieces_is_read():
+def test_an_event_of_10_mb_in_small_reads_is_parsed():
     data = b"0123456789abcdef" * (10 * 65536)
     stream = b"event: data\ndata: " + data + b"\n\n"
     decoder = EventDecoder(11 << 20)
@@ -240,14 +240,14 @@ def test_an_event_of_10_mb_in_pieces_is_read():
     assert found == [(b"data", data)]
 
 
-def test_an_event_of_many_lines_is_read():
+def test_an_event_of_many_lines_is_parsed():
     decoder = EventDecoder(MAX)
     found = [event for _ in range(100_000) for event in decoder.feed(b"data: a\n")]
     assert found == []
     assert list(decoder.feed(b"\n")) == [(b"message", b"\n".join([b"a"] * 100_000))]
 
 
-def test_nothing_is_held_once_an_event_is_given():
+def test_no_data_is_kept_after_an_event_was_parsed():
     decoder = EventDecoder(MAX)
     list(decoder.feed(b"event: data\ndata: a"))
     assert decoder.pending

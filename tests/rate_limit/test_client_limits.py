@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from support.fake_gateway import DONE, HELLO, PARAMS, Enclave, Gateway, say_hello, text_of, until
+from support.fake_gateway import DONE, HELLO, PARAMS, FakeEnclave, FakeGateway, stream_hello, text_of
+from support.waiting import eventually
 
 from prem_core import AsyncPremClient, ConfigurationError, Limits, PremClient, RateLimitError, Stats
 from prem_core import _errors as errors
@@ -30,7 +31,7 @@ needs_proc = pytest.mark.skipif(
 class Counting:
     """Answers after a moment, and counts how many it answers at once."""
 
-    def __init__(self, seconds=0.03, answer=say_hello):
+    def __init__(self, seconds=0.03, answer=stream_hello):
         self.seconds, self.answer = seconds, answer
         self.lock, self.now, self.most, self.all = threading.Lock(), 0, 0, 0
 
@@ -48,7 +49,7 @@ class Counting:
 class Holding:
     """Sends one chunk, and then what `then` does until the client leaves."""
 
-    def __init__(self, then=lambda call: call.left()):
+    def __init__(self, then=lambda call: call.wait_for_disconnect()):
         self.then, self.left, self.begun = then, threading.Event(), threading.Event()
 
     def __call__(self, call):
@@ -57,13 +58,13 @@ class Holding:
         call.piece(opened.events(PART))
         self.begun.set()
         self.then(call)
-        if call.left(SOON):
+        if call.wait_for_disconnect(SOON):
             self.left.set()
 
 
 def dripping(call):
     """Comments, as long as anybody listens."""
-    while not call.left(0.05):
+    while not call.wait_for_disconnect(0.05):
         call.piece(COMMENT)
 
 
@@ -76,7 +77,7 @@ def ask(client, **params):
 
 def test_threads_have_no_more_than_the_slots_in_flight():
     chat = Counting()
-    with Gateway(chat) as gateway, PremClient(**gateway.settings(max_concurrency=3)) as client:
+    with FakeGateway(chat) as gateway, PremClient(**gateway.settings(max_concurrency=3)) as client:
         with ThreadPoolExecutor(12) as pool:
             assert len(list(pool.map(lambda _: ask(client), range(36)))) == 36
     assert (chat.most, chat.all) == (3, 36)
@@ -85,7 +86,7 @@ def test_threads_have_no_more_than_the_slots_in_flight():
 
 async def test_tasks_have_no_more_than_the_slots_in_flight():
     chat = Counting()
-    with Gateway(chat) as gateway:
+    with FakeGateway(chat) as gateway:
         async with AsyncPremClient(**gateway.settings()) as client:
             answers = await asyncio.gather(*(ask(client) for _ in range(40)))
             streams = await asyncio.gather(*(read(client) for _ in range(20)))
@@ -103,7 +104,7 @@ def test_off_is_off():
     chat = Counting(0.3)
     options = {"max_concurrency": None}
     with (
-        Gateway(chat) as gateway,
+        FakeGateway(chat) as gateway,
         PremClient(**gateway.settings(**options)) as client,
         ThreadPoolExecutor(12) as pool,
     ):
@@ -114,7 +115,7 @@ def test_off_is_off():
 def test_threads_tasks_and_models_share_what_is_given_to_them():
     chat = Counting()
     limits = Limits(2)
-    with Gateway(chat) as gateway, ThreadPoolExecutor(8) as pool:
+    with FakeGateway(chat) as gateway, ThreadPoolExecutor(8) as pool:
         clients = [PremClient(**gateway.settings(limits=limits)) for _ in range(2)]
         shared = AsyncPremClient(**gateway.settings(limits=limits))
 
@@ -132,7 +133,7 @@ def test_threads_tasks_and_models_share_what_is_given_to_them():
 
 
 def test_requests_of_one_rate_begin_no_faster():
-    with Gateway() as gateway, PremClient(**gateway.settings(requests_per_second=10)) as client:
+    with FakeGateway() as gateway, PremClient(**gateway.settings(requests_per_second=10)) as client:
         ask(client)
         for _ in range(9):
             ask(client)
@@ -147,11 +148,11 @@ def test_requests_of_one_rate_begin_no_faster():
 
 def test_a_stream_holds_its_slot_until_it_is_closed():
     holding = Holding()
-    with Gateway(holding) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with FakeGateway(holding) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
         stream = ask(client, stream=True)
         with ThreadPoolExecutor(1) as pool:
             second = pool.submit(ask, client, stream=True)
-            assert until(lambda: client.stats.waiting == 1)
+            assert eventually(lambda: client.stats.waiting == 1)
             time.sleep(0.05)
             assert len(gateway.chats()) == 1
             stream.close()
@@ -161,7 +162,7 @@ def test_a_stream_holds_its_slot_until_it_is_closed():
 
 
 def test_a_stream_that_was_read_to_its_end_holds_no_slot():
-    with Gateway() as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with FakeGateway() as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
         stream = ask(client, stream=True)
         assert client.stats.in_flight == 1
         assert text_of(stream) == "Hello"
@@ -187,27 +188,27 @@ def forget_in_a_cycle(client):
 @pytest.mark.parametrize("leave", [forget, forget_begun, forget_in_a_cycle])
 def test_a_forgotten_stream_frees_its_slot_when_its_connection_is_gone(leave):
     holding = Holding()
-    with Gateway(holding) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with FakeGateway(holding) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
         leave(client)
-        gateway.chat = say_hello
+        gateway.chat = stream_hello
         assert ask(client).choices[0].message.content == "Hello"
-        assert until(lambda: client.stats.in_flight == 0)
+        assert eventually(lambda: client.stats.in_flight == 0)
         assert holding.left.wait(SOON)
 
 
 async def test_a_forgotten_async_stream_frees_its_slot():
     holding = Holding()
-    with Gateway(holding) as gateway:
+    with FakeGateway(holding) as gateway:
         async with AsyncPremClient(**gateway.settings(max_concurrency=1)) as client:
             await ask(client, stream=True)
-            gateway.chat = say_hello
+            gateway.chat = stream_hello
             answer = await asyncio.wait_for(ask(client), SOON)
             assert answer.choices[0].message.content == "Hello"
             assert client.stats.in_flight == 0
 
 
 def test_a_stream_of_a_loop_that_is_gone_frees_its_slot():
-    with Gateway(Holding()) as gateway:
+    with FakeGateway(Holding()) as gateway:
         client = AsyncPremClient(**gateway.settings(max_concurrency=1))
 
         async def begin():
@@ -216,8 +217,8 @@ def test_a_stream_of_a_loop_that_is_gone_frees_its_slot():
         stream = asyncio.run(begin())
         del stream
         gc.collect()
-        assert until(lambda: client.stats.in_flight == 0)
-        gateway.chat = say_hello
+        assert eventually(lambda: client.stats.in_flight == 0)
+        gateway.chat = stream_hello
         asyncio.run(asyncio.wait_for(ask_async(client), SOON))
 
 
@@ -228,7 +229,7 @@ async def ask_async(client):
 @pytest.mark.parametrize("status", [400, 401, 500])
 def test_an_error_frees_its_slot(status):
     with (
-        Gateway(lambda call: call.reply(b"{}", status)) as gateway,
+        FakeGateway(lambda call: call.reply(b"{}", status)) as gateway,
         PremClient(**gateway.settings(max_concurrency=1, max_retries=0)) as client,
     ):
         for _ in range(3):
@@ -245,9 +246,9 @@ def test_an_answer_that_is_cut_frees_its_slot():
     def cut(call):
         call.begin()
         call.piece(call.opened().events(PART))
-        call.drop()
+        call.disconnect()
 
-    with Gateway(cut) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with FakeGateway(cut) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
         for way in (lambda: ask(client), lambda: list(ask(client, stream=True))):
             with pytest.raises(errors.StreamInterruptedError):
                 way()
@@ -256,9 +257,9 @@ def test_an_answer_that_is_cut_frees_its_slot():
 
 @needs_proc
 async def test_a_task_that_is_cancelled_frees_its_slot_and_its_socket_at_once():
-    with Gateway(Holding()) as gateway:
+    with FakeGateway(Holding()) as gateway:
         async with AsyncPremClient(**gateway.settings(max_concurrency=2)) as client:
-            gateway.chat, chat = say_hello, gateway.chat
+            gateway.chat, chat = stream_hello, gateway.chat
             await ask(client)
             gateway.chat = chat
             before = descriptors()
@@ -266,37 +267,37 @@ async def test_a_task_that_is_cancelled_frees_its_slot_and_its_socket_at_once():
                 tasks = [asyncio.create_task(read(client)) for _ in range(2)]
                 waiting = asyncio.create_task(read(client))
                 # Each is two descriptors here: this process is the gateway too.
-                assert await asyncio.to_thread(until, lambda: client.stats.in_flight == 2)
-                assert await asyncio.to_thread(until, lambda: gateway.connections == 2)
+                assert await asyncio.to_thread(eventually, lambda: client.stats.in_flight == 2)
+                assert await asyncio.to_thread(eventually, lambda: gateway.connections == 2)
                 for task in (*tasks, waiting):
                     task.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
                         await task
                 assert (client.stats.in_flight, client.stats.waiting) == (0, 0)
-                assert await asyncio.to_thread(until, lambda: gateway.connections == 0)
-            assert await asyncio.to_thread(until, lambda: descriptors() <= before)
-            gateway.chat = say_hello
+                assert await asyncio.to_thread(eventually, lambda: gateway.connections == 0)
+            assert await asyncio.to_thread(eventually, lambda: descriptors() <= before)
+            gateway.chat = stream_hello
             await asyncio.wait_for(ask(client), SOON)
 
 
 @needs_proc
 def test_streams_that_are_closed_leave_no_socket():
-    with Gateway(Holding()) as gateway, PremClient(**gateway.settings()) as client:
+    with FakeGateway(Holding()) as gateway, PremClient(**gateway.settings()) as client:
         ask(client, stream=True).close()
-        assert until(lambda: gateway.connections == 0)
+        assert eventually(lambda: gateway.connections == 0)
         before = descriptors()
         for _ in range(20):
             ask(client, stream=True).close()
-        assert until(lambda: gateway.connections == 0)
-        assert until(lambda: descriptors() <= before)
+        assert eventually(lambda: gateway.connections == 0)
+        assert eventually(lambda: descriptors() <= before)
 
 
 def test_who_waits_when_the_client_is_closed_is_told_so():
-    with Gateway(Holding()) as gateway, ThreadPoolExecutor(1) as pool:
+    with FakeGateway(Holding()) as gateway, ThreadPoolExecutor(1) as pool:
         client = PremClient(**gateway.settings(max_concurrency=1))
         stream = ask(client, stream=True)
         waiting = pool.submit(ask, client)
-        assert until(lambda: client.stats.waiting == 1)
+        assert eventually(lambda: client.stats.waiting == 1)
         client.close()
         stream.close()
         with pytest.raises(ConfigurationError, match="closed"):
@@ -307,15 +308,15 @@ def test_who_waits_when_the_client_is_closed_is_told_so():
 
 
 def test_the_keys_fetch_takes_no_slot():
-    enclave = Enclave(2)
+    enclave = FakeEnclave(2)
 
     def turned(call):
-        call.reply(b'{"error": "session expired"}', 400) if gateway.enclave is not enclave else say_hello(
+        call.reply(b'{"error": "session expired"}', 400) if gateway.enclave is not enclave else stream_hello(
             call
         )
         gateway.enclave = enclave
 
-    with Gateway(turned) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with FakeGateway(turned) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: ask(client).choices[0].message.content, range(4)))
     assert answers == ["Hello"] * 4
@@ -324,7 +325,7 @@ def test_the_keys_fetch_takes_no_slot():
 
 def test_a_thread_that_waits_for_its_own_streams_is_told_so(caplog):
     options = {"max_concurrency": 1, "total_timeout": 1.5}
-    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
+    with FakeGateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
         with ask(client, stream=True), pytest.raises(errors.APITimeoutError):
             ask(client)
     assert caplog.text.count("a thread or task holds as many streams as max_concurrency allows") == 1
@@ -332,7 +333,7 @@ def test_a_thread_that_waits_for_its_own_streams_is_told_so(caplog):
 
 async def test_a_task_that_waits_for_its_own_streams_is_told_so(caplog):
     options = {"max_concurrency": 1, "total_timeout": 1.5}
-    with Gateway(Holding()) as gateway:
+    with FakeGateway(Holding()) as gateway:
         async with AsyncPremClient(**gateway.settings(**options)) as client:
             async with await client.chat.completions.create(**PARAMS, stream=True):
                 with pytest.raises(errors.APITimeoutError):
@@ -343,17 +344,17 @@ async def test_a_task_that_waits_for_its_own_streams_is_told_so(caplog):
 def test_nobody_waits_and_no_alarm_is_left():
     options = {"max_concurrency": 1, "total_timeout": 0.2}
     others = set(threading.enumerate())
-    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
+    with FakeGateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
         with ask(client, stream=True), ThreadPoolExecutor(1) as pool:
             with pytest.raises(errors.APITimeoutError):
                 pool.submit(ask, client).result(10)
             timers = {each for each in threading.enumerate() if type(each) is threading.Timer} - others
-            assert until(lambda: not any(each.is_alive() and each.interval > 0.2 for each in timers))
+            assert eventually(lambda: not any(each.is_alive() and each.interval > 0.2 for each in timers))
 
 
 def test_who_waits_for_others_is_told_nothing(caplog):
     options = {"max_concurrency": 1, "total_timeout": 1.5}
-    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
+    with FakeGateway(Holding()) as gateway, PremClient(**gateway.settings(**options)) as client:
         with ThreadPoolExecutor(1) as pool, ask(client, stream=True):
             with pytest.raises(errors.APITimeoutError):
                 pool.submit(ask, client).result(10)
@@ -361,14 +362,14 @@ def test_who_waits_for_others_is_told_nothing(caplog):
 
 
 def test_the_models_list_takes_no_slot():
-    with Gateway(Holding(), other=lambda call: call.reply(b'{"data": []}')) as gateway:
+    with FakeGateway(Holding(), other=lambda call: call.reply(b'{"data": []}')) as gateway:
         with PremClient(**gateway.settings(max_concurrency=1)) as client:
             with ask(client, stream=True):
                 assert client.models.list() == []
 
 
 def test_a_key_that_was_turned_while_callers_waited_does_not_cost_each_a_request():
-    old, new = Enclave(1), Enclave(2)
+    old, new = FakeEnclave(1), FakeEnclave(2)
 
     def chat(call):
         try:
@@ -380,14 +381,17 @@ def test_a_key_that_was_turned_while_callers_waited_does_not_cost_each_a_request
             call.stream(opened.stream())
 
     gate = threading.Event()
-    with Gateway(chat, enclave=old) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with (
+        FakeGateway(chat, enclave=old) as gateway,
+        PremClient(**gateway.settings(max_concurrency=1)) as client,
+    ):
         gate.set()
         ask(client)
         gateway.enclave = new
         gate.clear()
         with ThreadPoolExecutor(4) as pool:
             jobs = [pool.submit(ask, client) for _ in range(4)]
-            assert until(lambda: client.stats.waiting == 3)
+            assert eventually(lambda: client.stats.waiting == 3)
             gate.set()
             for job in jobs:
                 job.result(SOON)
@@ -412,14 +416,14 @@ class Refusing:
         if refused:
             call.reply(b"{}", self.status, {"retry-after": self.seconds})
         else:
-            say_hello(call)
+            stream_hello(call)
 
 
 @pytest.mark.parametrize("kind", ["threads", "tasks", "both"])
 def test_one_429_holds_back_all(kind):
     chat = Refusing(1)
     limits = Limits(1)
-    with Gateway(chat) as gateway, ThreadPoolExecutor(4) as pool:
+    with FakeGateway(chat) as gateway, ThreadPoolExecutor(4) as pool:
         client = PremClient(**gateway.settings(limits=limits))
         other = AsyncPremClient(**gateway.settings(limits=limits))
 
@@ -439,7 +443,7 @@ def test_one_429_holds_back_all(kind):
 
 def test_a_503_with_a_retry_after_holds_back_all():
     chat = Refusing(1, status=503)
-    with Gateway(chat) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with FakeGateway(chat) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda _: ask(client), range(3)))
     refused, *answered = chat.times
@@ -457,9 +461,9 @@ def test_the_one_who_was_refused_comes_first():
         if len(order) == 1:
             call.reply(b"{}", 429, {"retry-after": "0"})
         else:
-            say_hello(call)
+            stream_hello(call)
 
-    with Gateway(chat) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
+    with FakeGateway(chat) as gateway, PremClient(**gateway.settings(max_concurrency=1)) as client:
 
         def one(word):
             return ask(client, messages=[{"role": "user", "content": word}])
@@ -476,7 +480,7 @@ def test_the_one_who_was_refused_comes_first():
 
 def test_a_pause_that_is_too_long_is_an_error_and_holds_nobody():
     chat = Refusing(1, seconds="3600")
-    with Gateway(chat) as gateway, PremClient(**gateway.settings()) as client:
+    with FakeGateway(chat) as gateway, PremClient(**gateway.settings()) as client:
         with pytest.raises(RateLimitError) as caught:
             ask(client)
         assert caught.value.retry_after == 3600
@@ -529,7 +533,7 @@ def timed_out(kind, way, gateway, match, **values):
             getattr(side, way)()
         took = time.monotonic() - start
         assert side.client.stats.in_flight == 0
-        assert until(lambda: gateway.connections <= 1)  # the key's
+        assert eventually(lambda: gateway.connections <= 1)  # the key's
     finally:
         side.close()
     return took
@@ -538,7 +542,7 @@ def timed_out(kind, way, gateway, match, **values):
 @both
 @ways
 def test_comments_do_not_keep_a_stalled_stream_alive(kind, way):
-    with Gateway(Holding(dripping)) as gateway:
+    with FakeGateway(Holding(dripping)) as gateway:
         took = timed_out(kind, way, gateway, "next chunk", stream_chunk_timeout=0.4)
     assert 0.4 <= took < 1.5
 
@@ -546,7 +550,7 @@ def test_comments_do_not_keep_a_stalled_stream_alive(kind, way):
 @both
 @ways
 def test_a_stream_that_falls_silent_is_a_timeout(kind, way):
-    with Gateway(Holding()) as gateway:
+    with FakeGateway(Holding()) as gateway:
         took = timed_out(kind, way, gateway, "timed out", stream_chunk_timeout=0.4, timeout=20)
     assert 0.4 <= took < 1.5
 
@@ -558,7 +562,7 @@ def test_a_stream_that_never_begins_to_speak_is_a_timeout(kind, way):
         call.begin()
         dripping(call)
 
-    with Gateway(chat) as gateway:
+    with FakeGateway(chat) as gateway:
         took = timed_out(kind, way, gateway, "next chunk", stream_chunk_timeout=0.3, max_retries=0)
     assert 0.3 <= took < 1.5
 
@@ -566,7 +570,7 @@ def test_a_stream_that_never_begins_to_speak_is_a_timeout(kind, way):
 @both
 @ways
 def test_the_time_between_chunks_is_the_read_timeout_where_nothing_is_said(kind, way):
-    with Gateway(Holding(dripping)) as gateway:
+    with FakeGateway(Holding(dripping)) as gateway:
         took = timed_out(kind, way, gateway, "next chunk", timeout=httpx.Timeout(20, read=0.4))
     assert 0.4 <= took < 1.5
 
@@ -576,9 +580,9 @@ def test_the_time_between_chunks_is_the_read_timeout_where_nothing_is_said(kind,
 def test_an_answer_may_take_longer_to_begin_than_between_its_chunks(kind, way):
     def chat(call):
         time.sleep(0.5)
-        say_hello(call)
+        stream_hello(call)
 
-    with Gateway(chat) as gateway:
+    with FakeGateway(chat) as gateway:
         side = kind(gateway, stream_chunk_timeout=0.2)
         assert getattr(side, way)()
         side.close()
@@ -596,7 +600,7 @@ def test_chunks_in_time_are_no_stall(kind, way):
         call.piece(opened.stream())
         call.end()
 
-    with Gateway(chat) as gateway:
+    with FakeGateway(chat) as gateway:
         side = kind(gateway, stream_chunk_timeout=0.5)
         assert getattr(side, way)()
         side.close()
@@ -613,7 +617,7 @@ def test_a_slow_taker_is_no_stall():
         call.piece(opened.stream(*HELLO))
         call.end()
 
-    with Gateway(chat) as gateway, PremClient(**gateway.settings(stream_chunk_timeout=0.3)) as client:
+    with FakeGateway(chat) as gateway, PremClient(**gateway.settings(stream_chunk_timeout=0.3)) as client:
         stream = ask(client, stream=True)
         assert next(stream).choices[0].delta.content == "a"
         time.sleep(0.7)
@@ -625,7 +629,7 @@ def test_a_slow_taker_is_no_stall():
 @pytest.mark.parametrize(
     "stall",
     [
-        pytest.param(lambda call: call.left(), id="silent"),
+        pytest.param(lambda call: call.wait_for_disconnect(), id="silent"),
         pytest.param(Holding(dripping), id="comments"),
         pytest.param(Holding(), id="silent after a chunk"),
         pytest.param(lambda call: call.reply(b"{}", 503), id="busy"),
@@ -633,7 +637,7 @@ def test_a_slow_taker_is_no_stall():
     ],
 )
 def test_a_call_takes_no_longer_than_in_total(kind, way, stall):
-    with Gateway(stall) as gateway:
+    with FakeGateway(stall) as gateway:
         values = {"total_timeout": 0.6, "timeout": 20, "max_retries": 9, "stream_chunk_timeout": 20}
         took = timed_out(kind, way, gateway, "total_timeout", **values)
     assert took < 1.5
@@ -643,7 +647,7 @@ def test_a_call_takes_no_longer_than_in_total(kind, way, stall):
 @ways
 def test_waiting_for_a_turn_is_a_part_of_the_call(kind, way):
     limits = Limits(1)
-    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(limits=limits)) as client:
+    with FakeGateway(Holding()) as gateway, PremClient(**gateway.settings(limits=limits)) as client:
         with ask(client, stream=True):
             side = kind(gateway, limits=limits, total_timeout=0.3)
             start = time.monotonic()
@@ -657,7 +661,7 @@ def test_waiting_for_a_turn_is_a_part_of_the_call(kind, way):
 
 @both
 def test_fetching_the_key_is_a_part_of_the_call(kind):
-    with Gateway(key=lambda call: call.left()) as gateway:
+    with FakeGateway(key=lambda call: call.wait_for_disconnect()) as gateway:
         took = timed_out(kind, "whole", gateway, "total_timeout", total_timeout=0.3, timeout=20)
     assert took < 1.5
 
@@ -665,15 +669,15 @@ def test_fetching_the_key_is_a_part_of_the_call(kind):
 def test_a_call_that_gave_up_on_the_key_does_not_give_up_for_others():
     def slow(call):
         time.sleep(0.5)
-        gateway.give_key(call)
+        gateway.send_key(call)
 
     with (
-        Gateway(key=slow) as gateway,
+        FakeGateway(key=slow) as gateway,
         PremClient(**gateway.settings()) as client,
         ThreadPoolExecutor(2) as pool,
     ):
         hasty = PremClient(**gateway.settings(total_timeout=0.2))
-        hasty._key_lock = client._key_lock
+        hasty._requester._key_lock = client._requester._key_lock
         gave_up = pool.submit(ask, hasty)
         time.sleep(0.05)
         patient = pool.submit(ask, client)
@@ -687,18 +691,18 @@ def test_a_call_that_gave_up_on_the_key_does_not_give_up_for_others():
 @ways
 def test_a_call_in_time_is_answered_and_leaves_nothing_behind(kind, way):
     others = set(threading.enumerate())
-    with Gateway() as gateway:
+    with FakeGateway() as gateway:
         side = kind(gateway, total_timeout=5.0)
         for _ in range(5):
             assert getattr(side, way)()
         side.close()
         assert len({call.connection for call in gateway.calls}) == 1
         timers = {each for each in threading.enumerate() if type(each) is threading.Timer} - others
-        assert until(lambda: not any(each.is_alive() for each in timers))
+        assert eventually(lambda: not any(each.is_alive() for each in timers))
 
 
 def test_a_stream_that_is_taken_too_slowly_ends_in_total():
-    with Gateway(Holding()) as gateway, PremClient(**gateway.settings(total_timeout=0.3)) as client:
+    with FakeGateway(Holding()) as gateway, PremClient(**gateway.settings(total_timeout=0.3)) as client:
         stream = ask(client, stream=True)
         next(stream)
         time.sleep(0.4)
@@ -708,7 +712,7 @@ def test_a_stream_that_is_taken_too_slowly_ends_in_total():
 
 
 async def test_a_timeout_of_somebody_elses_is_not_named_ours():
-    with Gateway(Holding()) as gateway:
+    with FakeGateway(Holding()) as gateway:
         async with AsyncPremClient(**gateway.settings(total_timeout=20)) as client:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
@@ -756,5 +760,5 @@ def test_a_whole_answer_behind_its_done_event_is_not_waited_for():
         call.piece(opened.events(*HELLO) + DONE)
         dripping(call)
 
-    with Gateway(chat) as gateway, PremClient(**gateway.settings(stream_chunk_timeout=0.2)) as client:
+    with FakeGateway(chat) as gateway, PremClient(**gateway.settings(stream_chunk_timeout=0.2)) as client:
         assert ask(client).choices[0].message.content == "Hello"

@@ -11,7 +11,8 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.fake_gateway import KEY_ROTATED, Pair, Reply, default_settings, error_reply, until
+from support.fake_gateway import KEY_ROTATED, FlowHarness, ScriptedResponse, default_settings, error_reply
+from support.waiting import eventually
 
 from prem_core import ConfigurationError, Limits, RateLimitError, Stats
 from prem_core import _errors as errors
@@ -352,7 +353,7 @@ def test_a_rate_that_the_service_takes_is_never_refused():
 # --- what the exchange does with it
 
 
-class Gated(Pair):
+class Gated(FlowHarness):
     """A `Pair` whose client waits for turns."""
 
     def __init__(self, **values):
@@ -377,8 +378,8 @@ class Gated(Pair):
 #: What comes before each try.
 ASKED = (FetchKey, Acquire, FetchKey)
 
-LIMITED = Reply([b""], 429, {"retry-after": "3"})
-BUSY = Reply([b""], 503, {"retry-after": "2"})
+LIMITED = ScriptedResponse([b""], 429, {"retry-after": "3"})
+BUSY = ScriptedResponse([b""], 503, {"retry-after": "2"})
 
 
 def whole(opened):
@@ -386,48 +387,48 @@ def whole(opened):
 
 
 def test_a_key_is_there_before_the_turn_and_asked_for_again_in_it_since_it_may_have_been_turned():
-    pair = Gated()
-    pair.complete()
-    assert pair.kinds() == [*ASKED, Send]
-    assert pair.fetches == [FetchKey()]
+    harness = Gated()
+    harness.complete()
+    assert harness.kinds() == [*ASKED, Send]
+    assert harness.fetches == [FetchKey()]
 
 
 def test_a_429_gives_the_turn_back_with_a_pause_for_all_and_waits_with_them():
-    pair = Gated(answers=[LIMITED, whole])
-    pair.complete()
-    assert pair.kinds() == [*ASKED, Send, Release, *ASKED, Send]
-    assert Release(3.0 + 0.5 / 4, 3.0) in pair.steps
-    assert pair.sleeps == []
+    harness = Gated(answers=[LIMITED, whole])
+    harness.complete()
+    assert harness.kinds() == [*ASKED, Send, Release, *ASKED, Send]
+    assert Release(3.0 + 0.5 / 4, 3.0) in harness.steps
+    assert harness.sleeps == []
 
 
 def test_a_503_with_a_retry_after_is_a_pause_for_all_and_leaves_no_spacing():
-    pair = Gated(answers=[BUSY, whole])
-    pair.complete()
-    assert Release(2.0 + 0.5 / 4, None) in pair.steps
-    assert pair.sleeps == []
+    harness = Gated(answers=[BUSY, whole])
+    harness.complete()
+    assert Release(2.0 + 0.5 / 4, None) in harness.steps
+    assert harness.sleeps == []
 
 
 @pytest.mark.parametrize(
     "answer", [error_reply(503, "busy"), error_reply(500, "no"), errors.APITimeoutError("gateway: slow")]
 )
 def test_another_failure_is_its_callers_own(answer):
-    pair = Gated(answers=[answer, whole])
-    pair.complete()
-    assert pair.kinds() == [*ASKED, Send, Release, Sleep, *ASKED, Send]
-    assert Release() in pair.steps
+    harness = Gated(answers=[answer, whole])
+    harness.complete()
+    assert harness.kinds() == [*ASKED, Send, Release, Sleep, *ASKED, Send]
+    assert Release() in harness.steps
 
 
 def test_the_turn_is_given_back_after_a_turned_key_was_replaced_so_that_nobody_else_seals_to_it():
-    pair = Gated(answers=[KEY_ROTATED, whole])
-    pair.complete()
-    assert pair.kinds() == [*ASKED, Send, FetchKey, Release, *ASKED, Send]
+    harness = Gated(answers=[KEY_ROTATED, whole])
+    harness.complete()
+    assert harness.kinds() == [*ASKED, Send, FetchKey, Release, *ASKED, Send]
 
 
 def test_the_last_refusal_holds_the_others_back_too():
-    pair = Gated(max_retries=0, answers=[LIMITED])
+    harness = Gated(max_retries=0, answers=[LIMITED])
     with pytest.raises(RateLimitError):
-        pair.complete()
-    assert pair.steps[-1] == Release(3.0, 3.0)
+        harness.complete()
+    assert harness.steps[-1] == Release(3.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -461,47 +462,47 @@ class Clock:
 
 
 def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for():
-    pair = Gated(deadline=10.0, clock=Clock(8.0), answers=[LIMITED])
+    harness = Gated(deadline=10.0, clock=Clock(8.0), answers=[LIMITED])
     with pytest.raises(errors.APITimeoutError, match="total_timeout") as caught:
-        pair.complete()
+        harness.complete()
     assert isinstance(caught.value.__cause__, RateLimitError)
-    assert len(pair.sent) == 1
+    assert len(harness.sent) == 1
 
 
 def test_a_timeout_at_the_deadline_is_raised_as_it_is():
     failure = errors.APITimeoutError("the call took longer than total_timeout")
-    pair = Gated(deadline=10.0, clock=Clock(10.0), answers=[failure])
+    harness = Gated(deadline=10.0, clock=Clock(10.0), answers=[failure])
     with pytest.raises(errors.APITimeoutError) as caught:
-        pair.complete()
+        harness.complete()
     assert caught.value is failure
-    assert len(pair.sent) == 1
+    assert len(harness.sent) == 1
 
 
 def test_comments_without_a_chunk_are_a_stall():
     def comments(opened):
-        return Reply([b": keep-alive\n\n"] * 50)
+        return ScriptedResponse([b": keep-alive\n\n"] * 50)
 
-    pair = Gated(chunk_timeout=5.0, max_retries=0, clock=Clock(*range(100)), answers=[comments])
-    for ask in (pair.complete, lambda: list(pair.stream())):
-        pair.reads = 0
+    harness = Gated(chunk_timeout=5.0, max_retries=0, clock=Clock(*range(100)), answers=[comments])
+    for ask in (harness.complete, lambda: list(harness.stream())):
+        harness.reads = 0
         with pytest.raises(errors.APITimeoutError, match="next chunk"):
             ask()
-        assert 5 <= pair.reads <= 7
+        assert 5 <= harness.reads <= 7
 
 
 def test_chunks_that_come_in_time_are_no_stall_however_long_they_take_together():
     def slow(opened):
         text = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
-        return Reply([opened.events(text)] * 50 + [opened.stream()])
+        return ScriptedResponse([opened.events(text)] * 50 + [opened.stream()])
 
-    pair = Gated(chunk_timeout=5.0, clock=Clock(*range(1000)), answers=[slow])
-    assert pair.complete().choices[0].message.content.startswith("a" * 50)
+    harness = Gated(chunk_timeout=5.0, clock=Clock(*range(1000)), answers=[slow])
+    assert harness.complete().choices[0].message.content.startswith("a" * 50)
 
 
 def test_the_bytes_of_a_stream_are_waited_for_no_longer_than_its_chunks():
-    pair = Gated(chunk_timeout=5.0, clock=Clock(0.0))
-    pair.complete()
-    assert ReadWithin(5.0) in pair.steps
+    harness = Gated(chunk_timeout=5.0, clock=Clock(0.0))
+    harness.complete()
+    assert ReadWithin(5.0) in harness.steps
 
 
 # --- threads and tasks
@@ -529,7 +530,7 @@ def test_threads_and_tasks_are_served_in_the_order_they_came():
         run = by_thread if n % 3 else lambda n: asyncio.run(by_task(n))
         turns.append(threading.Thread(target=run, args=(n,)))
         turns[-1].start()
-        assert until(lambda n=n: limits.stats.waiting == n + 1)
+        assert eventually(lambda n=n: limits.stats.waiting == n + 1)
     holder.give_back()
     for thread in turns:
         thread.join(SOON)
@@ -648,7 +649,7 @@ def test_turns_given_back_in_the_middle_of_anything_block_nobody():
             turn.give_back()
     finally:
         gc.set_threshold(*thresholds)
-    assert until(lambda: limits.stats.in_flight == 0)
+    assert eventually(lambda: limits.stats.in_flight == 0)
 
 
 def test_turns_that_only_a_collection_finds_are_found_when_they_are_missed():

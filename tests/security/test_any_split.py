@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.fake_gateway import DONE, Call, Enclave, Gateway, Opened, chunk, event
+from support.fake_gateway import DONE, FakeEnclave, FakeGateway, OpenedRequest, ReceivedRequest, chunk, event
 from support.security.conversations import texts, values
 
 from prem_core import AsyncPremClient, PremClient, PremError
@@ -24,9 +24,9 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.request_body import chat_body
 
-ENCLAVE = Enclave()
+ENCLAVE = FakeEnclave()
 KEYS = EncryptionKeys.encapsulate(ENCLAVE.public)
-OPENED: Opened = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
+OPENED: OpenedRequest = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
 FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 _deltas = st.fixed_dictionaries(
@@ -128,7 +128,7 @@ class Script:
         self.said: list[dict[str, Any]] = []
         self.at: list[int] = []
 
-    def __call__(self, call: Call) -> None:
+    def __call__(self, call: ReceivedRequest) -> None:
         stream = call.opened().events(*self.said, FINISH) + DONE
         # An empty chunk would be HTTP's end.
         call.stream(*filter(None, cut(stream, self.at)))
@@ -137,7 +137,7 @@ class Script:
 @pytest.fixture(scope="module")
 def script() -> Iterator[tuple[Script, str]]:
     made = Script()
-    with Gateway(made, enclave=ENCLAVE) as gateway:
+    with FakeGateway(made, enclave=ENCLAVE) as gateway:
         yield made, gateway.url
 
 

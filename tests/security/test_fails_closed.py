@@ -14,7 +14,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.fake_gateway import COMPLETION, DONE, HELLO, Enclave, Opened, chunk, event
+from support.fake_gateway import COMPLETION, DONE, HELLO, FakeEnclave, OpenedRequest, chunk, event
 from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, Wire, params
 
 from prem_core import DecryptionError, PremError
@@ -153,9 +153,9 @@ def test_over_the_wire_a_request_with_any_change_is_a_400(
 
 # --- answers, at the client
 
-ENCLAVE = Enclave()
+ENCLAVE = FakeEnclave()
 KEYS = EncryptionKeys.encapsulate(ENCLAVE.public)
-OPENED: Opened = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
+OPENED: OpenedRequest = ENCLAVE.open(chat_body(KEYS, b"{}", new_nonce()))
 SEALED = [OPENED.seal(chunk(value)) for value in HELLO]
 STREAM = b"".join(event("data", each) for each in SEALED) + DONE
 

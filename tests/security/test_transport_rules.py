@@ -1,6 +1,6 @@
 """The rules of the way: TLS verified always, redirects not followed, and what the environment may change.
 
-Of these, `tests/core/test_config.py` holds which URLs are taken, `tests/core/test_client.py` that https is spoken and
+Of these, `tests/client/test_config.py` holds which URLs are taken, `tests/client/test_tls.py` that https is spoken and
 that an enclave nobody vouches for gives no key, and `tests/core/test_http.py` what goes out in a request.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import certifi
 import pytest
-from support.fake_gateway import Call, Gateway
+from support.fake_gateway import FakeGateway, ReceivedRequest
 from support.security import secret_values as marked
 from support.security.certificates import Authority
 from support.security.encodings import Search
@@ -110,7 +110,7 @@ def trusting(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.mark.usefixtures("trusting")
 @pytest.mark.parametrize("name", SEALED)
 def test_a_service_whose_certificates_are_good_is_asked(name: str, authority: Authority) -> None:
-    with Gateway(tls=authority.server(), other=lambda call: call.reply(b"{}", 404)) as gateway:
+    with FakeGateway(tls=authority.server(), other=lambda call: call.reply(b"{}", 404)) as gateway:
         try:
             ASKED[name](**gateway.settings())
         except prem_core.NotFoundError:
@@ -132,7 +132,7 @@ BAD = {
 def test_a_gateway_with_a_certificate_is_sent_nothing(
     name: str, bad: str, authority: Authority, stranger: Authority
 ) -> None:
-    with Gateway(tls=BAD[bad](authority, stranger)) as gateway, Gateway() as enclave:
+    with FakeGateway(tls=BAD[bad](authority, stranger)) as gateway, FakeGateway() as enclave:
         options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
         with pytest.raises(prem_core.APIConnectionError, match="gateway"):
             ASKED[name](**options)
@@ -145,7 +145,7 @@ def test_a_gateway_with_a_certificate_is_sent_nothing(
 def test_an_enclave_with_a_certificate_gives_no_key(
     name: str, bad: str, authority: Authority, stranger: Authority
 ) -> None:
-    with Gateway() as gateway, Gateway(tls=BAD[bad](authority, stranger)) as enclave:
+    with FakeGateway() as gateway, FakeGateway(tls=BAD[bad](authority, stranger)) as enclave:
         options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
         with pytest.raises(prem_core.APIConnectionError, match="enclave"):
             ASKED[name](**options)
@@ -153,7 +153,7 @@ def test_an_enclave_with_a_certificate_gives_no_key(
 
 
 def test_keys_are_generated_for_no_enclave_that_nobody_vouches_for(stranger: Authority) -> None:
-    with Gateway(tls=stranger.server()) as enclave:
+    with FakeGateway(tls=stranger.server()) as enclave:
         with pytest.raises(prem_core.APIConnectionError):
             prem_core.generate_encryption_keys(enclave_url=enclave.url, max_retries=0)
         with pytest.raises(prem_core.APIConnectionError):
@@ -181,7 +181,7 @@ def _blob() -> Any:
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_the_adapters_hold_to_it(name: str, stranger: Authority) -> None:
-    with Gateway() as enclave, Gateway(tls=stranger.server()) as gateway:
+    with FakeGateway() as enclave, FakeGateway(tls=stranger.server()) as gateway:
         options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
         with pytest.raises(prem_core.APIConnectionError, match="gateway"):
             ADAPTERS[name](**options)
@@ -195,7 +195,7 @@ def test_ssl_cert_file_names_the_authorities_as_it_does_for_httpx(
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
     ssl_context.cache_clear()
     try:
-        with Gateway(tls=authority.server()) as gateway:
+        with FakeGateway(tls=authority.server()) as gateway:
             ASKED[name](**gateway.settings(max_retries=0))
     finally:
         ssl_context.cache_clear()
@@ -207,16 +207,16 @@ def test_ssl_cert_file_names_the_authorities_as_it_does_for_httpx(
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("name", ASKED)
 def test_a_redirect_is_an_error_and_nothing_goes_where_it_leads(name: str, status: int) -> None:
-    with Gateway() as other:
+    with FakeGateway() as other:
 
-        def lead_away(call: Call) -> None:
+        def lead_away(call: ReceivedRequest) -> None:
             call.reply(b"", status, {"location": f"{other.url}{call.path}"})
 
-        def lead_on(call: Call) -> None:
+        def lead_on(call: ReceivedRequest) -> None:
             call.reply(b"", status, {"location": f"{call.path}/again"})
 
         for lead in (lead_away, lead_on):
-            with Gateway(lead, other=lead) as gateway:
+            with FakeGateway(lead, other=lead) as gateway:
                 with pytest.raises(prem_core.APIStatusError) as caught:
                     ASKED[name](**gateway.settings())
                 assert caught.value.status_code == status
@@ -227,9 +227,9 @@ def test_a_redirect_is_an_error_and_nothing_goes_where_it_leads(name: str, statu
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("name", SEALED)
 def test_a_redirect_of_the_key_leads_to_no_key(name: str, status: int) -> None:
-    with Gateway() as other:
+    with FakeGateway() as other:
         away = {"location": f"{other.url}/publicKey"}
-        with Gateway(key=lambda call: call.reply(b"", status, away)) as gateway:
+        with FakeGateway(key=lambda call: call.reply(b"", status, away)) as gateway:
             with pytest.raises(prem_core.EnclaveKeyError):
                 ASKED[name](**gateway.settings())
             assert gateway.paths() == ["/publicKey"]
@@ -271,7 +271,7 @@ def test_an_http_proxy_of_the_environment_is_used_and_sees_ciphertext(
 def test_through_an_https_proxy_goes_a_tunnel_and_not_even_the_api_key_is_seen(
     name: str, variable: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Gateway(tls=authority.server()) as gateway, ForwardProxy() as proxy:
+    with FakeGateway(tls=authority.server()) as gateway, ForwardProxy() as proxy:
         monkeypatch.setenv(variable, proxy.url)
         ASKED[name](**gateway.settings(api_key=API_KEY))
         host = gateway.url.removeprefix("https://")
@@ -286,7 +286,7 @@ def test_through_an_https_proxy_goes_a_tunnel_and_not_even_the_api_key_is_seen(
 def test_a_proxy_that_answers_in_the_services_place_is_told_nothing(
     name: str, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Gateway(tls=authority.server()) as gateway, ForwardProxy(stranger.server()) as proxy:
+    with FakeGateway(tls=authority.server()) as gateway, ForwardProxy(stranger.server()) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(prem_core.APIConnectionError):
             ASKED[name](**gateway.settings(max_retries=0))
@@ -318,7 +318,7 @@ def test_a_netrc_file_takes_the_place_of_no_key(
     netrc.chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(netrc))
-    with Gateway(other=lambda call: call.reply(b"{}", 404)) as gateway:
+    with FakeGateway(other=lambda call: call.reply(b"{}", 404)) as gateway:
         try:
             ASKED[name](**gateway.settings())
         except prem_core.NotFoundError:
@@ -332,10 +332,10 @@ def test_a_netrc_file_takes_the_place_of_no_key(
 def test_a_cookie_that_the_service_sets_is_not_sent_back(client_class: type) -> None:
     cookie = {"content-type": "application/json", "set-cookie": "visitor=4711; Path=/"}
 
-    def chat(call: Call) -> None:
+    def chat(call: ReceivedRequest) -> None:
         call.reply(call.opened().envelope(), headers=cookie)
 
-    with Gateway(chat, other=lambda call: call.reply(b'{"data": []}', headers=cookie)) as gateway:
+    with FakeGateway(chat, other=lambda call: call.reply(b'{"data": []}', headers=cookie)) as gateway:
         if client_class is PremClient:
             with PremClient(**gateway.settings()) as client:
                 for ask in (_list, _chat, _chat, _list):

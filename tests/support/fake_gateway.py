@@ -1,18 +1,18 @@
-"""Both roles in one process: an exchange and an enclave, joined in memory (`Pair`) or by loopback (`Gateway`).
+"""A gateway and enclave for tests: in memory (`FlowHarness`) or behind a loopback port (`FakeGateway`).
 
-The cryptography is real in both: a `PrivateKey` opens what the client sealed and seals what it gets back.
+The cryptography is real in both: a `PrivateKey` opens the client's requests, and the responses are sealed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import select
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -22,22 +22,26 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey, PublicKey
 from prem_core._errors import PremError
 from prem_core._protocol.flow import (
+    Acquire,
     FetchKey,
-    Head,
+    Flow,
+    FlowSettings,
     Read,
+    Release,
+    ResponseHead,
+    RunInThread,
     Send,
-    Settings,
     Sleep,
-    StreamBegun,
-    complete_chat,
+    Step,
+    chat,
     fetch_public_key,
     list_models,
-    stream_chat,
 )
 from prem_core._protocol.request_schema import chat_plaintext
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model
 from prem_core._protocol.retry import RetryPolicy
 from prem_core._protocol.routes import CHAT_ROUTE
+from support.waiting import SOON
 
 PARAMS: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
 
@@ -68,7 +72,7 @@ def chunk(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def event(name: str, data: str | bytes) -> bytes:
-    """One event as it stands on the wire."""
+    """One server-sent event as bytes."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data.encode() if isinstance(data, str) else data)
 
 
@@ -78,12 +82,12 @@ def every_byte(data: bytes) -> list[bytes]:
 
 
 def text_of(chunks: Iterable[ChatCompletionChunk]) -> str:
-    """The words of a stream."""
+    """The content of a stream's chunks."""
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
 
-def said(error: BaseException) -> str:
-    """Everything an error and the errors it hangs on could give away to a log."""
+def error_text(error: BaseException) -> str:
+    """Everything a log could show of an error, its cause and its context."""
     texts: list[str] = []
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
@@ -101,8 +105,8 @@ def said(error: BaseException) -> str:
 
 
 @dataclass
-class Opened:
-    """A request as the enclave sees it, and what it needs to answer."""
+class OpenedRequest:
+    """A decrypted chat request, with the keys to seal a response to it."""
 
     body: dict[str, str]
     keys: EncryptionKeys
@@ -110,7 +114,7 @@ class Opened:
     params: dict[str, Any]
 
     def seal(self, value: Any) -> str:
-        """A sealed item of a stream: hex, under the request's own nonce."""
+        """`value`, sealed for the event stream: hex, under the request's nonce."""
         plain = value if isinstance(value, bytes) else json.dumps(value).encode()
         return self.keys.seal(plain, self.nonce).hex()
 
@@ -119,11 +123,11 @@ class Opened:
         return b"".join(event("data", self.seal(chunk(value))) for value in chunks)
 
     def stream(self, *chunks: dict[str, Any]) -> bytes:
-        """A whole answer of these chunks, or of `HELLO`."""
+        """A complete event stream of these chunks, by default of `HELLO`."""
         return self.events(*(chunks or HELLO)) + DONE
 
     def envelope(self, value: Any = None, **fields: Any) -> bytes:
-        """A whole answer in the JSON form."""
+        """A complete response as a JSON envelope."""
         nonce = new_nonce()
         plain = (
             value if isinstance(value, bytes) else json.dumps(COMPLETION if value is None else value).encode()
@@ -134,18 +138,18 @@ class Opened:
         ).encode()
 
 
-class Enclave:
-    """The holder of the private key."""
+class FakeEnclave:
+    """Holds the private key and opens chat requests."""
 
     def __init__(self, seed: int = 1) -> None:
         self.private = PrivateKey(bytes([seed]) * 32)
 
     @property
     def public(self) -> PublicKey:
-        """What it publishes."""
+        """The public key that belongs to it."""
         return self.private.public_key()
 
-    def open(self, body: bytes) -> Opened:
+    def open(self, body: bytes) -> OpenedRequest:
         """Open a chat request.
 
         Raises:
@@ -158,12 +162,12 @@ class Enclave:
         cipher_text, nonce = bytes.fromhex(fields["cipherText"]), bytes.fromhex(fields["nonce"])
         keys = EncryptionKeys(self.private.decapsulate(cipher_text), cipher_text)
         plain = keys.open(bytes.fromhex(fields["encryptedInference"]), nonce)
-        return Opened(fields, keys, nonce, json.loads(plain))
+        return OpenedRequest(fields, keys, nonce, json.loads(plain))
 
 
 @dataclass
-class Reply:
-    """What one request is answered with; an error among the pieces breaks the connection there."""
+class ScriptedResponse:
+    """One response; an error among the pieces is a connection that fails there."""
 
     pieces: Sequence[bytes | PremError]
     status: int = 200
@@ -171,75 +175,88 @@ class Reply:
     received: float = 0.0
 
 
-Answer = Callable[[Opened], "Reply | bytes | PremError"]
+Script = Callable[[OpenedRequest], "ScriptedResponse | bytes | PremError"]
 
 
-def default_settings(**values: Any) -> Settings:
-    """A client's settings, without jitter."""
-    policy = RetryPolicy(max_retries=values.pop("max_retries", 2), dice=lambda: 0.0)
-    return Settings(**{"retry": policy, "max_buffer_size": 10 * 1024 * 1024} | values)
+def default_settings(**values: Any) -> FlowSettings:
+    """Settings of a client, without jitter."""
+    policy = RetryPolicy(max_retries=values.pop("max_retries", 2), rng=lambda: 0.0)
+    return FlowSettings(**{"retry": policy, "max_buffer_size": 10 * 1024 * 1024} | values)
 
 
-class Pair:
-    """An exchange driven against an enclave in memory: no socket, no clock.
+class FlowHarness:
+    """Runs request flows against an enclave in memory: no socket, no clock.
 
     Args:
-        client: What the client is set up with; None for the defaults.
-        enclave: Who opens the requests.
-        answers: For each request in turn what it is answered with: a stream's bytes, a `Reply`, an error for a
-            connection that fails; or a function of the opened request. The last one answers all that follow.
+        client: The client's settings; None for the defaults.
+        enclave: Opens the requests.
+        answers: The response to each request in order: the bytes of a stream, a `ScriptedResponse`, an error for a
+            connection that fails, or a function of the opened request. The last one is repeated.
     """
 
     def __init__(
         self,
-        client: Settings | None = None,
-        enclave: Enclave | None = None,
-        answers: Sequence[Answer | Reply | bytes | PremError] = (),
+        client: FlowSettings | None = None,
+        enclave: FakeEnclave | None = None,
+        answers: Sequence[Script | ScriptedResponse | bytes | PremError] = (),
     ) -> None:
         self.client = client or default_settings()
-        self.enclave = enclave or Enclave()
+        self.enclave = enclave or FakeEnclave()
         self.answers = list(answers) or [lambda opened: opened.stream()]
-        #: What the client learns when it asks for the enclave's key, in turn.
+        #: The results of the key fetches, in order; the last one is repeated.
         self.keys: list[PublicKey | PremError] = [self.enclave.public]
         self.sent: list[Send] = []
-        self.opened: list[Opened] = []
+        self.opened: list[OpenedRequest] = []
         self._known: PublicKey | None = None
-        #: Those for which no known key would do.
-        self.fetches: list[FetchKey] = []
+        #: The stale key of each fetch; None where no key was known.
+        self.fetches: list[PublicKey | None] = []
+        #: Every step, in order.
+        self.steps: list[Step] = []
+        #: What the client waited for: delays, and pauses that a later permit observed.
         self.sleeps: list[float] = []
+        self.releases: list[Release] = []
         self.reads = 0
         self._pieces: Iterator[bytes | PremError] = iter(())
 
     def complete(self, **params: Any) -> ChatCompletion:
-        """A chat completion as a whole."""
-        return self.run(complete_chat(chat_plaintext({**PARAMS, **params}), self.client))
+        """Request a whole chat completion."""
+        return self.run(chat(chat_plaintext({**PARAMS, **params}), self.client, stream=False))
 
     def stream(self, **params: Any) -> Iterator[ChatCompletionChunk]:
-        """A streamed chat completion. The request goes out at once, as with the clients."""
-        begun = self.run(stream_chat(chat_plaintext({**PARAMS, **params, "stream": True}), self.client))
-        return self._rest(begun)
+        """Request a streamed chat completion. The request is sent at once, as by the clients."""
+        plaintext = chat_plaintext({**PARAMS, **params, "stream": True})
+        chunks = self.results(chat(plaintext, self.client, stream=True))
+        return itertools.chain((next(chunks),), chunks)
 
     def models(self, kind: str | None = None) -> list[Model]:
-        """The models list."""
+        """Request the models list."""
         return self.run(list_models(kind, self.client))
 
     def public_key(self) -> PublicKey:
-        """The enclave's key, fetched."""
+        """Fetch the enclave's public key."""
         return self.run(fetch_public_key(self.client))
 
-    def run(self, steps: Generator[Any, Any, Any]) -> Any:
-        """Do what the exchange says until it returns."""
-        try:
-            step = next(steps)
+    def run(self, flow: Flow) -> Any:
+        """The last result of `flow`."""
+        return list(self.results(flow))[-1]
+
+    def results(self, flow: Flow) -> Iterator[Any]:
+        """Perform the steps of `flow`, and yield its results."""
+        outcome: Any = None
+        with contextlib.suppress(StopIteration):
+            step = next(flow)
             while True:
-                try:
-                    outcome = self._perform(step)
-                except PremError as error:
-                    step = steps.throw(error)
+                if isinstance(step, Step):
+                    self.steps.append(step)
+                    try:
+                        outcome = self._perform(step)
+                    except PremError as error:
+                        step = flow.throw(error)
+                        continue
                 else:
-                    step = steps.send(outcome)
-        except StopIteration as stop:
-            return stop.value
+                    yield step
+                    outcome = None
+                step = flow.send(outcome)
 
     def _perform(self, step: Any) -> Any:
         if isinstance(step, Read):
@@ -248,12 +265,17 @@ class Pair:
         if isinstance(step, Sleep):
             self.sleeps.append(step.seconds)
             return None
+        if isinstance(step, Release):
+            self.releases.append(step)
+            return None
+        if isinstance(step, Acquire):
+            if self.releases and (pause := self.releases[-1].pause) is not None:
+                self.sleeps.append(pause)
+            return self._key(None) if step.key else None
         if isinstance(step, FetchKey):
-            # As a client does it: a known key is given again, until it is the stale one.
-            if self._known is None or self._known == step.stale:
-                self.fetches.append(step)
-                self._known = self._given(self.keys.pop(0) if len(self.keys) > 1 else self.keys[0])
-            return self._known
+            return self._key(step.stale)
+        if isinstance(step, RunInThread):
+            return step.call()
         assert isinstance(step, Send)
         self.sent.append(step)
         answer: Any = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -263,9 +285,16 @@ class Pair:
                 self.opened.append(self.enclave.open(step.body))
                 answer = answer(self.opened[-1])
         answer = self._given(answer)
-        reply = Reply([answer]) if isinstance(answer, bytes) else answer
+        reply = ScriptedResponse([answer]) if isinstance(answer, bytes) else answer
         self._pieces = iter(reply.pieces)
-        return Head(reply.status, reply.headers, reply.received)
+        return ResponseHead(reply.status, reply.headers, reply.received)
+
+    def _key(self, stale: PublicKey | None) -> PublicKey:
+        # Like a client: the cached key is returned until it is reported as stale.
+        if self._known is None or self._known == stale:
+            self.fetches.append(stale)
+            self._known = self._given(self.keys.pop(0) if len(self.keys) > 1 else self.keys[0])
+        return self._known
 
     def _given(self, value: Any) -> Any:
         if isinstance(value, PremError):
@@ -273,32 +302,14 @@ class Pair:
         return value
 
     def _read(self) -> bytes:
-        # An empty piece means the end, so none may come before it.
+        # An empty read means the end of the response.
         return self._given(next((piece for piece in self._pieces if piece != b""), b""))
 
-    def _rest(self, begun: StreamBegun) -> Iterator[ChatCompletionChunk]:
-        yield from begun.chunks
-        while not begun.reader.done:
-            piece = self._read()
-            if not piece:
-                begun.reader.finish()
-            yield from begun.reader.feed(piece)
 
+class ReceivedRequest:
+    """One HTTP request that the `FakeGateway` received, and the methods to respond to it."""
 
-def until(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
-    """Whether `condition` comes true within `timeout` seconds."""
-    end = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.002)
-    return True
-
-
-class Call:
-    """One HTTP request at the `Gateway`, and the means to answer it."""
-
-    def __init__(self, handler: BaseHTTPRequestHandler, enclave: Enclave) -> None:
+    def __init__(self, handler: BaseHTTPRequestHandler, enclave: FakeEnclave) -> None:
         self._handler = handler
         self._enclave = enclave
         self.method = handler.command
@@ -307,12 +318,12 @@ class Call:
         self.body = handler.rfile.read(int(self.headers.get("content-length", 0)))
         self.connection: int = handler.client_address[1]
 
-    def opened(self) -> Opened:
-        """The chat request inside."""
+    def opened(self) -> OpenedRequest:
+        """The chat request, decrypted."""
         return self._enclave.open(self.body)
 
     def reply(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """Answer at once."""
+        """Send a complete response."""
         self.head(status, (headers or JSON) | {"content-length": str(len(body))})
         self.raw(body)
 
@@ -324,75 +335,75 @@ class Call:
         self._handler.end_headers()
 
     def raw(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send raw bytes."""
         with contextlib.suppress(OSError):
             self._handler.wfile.write(data)
 
     def begin(self) -> None:
-        """Begin an event stream in HTTP chunks."""
+        """Start an event stream with chunked transfer encoding."""
         self.head(200, EVENT_STREAM | {"transfer-encoding": "chunked"})
 
     def piece(self, data: bytes) -> None:
-        """Send a piece of it."""
+        """Send one HTTP chunk of the event stream."""
         self.raw(b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
-        """End it as HTTP does."""
+        """Send the last HTTP chunk."""
         self.raw(b"0\r\n\r\n")
 
     def stream(self, *pieces: bytes) -> None:
-        """A whole event stream."""
+        """Send a complete event stream, one HTTP chunk per piece."""
         self.begin()
         for piece in pieces:
             self.piece(piece)
         self.end()
 
-    def drop(self) -> None:
-        """Close the connection after this answer, whether it is whole or not."""
+    def disconnect(self) -> None:
+        """Close the connection after this response, complete or not."""
         self._handler.close_connection = True
 
-    def left(self, timeout: float = 5.0) -> bool:
-        """Whether the client closes the connection within `timeout` seconds."""
+    def wait_for_disconnect(self, timeout: float = SOON) -> bool:
+        """Whether the client disconnects within `timeout` seconds."""
         connection = self._handler.connection
         readable, _, _ = select.select([connection], [], [], timeout)
         if not readable:
             return False
-        self.drop()
+        self.disconnect()
         with contextlib.suppress(ConnectionError):
             return connection.recv(1, socket.MSG_PEEK) == b""
         return True
 
 
-def say_hello(call: Call) -> None:
+def stream_hello(call: ReceivedRequest) -> None:
     """Stream `HELLO`."""
     call.stream(call.opened().stream())
 
 
-class Gateway:
+class FakeGateway:
     """Gateway and enclave behind one loopback port.
 
     Args:
-        chat: Answers a chat request; the default streams `HELLO`.
-        other: Answers any other path than /publicKey.
-        enclave: Who holds the private key.
-        key: Answers /publicKey.
-        tls: Speak https under this certificate.
+        chat: Responds to chat requests; the default streams `HELLO`.
+        other: Responds to every other path but /publicKey.
+        enclave: Holds the private key.
+        key: Responds to /publicKey.
+        tls: Serve https with this context.
     """
 
     def __init__(
         self,
-        chat: Callable[[Call], None] | None = None,
+        chat: Callable[[ReceivedRequest], None] | None = None,
         *,
-        other: Callable[[Call], None] | None = None,
-        enclave: Enclave | None = None,
-        key: Callable[[Call], None] | None = None,
+        other: Callable[[ReceivedRequest], None] | None = None,
+        enclave: FakeEnclave | None = None,
+        key: Callable[[ReceivedRequest], None] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.enclave = enclave or Enclave()
-        self.chat = chat or say_hello
+        self.enclave = enclave or FakeEnclave()
+        self.chat = chat or stream_hello
         self.other = other or (lambda call: call.reply(b"{}", 404))
-        self.key = key or self.give_key
-        self.calls: list[Call] = []
+        self.key = key or self.send_key
+        self.calls: list[ReceivedRequest] = []
         self._open: set[socket.socket] = set()
         gateway = self
 
@@ -414,12 +425,12 @@ class Gateway:
                     super().handle()
 
             def do_GET(self) -> None:
-                call = Call(self, gateway.enclave)
+                call = ReceivedRequest(self, gateway.enclave)
                 gateway.calls.append(call)
                 gateway.key(call) if call.path == "/publicKey" else gateway.other(call)
 
             def do_POST(self) -> None:
-                call = Call(self, gateway.enclave)
+                call = ReceivedRequest(self, gateway.enclave)
                 gateway.calls.append(call)
                 gateway.chat(call) if call.path == CHAT_ROUTE else gateway.other(call)
 
@@ -427,7 +438,7 @@ class Gateway:
                 pass
 
         class Server(ThreadingHTTPServer):
-            # Threads are joined at the end: none may outlive its test.
+            # Threads are joined on exit, so that none outlives its test.
             daemon_threads = False
             request_queue_size = 128
 
@@ -450,31 +461,33 @@ class Gateway:
         self._server.server_close()
 
     def settings(self, **values: Any) -> dict[str, Any]:
-        """Keyword arguments for a client of this gateway."""
+        """Arguments for a client of this gateway."""
         return {"api_key": "sk_test_key", "gateway_url": self.url, "enclave_url": self.url} | values
 
-    def give_key(self, call: Call) -> None:
-        """Answer with the enclave's key."""
+    def send_key(self, call: ReceivedRequest) -> None:
+        """Respond with the enclave's public key."""
         call.reply(json.dumps({"publicKey": bytes(self.enclave.public).hex()}).encode())
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._open)
 
     def paths(self) -> list[str]:
-        """What was asked for, in order."""
+        """The paths of all requests, in order."""
         return [call.path for call in self.calls]
 
-    def chats(self) -> list[Call]:
-        """The chat requests."""
+    def chats(self) -> list[ReceivedRequest]:
+        """All chat requests, in order."""
         return [call for call in self.calls if call.path == CHAT_ROUTE]
 
 
-def error_reply(status: int, message: str, **fields: Any) -> Reply:
-    """An error in the envelope's form."""
-    return Reply([json.dumps({"status": status, "error": message, **fields}).encode()], status, dict(JSON))
+def error_reply(status: int, message: str, **fields: Any) -> ScriptedResponse:
+    """An error response in the form of the envelope."""
+    return ScriptedResponse(
+        [json.dumps({"status": status, "error": message, **fields}).encode()], status, dict(JSON)
+    )
 
 
-#: How the service reports that its key was rotated.
+#: The response of a service whose key was rotated.
 KEY_ROTATED = error_reply(400, "failed to decrypt the payload")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
+from support.waiting import eventually as eventually
 
 #: Starts a proxy in front of an enclave, with the options given; it is stopped after the test.
 Run = Callable[..., LocalProxy]
@@ -27,14 +27,6 @@ def in_front_of(prem: LocalEnclave, **options: Any) -> LocalProxy:
 def chat(content: str = "Say hello.", **more: Any) -> dict[str, Any]:
     """A chat's parameters."""
     return {"model": MODEL, "messages": [{"role": "user", "content": content}], **more}
-
-
-def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
-    """Wait for what another thread is about to do."""
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.01)
-    return true()
 
 
 def descriptors() -> int:

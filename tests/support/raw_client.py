@@ -7,8 +7,7 @@ documents, not against our other half.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.sse import EventDecoder
 from prem_core.enclave import LocalEnclave
+from support.waiting import eventually
 from support.wire_schemas import DATA
 from support.wire_schemas import schema as validator
 
@@ -144,14 +144,6 @@ def params(content: Any = "Say hello.", **more: Any) -> dict[str, Any]:
         "stream": True,
         **more,
     }
-
-
-def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
-    """Wait for what another thread is about to do."""
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.01)
-    return true()
 
 
 __all__ = [

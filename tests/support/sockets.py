@@ -1,33 +1,21 @@
-"""What is open: this process's sockets, and a little patience."""
+"""The open descriptors and sockets of this process."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-#: Seconds a busy machine may take for what is done at once.
-SOON = 3.0
-
-
-def eventually(true: Callable[[], bool], seconds: float = SOON) -> bool:
-    """Whether `true` comes to be, while other threads work."""
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.001)
-    return True
+from support.waiting import eventually
 
 
 def descriptors(ports: Collection[int]) -> Counter[str]:
     """This process's open descriptors by kind; of sockets those that are connected to one of `ports`, at either end.
 
-    Empty where the system does not say (it has no /proc).
+    Empty on systems without /proc.
     """
     if not Path("/proc/self/fd").is_dir():
         return Counter()
@@ -57,7 +45,7 @@ def _inodes(ports: Collection[int]) -> set[str]:
 
 @contextlib.contextmanager
 def leaking(ports: Collection[int]) -> Iterator[Callable[[], dict[str, int]]]:
-    """A function that says what is open and was not before the block."""
+    """A function that returns the descriptors opened since the start of the block and still open."""
     before = descriptors(ports)
 
     def left() -> dict[str, int]:

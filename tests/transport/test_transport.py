@@ -8,14 +8,16 @@ from pathlib import Path
 import certifi
 import httpx
 import pytest
-from support.fake_gateway import COMPLETION, PARAMS, Enclave, Gateway, said, text_of
+from support.fake_gateway import COMPLETION, PARAMS, FakeEnclave, FakeGateway, error_text, text_of
 
 from prem_core import AsyncPremClient, PremClient
 from prem_core import _errors as errors
-from prem_core._protocol.flow import Head, Read, Send, Sleep
+from prem_core._client.options import with_defaults
+from prem_core._client.requester import AsyncRequester, Requester
+from prem_core._protocol.flow import READ, ResponseHead, Send, Sleep
 from prem_core._protocol.routes import CHAT_ROUTE
 from prem_core._transport.aio import AsyncDriver
-from prem_core._transport.http import LIMITS, TRANSLATIONS, Endpoints, ssl_context, translate
+from prem_core._transport.http import HTTPX_ERROR_MAP, POOL_LIMITS, ssl_context, translate
 from prem_core._transport.sync import SyncDriver
 
 REQUEST = httpx.Request(
@@ -46,10 +48,9 @@ def foreign(kind):
     return kind("SECRET")
 
 
-def endpoints(url="https://gateway", **values):
-    return Endpoints(
-        **{"gateway_url": url, "enclave_url": url, "timeout": 5.0, "api_key": "sk_test_SECRET"} | values
-    )
+def options(url="https://gateway", **values):
+    given = {"gateway_url": url, "enclave_url": url, "timeout": 5.0, "api_key": "sk_test_SECRET"}
+    return with_defaults("PremClient", given | values)
 
 
 def test_the_table_of_httpx_exceptions_is_not_empty():
@@ -62,24 +63,24 @@ def test_the_table_of_httpx_exceptions_is_not_empty():
 @pytest.mark.parametrize("reading", [False, True])
 @pytest.mark.parametrize("party", ["gateway", "enclave"])
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_every_httpx_error_is_an_error_of_ours_that_names_the_party(kind, party, reading):
+def test_every_httpx_error_maps_to_a_prem_error_that_names_the_peer(kind, party, reading):
     error = translate(foreign(kind), party, reading=reading)
     assert isinstance(error, errors.APIConnectionError)
     assert isinstance(error, errors.APITimeoutError) is issubclass(kind, httpx.TimeoutException)
     assert str(error).startswith(f"{party}: ")
-    assert "SECRET" not in said(error)
+    assert "SECRET" not in error_text(error)
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_connection_that_breaks_while_reading_has_cut_the_answer(kind):
+def test_a_connection_error_while_reading_is_a_truncated_response(kind):
     error = translate(foreign(kind), "gateway", reading=True)
     assert isinstance(error, errors.APITimeoutError | errors.StreamInterruptedError)
     assert not isinstance(translate(foreign(kind), "gateway", reading=False), errors.StreamInterruptedError)
 
 
-def test_no_translation_is_hidden_behind_a_broader_one():
-    for place, (kind, _, _) in enumerate(TRANSLATIONS):
-        assert not any(issubclass(kind, earlier) for earlier, _, _ in TRANSLATIONS[:place])
+def test_no_mapping_is_shadowed_by_a_broader_one():
+    for place, (kind, _, _) in enumerate(HTTPX_ERROR_MAP):
+        assert not any(issubclass(kind, earlier) for earlier, _, _ in HTTPX_ERROR_MAP[:place])
 
 
 class Failing(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -112,33 +113,33 @@ class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 def one_request():
     head = yield Send("POST", "gateway", CHAT_ROUTE, b"{}")
-    assert isinstance(head, Head)
-    body = b""
-    while piece := (yield Read()):
-        body += piece
-    return body
+    assert isinstance(head, ResponseHead)
+    yield (yield from body())
 
 
-def drive(steps, *, transport=None, url="https://gateway", **values):
+def body():
+    data = b""
+    while part := (yield READ):
+        data += part
+    return data
+
+
+def drive(flow, *, transport=None, url="https://gateway", **values):
+    """The result of a flow, performed synchronously."""
     with httpx.Client(transport=transport) as client:
-        driver = SyncDriver(client, endpoints(url, **values), lambda stale: Enclave().public)
-        try:
-            return driver.run(steps)
-        finally:
-            driver.close()
+        requester = Requester(options(url, http_client=client, **values))
+        return SyncDriver(client, requester.build_request, requester, requester.fetch_key).run(flow)
 
 
-def drive_async(steps, *, transport=None, url="https://gateway", **values):
-    async def fetch_key(stale):
-        return Enclave().public
+def drive_async(flow, *, transport=None, url="https://gateway", **values):
+    """The result of a flow, performed asynchronously."""
 
     async def run():
         async with httpx.AsyncClient(transport=transport) as client:
-            driver = AsyncDriver(client, endpoints(url, **values), fetch_key)
-            try:
-                return await driver.run(steps)
-            finally:
-                await driver.close()
+            requester = AsyncRequester(options(url, http_client=client, **values))
+            return await AsyncDriver(client, requester.build_request, requester, requester.fetch_key).run(
+                flow
+            )
 
     return asyncio.run(run())
 
@@ -149,44 +150,29 @@ both = pytest.mark.parametrize("drive", [drive, drive_async], ids=["sync", "asyn
 @both
 @pytest.mark.parametrize("reading", [False, True])
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_an_httpx_error_never_leaves_not_even_as_a_cause(kind, reading, drive):
+def test_an_httpx_error_is_never_raised_or_kept_as_a_cause(kind, reading, drive):
     with pytest.raises(errors.APIConnectionError) as caught:
         drive(one_request(), transport=Failing(kind, reading=reading))
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
-    assert "SECRET" not in said(caught.value)
+    assert "SECRET" not in error_text(caught.value)
 
 
-@both
-@pytest.mark.parametrize("key", ["sk_SECRET\n", "sk_SECRET\r\nx-evil: 1", "sk_SECRET\0"])
-def test_a_header_that_cannot_be_sent_does_not_show_the_key(key, drive):
-    with Gateway() as gateway, pytest.raises(errors.APIConnectionError) as caught:
-        drive(one_request(), url=gateway.url, api_key=key)
-    assert "SECRET" not in said(caught.value)
-    assert gateway.calls == []
-
-
-@both
-@pytest.mark.parametrize("url", ["https://exa mple", "https://[", "http://host\n", "gopher://host", ""])
-def test_a_url_that_cannot_be_used_is_a_connection_error(url, drive):
-    with pytest.raises(errors.APIConnectionError):
-        drive(one_request(), url=url)
-
-
-def test_the_endpoints_do_not_show_the_key():
-    assert "SECRET" not in repr(endpoints())
+@pytest.mark.parametrize("kind", [Requester, AsyncRequester])
+def test_a_requester_does_not_show_the_api_key(kind):
+    assert "SECRET" not in repr(vars(kind(options())))
 
 
 # --- what goes out
 
 
 @both
-def test_the_gateway_is_given_the_key_and_the_enclave_is_not(drive):
+def test_the_api_key_is_sent_to_the_gateway_only(drive):
     def steps():
         yield Send("POST", "gateway", "/a", b"body", query={"type": "CHAT"})
         yield Send("GET", "enclave", "/b")
 
-    with Gateway(other=lambda call: call.reply(b"{}")) as gateway:
+    with FakeGateway(other=lambda call: call.reply(b"{}")) as gateway:
         drive(steps(), url=gateway.url)
     posted, got = gateway.calls
     assert (posted.method, posted.path, posted.query, posted.body) == ("POST", "/a", "type=CHAT", b"body")
@@ -202,18 +188,18 @@ def test_the_gateway_is_given_the_key_and_the_enclave_is_not(drive):
 
 
 @both
-def test_a_base_path_stays_in_front_of_the_route(drive):
-    with Gateway(other=lambda call: call.reply(b"{}")) as gateway:
+def test_the_base_path_of_a_url_is_kept(drive):
+    with FakeGateway(other=lambda call: call.reply(b"{}")) as gateway:
         drive(one_request(), url=f"{gateway.url}/base")
     assert gateway.paths() == [f"/base{CHAT_ROUTE}"]
 
 
 @both
-def test_a_reply_is_given_with_lower_case_headers_and_the_time_it_came(drive):
+def test_a_response_has_lower_case_headers_and_its_arrival_time(drive):
     def steps():
-        return (yield Send("GET", "gateway", "/x"))
+        yield (yield Send("GET", "gateway", "/x"))
 
-    with Gateway(other=lambda call: call.reply(b"{}", 418, {"X-Mixed-Case": "Value"})) as gateway:
+    with FakeGateway(other=lambda call: call.reply(b"{}", 418, {"X-Mixed-Case": "Value"})) as gateway:
         head = drive(steps(), url=gateway.url)
     assert head.status == 418
     assert head.headers["x-mixed-case"] == "Value"
@@ -222,55 +208,52 @@ def test_a_reply_is_given_with_lower_case_headers_and_the_time_it_came(drive):
 
 
 @both
-def test_a_reply_is_read_to_its_end(drive):
-    body = bytes(range(256)) * 4096
-    with Gateway(other=lambda call: call.reply(body)) as gateway:
-        assert drive(steps_for("/x"), url=gateway.url) == body
+def test_a_response_is_read_to_its_end(drive):
+    content = bytes(range(256)) * 4096
+    with FakeGateway(other=lambda call: call.reply(content)) as gateway:
+        assert drive(steps_for("/x"), url=gateway.url) == content
 
 
 def steps_for(path):
     yield Send("GET", "gateway", path)
-    body = b""
-    while piece := (yield Read()):
-        body += piece
-    return body
+    yield (yield from body())
 
 
 @both
-def test_a_sleep_is_slept_without_a_connection_held(drive):
+def test_no_connection_is_held_while_sleeping(drive):
     idle = []
 
     def steps():
         yield Send("GET", "gateway", "/x")
         yield Sleep(0.2)
         idle.append(gateway.connections)
-        return (yield from steps_for("/y"))
+        yield from steps_for("/y")
 
     def other(call):
         call.head(200, {"content-length": "5"})
         if call.path == "/y":
             call.raw(b"hello")
         else:
-            call.left()
+            call.wait_for_disconnect()
 
-    with Gateway(other=other) as gateway:
+    with FakeGateway(other=other) as gateway:
         assert drive(steps(), url=gateway.url) == b"hello"
     assert idle == [0]
 
 
 @both
-def test_a_failure_is_thrown_into_the_exchange(drive):
+def test_a_transport_error_is_thrown_into_the_flow(drive):
     def steps():
         try:
             yield Send("GET", "gateway", "/x")
         except errors.APIConnectionError as error:
-            return type(error)
+            yield type(error)
 
     assert drive(steps(), transport=Failing(httpx.ConnectTimeout, reading=False)) is errors.APITimeoutError
 
 
 @both
-def test_an_exchange_that_fails_drops_its_connection(drive):
+def test_a_flow_that_fails_closes_its_connection(drive):
     def steps():
         yield Send("GET", "gateway", "/x")
         raise KeyError("a bug of ours")
@@ -279,37 +262,27 @@ def test_an_exchange_that_fails_drops_its_connection(drive):
 
     def other(call):
         call.head(200, {"content-length": "5"})
-        seen.append(call.left())
+        seen.append(call.wait_for_disconnect())
 
-    with Gateway(other=other) as gateway, pytest.raises(KeyError):
+    with FakeGateway(other=other) as gateway, pytest.raises(KeyError):
         drive(steps(), url=gateway.url)
     assert seen == [True]
 
 
-def test_reading_without_a_reply_gives_its_end():
-    with httpx.Client() as client:
-        driver = SyncDriver(client, endpoints(), lambda stale: Enclave().public)
-        assert driver.read() == b""
-        driver.drain()
-        driver.close()
-        driver.close()
+@both
+def test_reading_without_a_response_gives_its_end(drive):
+    def flow():
+        yield (yield READ)
 
-
-async def test_an_async_driver_without_a_reply_gives_its_end():
-    async with httpx.AsyncClient() as client:
-        driver = AsyncDriver(client, endpoints(), lambda stale: asyncio.sleep(0, Enclave().public))
-        assert await driver.read() == b""
-        await driver.drain()
-        await driver.close()
-        await driver.close()
+    assert drive(flow()) == b""
 
 
 # --- what can go wrong on a socket
 
 
 @both
-def test_a_port_nobody_listens_on_is_a_connection_error(drive):
-    with Gateway() as gateway:
+def test_a_closed_port_is_a_connection_error(drive):
+    with FakeGateway() as gateway:
         url = gateway.url
     with pytest.raises(errors.APIConnectionError, match="could not be made") as caught:
         drive(one_request(), url=url)
@@ -317,19 +290,22 @@ def test_a_port_nobody_listens_on_is_a_connection_error(drive):
 
 
 @both
-def test_a_service_that_does_not_answer_is_a_timeout(drive):
-    with Gateway(other=lambda call: call.left()) as gateway, pytest.raises(errors.APITimeoutError):
+def test_no_response_is_a_timeout(drive):
+    with (
+        FakeGateway(other=lambda call: call.wait_for_disconnect()) as gateway,
+        pytest.raises(errors.APITimeoutError),
+    ):
         drive(steps_for("/x"), url=gateway.url, timeout=0.1)
 
 
 @both
-def test_a_service_that_stops_in_the_middle_is_a_timeout(drive):
+def test_a_response_that_stalls_is_a_timeout(drive):
     def other(call):
         call.head(200, {"content-length": "10"})
         call.raw(b"hello")
-        call.left()
+        call.wait_for_disconnect()
 
-    with Gateway(other=other) as gateway, pytest.raises(errors.APITimeoutError):
+    with FakeGateway(other=other) as gateway, pytest.raises(errors.APITimeoutError):
         drive(steps_for("/x"), url=gateway.url, timeout=0.1)
 
 
@@ -342,13 +318,13 @@ def test_a_service_that_stops_in_the_middle_is_a_timeout(drive):
         ({"transfer-encoding": "chunked"}, b"zz"),
     ],
 )
-def test_a_connection_that_breaks_in_the_middle_has_cut_the_answer(headers, body, drive):
+def test_a_disconnect_in_mid_response_is_a_truncated_response(headers, body, drive):
     def other(call):
         call.head(200, headers)
         call.raw(body)
-        call.drop()
+        call.disconnect()
 
-    with Gateway(other=other) as gateway, pytest.raises(errors.StreamInterruptedError):
+    with FakeGateway(other=other) as gateway, pytest.raises(errors.StreamInterruptedError):
         drive(steps_for("/x"), url=gateway.url)
 
 
@@ -356,39 +332,41 @@ def test_a_connection_that_breaks_in_the_middle_has_cut_the_answer(headers, body
 @pytest.mark.parametrize(
     "raw", [b"", b"\0\0\0\0", b"HTTP/9.9 nope\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"]
 )
-def test_what_is_not_http_is_a_connection_error(raw, drive):
+def test_a_response_that_is_not_http_is_a_connection_error(raw, drive):
     def other(call):
         call.raw(raw)
-        call.drop()
+        call.disconnect()
 
-    with Gateway(other=other) as gateway, pytest.raises(errors.APIConnectionError) as caught:
+    with FakeGateway(other=other) as gateway, pytest.raises(errors.APIConnectionError) as caught:
         drive(steps_for("/x"), url=gateway.url)
     assert not isinstance(caught.value, errors.StreamInterruptedError)
 
 
 @both
-def test_a_coding_nobody_asked_for_is_undone(drive):
+def test_an_unrequested_content_encoding_is_decoded(drive):
     def other(call):
         call.reply(gzip.compress(b"hello" * 100), headers={"content-encoding": "gzip"})
 
-    with Gateway(other=other) as gateway:
+    with FakeGateway(other=other) as gateway:
         assert drive(steps_for("/x"), url=gateway.url) == b"hello" * 100
 
 
 @both
-def test_a_coding_that_is_broken_is_a_cut_answer(drive):
+def test_a_broken_content_encoding_is_a_truncated_response(drive):
     with (
-        Gateway(other=lambda call: call.reply(b"not gzip", headers={"content-encoding": "gzip"})) as gateway,
+        FakeGateway(
+            other=lambda call: call.reply(b"not gzip", headers={"content-encoding": "gzip"})
+        ) as gateway,
         pytest.raises(errors.StreamInterruptedError),
     ):
         drive(steps_for("/x"), url=gateway.url)
 
 
-def test_a_small_reply_that_unpacks_to_a_large_one_is_too_large():
+def test_a_compressed_response_is_limited_by_its_decompressed_size():
     bomb = gzip.compress(bytes(20_000_000))
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     with (
-        Gateway(other=lambda call: call.reply(bomb, headers=headers)) as gateway,
+        FakeGateway(other=lambda call: call.reply(bomb, headers=headers)) as gateway,
         PremClient(**gateway.settings(max_buffer_size=1_000_000)) as client,
         pytest.raises(errors.ResponseTooLargeError),
     ):
@@ -400,7 +378,7 @@ def test_a_small_reply_that_unpacks_to_a_large_one_is_too_large():
 
 def answer_all(request):
     """What users' own tests put in place of the network."""
-    enclave = Enclave()
+    enclave = FakeEnclave()
     if request.url.path == "/publicKey":
         return httpx.Response(200, json={"publicKey": bytes(enclave.public).hex()})
     opened = enclave.open(request.content)
@@ -409,14 +387,14 @@ def answer_all(request):
     return httpx.Response(200, json=json.loads(opened.envelope()))
 
 
-def test_a_transport_that_gives_its_answers_whole_will_do():
+def test_a_transport_with_whole_responses_works():
     with httpx.Client(transport=httpx.MockTransport(answer_all)) as http:
         client = PremClient(api_key="k", http_client=http)
         assert client.chat.completions.create(**PARAMS).id == COMPLETION["id"]
         assert text_of(client.chat.completions.create(**PARAMS, stream=True)) == "Hello"
 
 
-async def test_an_async_transport_that_gives_its_answers_whole_will_do():
+async def test_an_async_transport_with_whole_responses_works():
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer_all)) as http:
         client = AsyncPremClient(api_key="k", http_client=http)
         assert (await client.chat.completions.create(**PARAMS)).id == COMPLETION["id"]
@@ -427,14 +405,14 @@ async def test_an_async_transport_that_gives_its_answers_whole_will_do():
 # --- TLS and limits
 
 
-def test_certificates_are_checked_and_read_once():
+def test_certificates_are_verified_and_loaded_once():
     context = ssl_context()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert ssl_context() is context
 
 
-def test_certificates_are_those_that_the_environment_names(monkeypatch, tmp_path):
+def test_certificates_come_from_the_environments_file(monkeypatch, tmp_path):
     ours = tmp_path / "ours.pem"
     first = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----")
     ours.write_text(first[0][first[0].index("-----BEGIN") :] + first[1])
@@ -448,17 +426,17 @@ def test_certificates_are_those_that_the_environment_names(monkeypatch, tmp_path
         ssl_context.__wrapped__()
 
 
-def test_more_streams_than_httpx_would_allow_run_at_once():
+def test_more_concurrent_streams_than_the_httpx_default_run_at_once():
     count = 105
     with (
-        Gateway(lambda call: hold(call)) as gateway,
+        FakeGateway(lambda call: hold(call)) as gateway,
         PremClient(**gateway.settings(timeout=5, max_concurrency=None)) as client,
     ):
         streams = [client.chat.completions.create(**PARAMS, stream=True) for _ in range(count)]
         assert gateway.connections == count
         for stream in streams:
             stream.close()
-    assert LIMITS.max_connections is None or LIMITS.max_connections >= count
+    assert POOL_LIMITS.max_connections is None or POOL_LIMITS.max_connections >= count
 
 
 def hold(call):
@@ -466,4 +444,4 @@ def hold(call):
     opened = call.opened()
     call.begin()
     call.piece(opened.events({"choices": [{"index": 0, "delta": {"content": "a"}}]}))
-    call.left()
+    call.wait_for_disconnect()

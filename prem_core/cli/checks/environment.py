@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from prem_core import _config
+from prem_core._crypto.keyfile import KEK_BYTES, KEK_VARIABLE
 from prem_core._rate_limit.limits import Limits
 from prem_core.cli.checks.check import Check, Options, State, attempt
 from prem_core.cli.connection import find_kek
@@ -28,17 +29,15 @@ def checks(options: Options) -> Iterator[Check]:
     network = [each for name in _NETWORK for each in _network_variables(name)]
     yield Check("network", State.INFO, f"set: {_join(network)}")
 
-    source = connection.kek_file or (_config.KEK_VARIABLE if _is_set(_config.KEK_VARIABLE) else None)
+    source = connection.kek_file or (KEK_VARIABLE if _is_set(KEK_VARIABLE) else None)
     if source is None:
-        yield Check(
-            "KEK", State.INFO, f"{_config.KEK_VARIABLE} is not set; only prem keys and --keys need it"
-        )
+        yield Check("KEK", State.INFO, f"{KEK_VARIABLE} is not set; only prem keys and --keys need it")
     else:
         yield attempt(
             "KEK",
             lambda: find_kek(connection.kek_file),
-            f"{source} contains {_config.KEK_BYTES} bytes",
-            f"Put {_config.KEK_BYTES} random bytes in {source}, for example from: openssl rand -hex 32",
+            f"{source} contains {KEK_BYTES} bytes",
+            f"Put {KEK_BYTES} random bytes in {source}, for example from: openssl rand -hex 32",
         )
     yield Check(
         "limits",

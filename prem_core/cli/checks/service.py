@@ -24,7 +24,7 @@ from prem_core._errors import (
 )
 from prem_core._protocol import assumptions
 from prem_core._protocol.routes import MODELS_ROUTE
-from prem_core._transport.http import TRANSLATIONS, ssl_context, translate
+from prem_core._transport.http import HTTPX_ERRORS, ssl_context, translate
 from prem_core.cli import DEFAULT_CHAT_MODEL
 from prem_core.cli.checks.check import Check, Options, State, attempt
 from prem_core.cli.connection import Connection, parse_enclave_key
@@ -44,8 +44,8 @@ _KEY_CHANGED: Final = (
 
 def checks(options: Options) -> Iterator[Check]:
     """Check the service. A check that depends on a failed one is skipped."""
-    gateway_url = yield from _url("gateway", _config.DEFAULT_GATEWAY_URL, options)
-    enclave_url = yield from _url("enclave", _config.DEFAULT_ENCLAVE_URL, options)
+    gateway_url = yield from _url("gateway", options)
+    enclave_url = yield from _url("enclave", options)
     client = yield from _client(options.connection) if gateway_url and enclave_url else _skip("settings")
     enclave_reached = yield from _reach("enclave", enclave_url, assumptions.PUBLIC_KEY_PATH, options)
     gateway_reached = yield from _reach("gateway", gateway_url, MODELS_ROUTE, options)
@@ -67,12 +67,12 @@ def _skip(*names: str) -> Generator[Check, None, None]:
         yield Check(name, State.SKIPPED, "depends on a failed check")
 
 
-def _url(party: str, default: str, options: Options) -> Generator[Check, None, str | None]:
+def _url(party: str, options: Options) -> Generator[Check, None, str | None]:
     connection, setting, name = options.connection, f"{party}_url", f"{party} URL"
     source = _source(setting, options)
     try:
         url = _config.resolve_url(
-            setting, getattr(connection, setting), default, allow_insecure=connection.allow_insecure
+            setting, getattr(connection, setting), allow_insecure=connection.allow_insecure
         )
     except PremError as error:
         detail = use_cli_names(str(error), {setting: source, "allow_insecure": "--allow-insecure"})
@@ -124,7 +124,7 @@ def _reach(party: str, url: str | None, path: str, options: Options) -> Generato
             http.stream("GET", url + path) as response,
         ):
             status = response.status_code
-    except tuple(foreign for foreign, _, _ in TRANSLATIONS) as error:
+    except HTTPX_ERRORS as error:
         detail, remedy = _connection_problem(error) or (
             str(translate(error, party, reading=False)),
             "Check your network connection and HTTP proxy",

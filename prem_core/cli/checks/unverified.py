@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterator
 
 from prem_core._protocol import assumptions
@@ -22,7 +24,7 @@ def checks(options: Options) -> Iterator[Check]:
             "the enclave's key is fetched, not pinned: anyone with a TLS certificate for that host could replace it "
             "(--enclave-public-key pins it)",
         )
-    names = [name for name in vars(assumptions) if _is_assumption(name)]
+    names = _assumption_names()
     listed = f": {', '.join(names)}" if options.verbose else " (--verbose lists them)"
     yield Check(
         "assumptions",
@@ -35,9 +37,8 @@ def checks(options: Options) -> Iterator[Check]:
         )
 
 
-def _is_assumption(name: str) -> bool:
-    if name.startswith("_"):
-        return False
-    value = getattr(assumptions, name)
-    # The module also contains what it imports.
-    return name.isupper() or getattr(value, "__module__", None) == assumptions.__name__
+def _assumption_names() -> list[str]:
+    """The names that the module assigns, without what it imports."""
+    statements = ast.parse(inspect.getsource(assumptions)).body
+    targets = [target for each in statements if isinstance(each, ast.Assign) for target in each.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

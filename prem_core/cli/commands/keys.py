@@ -67,7 +67,7 @@ def generate(
         if new_kek:
             keyfile.check_not_exists(new_kek)
         if not force and os.path.isfile(path):
-            raise ConfigurationError(f"{keyfile.shown(path)} already exists; --force replaces it")
+            raise ConfigurationError(f"{keyfile.quote_path(path)} already exists; --force replaces it")
         keyfile.check_not_exists(path, overwrite=force)
     pinned = parse_enclave_key(enclave_public_key)
     made = generate_encryption_keys(enclave_url=enclave_url, enclave_public_key=pinned)
@@ -75,14 +75,14 @@ def generate(
         if new_kek:
             keyfile.write_kek(new_kek, kek)
         try:
-            keyfile.write(path, made, kek, overwrite=force)
+            made.save(path, kek, overwrite=force)
         except PremError:
             if new_kek:  # no file is encrypted with it
                 os.unlink(new_kek)
             raise
-    typer.echo(f"keys         {keyfile.shown(path)}")
+    typer.echo(f"keys         {keyfile.quote_path(path)}")
     if new_kek:
-        typer.echo(f"KEK          {keyfile.shown(new_kek)}")
+        typer.echo(f"KEK          {keyfile.quote_path(new_kek)}")
     typer.echo(f"enclave key  sha256:{made.enclave_fingerprint}")
     typer.echo(f"cipher text  sha256:{hashlib.sha256(made.cipher_text).hexdigest()}")
 
@@ -106,7 +106,7 @@ def inspect(
     with exit_with(EXIT_USAGE):
         kek = find_kek(kek_file)
     with exit_with(EXIT_FAILURE):
-        file = keyfile.look(path)
+        file = keyfile.read_header(path)
         typer.echo(f"version      {file.version}")
         typer.echo(f"created      {file.created.isoformat()}")
         fingerprint = file.enclave_fingerprint

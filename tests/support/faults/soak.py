@@ -1,6 +1,6 @@
 """The soak: many callers at once, a service that fails one time in five, and an account of every single answer.
 
-    PYTHONPATH=tests python -m support.faults.soak --requests 10000 --threads 50 --tasks 200 --faults 0.2 --minutes 8 --seed 1
+    PYTHONPATH=tests python -m support.faults.soak --requests 10000 --threads 50 --tasks 200 --faults 0.2 --seed 1
 
 The threads share one `PremClient`, one `ChatPremEncrypted` and one `PremEncrypted`, the tasks another set of three.
 Each request asks for a code word of its own, streamed or whole. Its answer has to be the right one, word for word, or

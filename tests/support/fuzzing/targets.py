@@ -359,7 +359,7 @@ def run_keyfile(data: bytes) -> Outcome:
         if kek is not None:
             assert len(kek) == 32
         try:
-            file = keyfile.look(path)
+            file = keyfile.read_header(path)
             keys = file.open(KEK)
         except errors.ConfigurationError as error:
             text = checked(error, KEK.hex()).detail.replace(str(path), "the file")

@@ -27,7 +27,7 @@ from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, PrivateKey
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
-from support.fake_gateway import DONE, Call, Gateway, event
+from support.fake_gateway import DONE, FakeGateway, ReceivedRequest, event
 from support.security import secret_values as marked
 from support.security.secret_values import API_KEY, FILE, KEK, PAIR, PROMPT, WAYS
 
@@ -76,28 +76,28 @@ class Trouble:
     at: str = "says"
     options: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
-    gateway: Callable[[Call], None] | None = None
+    gateway: Callable[[ReceivedRequest], None] | None = None
     ways: tuple[str, ...] = tuple(WAYS)
 
 
-def _flipped(call: Call) -> None:
+def _flipped(call: ReceivedRequest) -> None:
     sealed = call.opened().events({"choices": []})
     call.stream(sealed[:-3] + bytes([sealed[-3] ^ 1]) + sealed[-2:])
 
 
-def _cut(call: Call) -> None:
+def _cut(call: ReceivedRequest) -> None:
     said = {"choices": [{"index": 0, "delta": {"content": marked.REPLY}, "finish_reason": None}]}
     call.stream(call.opened().events(said))
 
 
-def _no_chunk(call: Call) -> None:
+def _no_chunk(call: ReceivedRequest) -> None:
     call.stream(call.opened().events({"choices": marked.REPLY}) + DONE)
 
 
-def _heard(plaintext: bytes) -> Callable[[Call], None]:
+def _heard(plaintext: bytes) -> Callable[[ReceivedRequest], None]:
     """Answers a recording with `plaintext`, sealed."""
 
-    def answer(call: Call) -> None:
+    def answer(call: ReceivedRequest) -> None:
         cipher_text = bytes.fromhex(json.loads(call.body)["cipherText"])
         keys = EncryptionKeys(call._enclave.private.decapsulate(cipher_text), cipher_text)
         nonce = new_nonce()
@@ -109,7 +109,7 @@ def _heard(plaintext: bytes) -> Callable[[Call], None]:
 
 def _transcribed(plaintext: bytes, **params: Any) -> object:
     with (
-        Gateway(other=_heard(plaintext)) as gateway,
+        FakeGateway(other=_heard(plaintext)) as gateway,
         PremClient(**gateway.settings(api_key=API_KEY)) as client,
     ):
         return client.audio.transcriptions.create(file=FILE, **params)
@@ -198,7 +198,7 @@ def raised(world: World, name: str, way: str) -> Exception:
         if name == "keys that were turned":
             options["api_key"] = world.stranger.api_key
         if trouble.gateway is not None:
-            gateway = stack.enter_context(Gateway(trouble.gateway))
+            gateway = stack.enter_context(FakeGateway(trouble.gateway))
             options |= {"gateway_url": gateway.url, "enclave_url": gateway.url, "encryption_keys": None}
         return caught(lambda: WAYS[way](options, **trouble.params), trouble.kind)
 

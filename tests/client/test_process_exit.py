@@ -1,25 +1,19 @@
-"""What happens to connections when nobody closes them: collections, shutdowns and forks.
+"""A process that never closes its clients: garbage collection, exit and fork.
 
-Each script runs in a process of its own, against the embedded enclave in this one: what is looked for shows as a
-hang, as a message at the interpreter's end, or in another process.
+Each script runs in its own process, against the embedded enclave in this one, because a defect would be a hang, a
+message at the interpreter's exit, or would only show in a child process.
 """
 
-import concurrent.futures
 import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
-from support.fake_gateway import Gateway
-
-from prem_core import PremClient
-from prem_core import _errors as errors
 
 COLLECTED = """
-import faulthandler, gc, json, sys, time
-faulthandler.dump_traceback_later(20, exit=True)
+import faulthandler, gc, json, sys
+faulthandler.dump_traceback_later(100, exit=True)
 from prem_core import PremClient
 client = PremClient(**json.loads(sys.argv[1]))
 def begin():
@@ -29,8 +23,7 @@ class Box: pass
 begin().close()
 gc.collect()
 gc.set_threshold(7, 1, 1)
-end = time.monotonic() + 4
-while time.monotonic() < end:
+for _ in range(200):
     box = Box()
     box.itself, box.stream = box, begin()
     next(box.stream)
@@ -80,33 +73,17 @@ print("done")
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(COLLECTED, id="streams that only the collector finds"),
-        pytest.param(BROKEN_OFF, id="loops that end in the middle of answers"),
+        pytest.param(COLLECTED, id="streams freed by the garbage collector"),
+        pytest.param(BROKEN_OFF, id="event loops that end in mid-response"),
         pytest.param(
             FORKED,
-            id="processes forked from one that has connections",
+            id="processes forked with open connections",
             marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
         ),
     ],
 )
-def test_a_process_that_leaves_connections_behind_ends_well(script, enclave):
+def test_a_process_that_never_closes_its_clients_exits_cleanly(script, enclave):
     settings = json.dumps(enclave.client_options)
     command = [sys.executable, "-W", "error", "-c", script, settings]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")
-
-
-def test_a_key_that_cannot_be_had_fails_all_who_wait_for_it_at_once():
-    def silent(call):
-        time.sleep(0.6)
-        call.drop()
-
-    with Gateway(key=silent) as gateway, PremClient(**gateway.settings(timeout=0.3, max_retries=0)) as client:
-        params = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
-        start = time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            calls = [pool.submit(client.chat.completions.create, **params) for _ in range(8)]
-            found = [type(call.exception()) for call in calls]
-        took = time.monotonic() - start
-    assert found == [errors.APITimeoutError] * 8
-    assert took < 8 * 0.3

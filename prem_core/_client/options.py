@@ -1,0 +1,104 @@
+"""The options of a client: names, types and defaults, listed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+import httpx
+
+from prem_core import _config
+from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.xwing import PublicKey
+from prem_core._errors import ConfigurationError
+from prem_core._rate_limit.limits import Limits
+
+
+class ClientOptions(TypedDict, total=False):
+    """Options that both clients take. Each comes from the argument, else the environment, else the default."""
+
+    api_key: str | None
+    """Begins with ``sk_live`` or ``sk_test``. Environment: PREM_API_KEY."""
+    gateway_url: str | None
+    """Prem's gateway. Environment: PREM_GATEWAY_URL, PREM_PROXY_URL, PROXY_URL. Default: Prem's."""
+    proxy_url: str | None
+    """Another name of `gateway_url`, the TypeScript SDK's."""
+    enclave_url: str | None
+    """The enclave, from which the public key is fetched. Environment: PREM_ENCLAVE_URL, ENCLAVE_URL. Default:
+    Prem's."""
+    enclave_public_key: PublicKey | bytes | str | None
+    """The enclave's X-Wing public key (1216 bytes: raw, hex or base64), pinned. It is used instead of a fetched one.
+    If the service no longer has the private key for it, calls raise `EnclaveKeyError`."""
+    encryption_keys: EncryptionKeys | None
+    """One KEM result for all requests, instead of a fresh one for each; see `generate_encryption_keys`."""
+    timeout: float | httpx.Timeout
+    """Seconds to connect, to wait for the response to start, and between its parts; or an ``httpx.Timeout``.
+    Default: 30."""
+    total_timeout: float | None
+    """Seconds for the whole call, including queueing, retries and reading the stream. None, the default, for no
+    limit."""
+    stream_chunk_timeout: float | None
+    """Seconds between the chunks of a stream; a gateway's keep-alive comments do not count. None, the default, for
+    `timeout`."""
+    max_buffer_size: int
+    """Bytes of one event or one body that may be held. Default: 10 MB."""
+    max_retries: int
+    """Retries after the first attempt; 3 means at most 4 requests. Never after the first chunk. Default: 2."""
+    max_concurrency: int | None
+    """Requests that may be open at once, over all threads and tasks; others wait in order. None for no limit.
+    Default: 5."""
+    requests_per_second: float | None
+    """Requests that may start per second, in the long run. None, the default, for as many as the service takes."""
+    limits: Limits | None
+    """A `Limits` to share with other clients and models, in place of the two options above."""
+    allow_insecure: bool
+    """Allow plain http to another machine, where the API key can be read on the way. Default: False."""
+
+
+class SyncClientOptions(ClientOptions, total=False):
+    """Options of `PremClient`."""
+
+    http_client: httpx.Client | None
+    """An ``httpx.Client`` of your own, for example with client certificates. It is not closed with the client."""
+
+
+class AsyncClientOptions(ClientOptions, total=False):
+    """Options of `AsyncPremClient`."""
+
+    http_client: httpx.AsyncClient | None
+    """An ``httpx.AsyncClient`` of your own. It belongs to the event loop it is used on first, and is not closed with
+    the client."""
+
+
+#: The value of each option that is not given.
+DEFAULTS: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(SyncClientOptions.__optional_keys__),
+    "timeout": _config.DEFAULT_TIMEOUT,
+    "max_buffer_size": _config.DEFAULT_MAX_BUFFER_SIZE,
+    "max_retries": _config.DEFAULT_MAX_RETRIES,
+    "max_concurrency": _config.DEFAULT_MAX_CONCURRENCY,
+    "allow_insecure": False,
+}
+
+
+def with_defaults(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, completed by the defaults, with `gateway_url` under that name.
+
+    Args:
+        owner: The class that was given them, for the error.
+        given: Options by name.
+
+    Raises:
+        TypeError: A name is not an option.
+        ConfigurationError: `gateway_url` was given under both of its names.
+    """
+    unknown = given.keys() - DEFAULTS.keys()
+    if unknown:
+        raise TypeError(f"{owner}() got an unexpected keyword argument {min(unknown)!r}")
+    options = {**DEFAULTS, **given}
+    proxy_url = options.pop("proxy_url")
+    if proxy_url is not None:
+        if options["gateway_url"] is not None:
+            raise ConfigurationError("gateway_url and proxy_url are the same option: pass only gateway_url")
+        options["gateway_url"] = proxy_url
+    return options

@@ -1,0 +1,119 @@
+"""The models list and the published endpoints."""
+
+import json
+
+import pytest
+from support.fake_gateway import JSON, FakeGateway
+
+import prem_core
+from prem_core import PremClient, discover_endpoints
+from prem_core import _errors as errors
+
+MODELS = [{"id": "m1", "model": "openai/gpt-oss-120b", "type": "CHAT"}]
+
+
+def test_the_models_are_listed(api, make):
+    body = json.dumps({"status": 200, "data": MODELS, "message": None, "env": "production"}).encode()
+    with FakeGateway(other=lambda call: call.reply(body)) as gateway:
+        client = make(gateway)
+        assert [model.request_name for model in api.models(client)] == ["openai/gpt-oss-120b"]
+        api.models(client, "CHAT")
+    assert [(call.method, call.path, call.query) for call in gateway.calls] == [
+        ("GET", "/models", ""),
+        ("GET", "/models", "type=CHAT"),
+    ]
+    assert gateway.calls[0].headers["authorization"] == "Bearer sk_test_key"
+
+
+def test_an_unknown_model_type_is_rejected(api, make):
+    with (
+        FakeGateway() as gateway,
+        pytest.raises(errors.InvalidParameterError, match="AUDIO_SPEECH") as caught,
+    ):
+        api.models(make(gateway), "chat")
+    assert caught.value.param == "type"
+    assert gateway.calls == []
+
+
+BUILT_IN = {"gateway_url": "https://gateway.prem.io", "enclave_url": "https://conf-engine.prem.io"}
+
+
+@pytest.fixture
+def page(certificate, monkeypatch):
+    """An https page whose body the test sets."""
+    server, trusting = certificate
+    monkeypatch.setattr("prem_core._client.endpoints.ssl_context", lambda: trusting)
+    with FakeGateway(tls=server) as gateway:
+        yield gateway
+
+
+def test_the_published_endpoints_are_read(page):
+    body = {"proxy": "https://new-gateway.prem.io/", "enclave": "https://new-enclave.prem.io"}
+    page.other = lambda call: call.reply(json.dumps(body).encode())
+    found = discover_endpoints(f"{page.url}/endpoints.json")
+    assert found == {
+        "gateway_url": "https://new-gateway.prem.io",
+        "enclave_url": "https://new-enclave.prem.io",
+    }
+    assert page.paths() == ["/endpoints.json"]
+    assert "authorization" not in page.calls[0].headers
+    with PremClient(api_key="k", **found) as client:
+        assert "new-gateway" in repr(client)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b"{}"),
+        (503, b""),
+        (302, b""),
+        (200, b""),
+        (200, b"<html>"),
+        (200, b"\xff"),
+        (200, b"[]"),
+        (200, b"null"),
+        (200, b"{}"),
+        (200, b'{"proxy": "https://a"}'),
+        (200, b'{"proxy": null, "enclave": null}'),
+        (200, b'{"proxy": "", "enclave": ""}'),
+        (200, b'{"proxy": 1, "enclave": 2}'),
+        (200, b'{"proxy": ["https://a"], "enclave": {}}'),
+        (200, b'{"proxy": "http://gateway.prem.io", "enclave": "https://b"}'),
+        (200, b'{"proxy": "https://a", "enclave": "ftp://b"}'),
+    ],
+)
+def test_an_invalid_endpoints_page_leaves_the_built_in_endpoints_and_a_warning(
+    page, status, body, monkeypatch
+):
+    # The page is asked, not the environment: a page without a name must not fall back on that.
+    monkeypatch.setenv("PREM_GATEWAY_URL", "https://environment")
+    monkeypatch.setenv("PREM_ENCLAVE_URL", "https://environment")
+    page.other = lambda call: call.reply(body, status, JSON)
+    with pytest.warns(UserWarning, match="built-in"):
+        assert discover_endpoints(page.url) == BUILT_IN
+    assert page.paths() == ["/"]
+
+
+def test_an_endpoints_page_with_an_untrusted_certificate_is_not_used(certificate):
+    with FakeGateway(tls=certificate[0]) as gateway, pytest.warns(UserWarning, match="built-in"):
+        assert discover_endpoints(gateway.url) == BUILT_IN
+    assert gateway.calls == []
+
+
+def test_an_unreachable_endpoints_page_leaves_the_built_in_endpoints_and_a_warning():
+    with FakeGateway() as closed:
+        url = closed.url.replace("http:", "https:")
+    with pytest.warns(UserWarning, match="ConnectError"):
+        assert discover_endpoints(url) == BUILT_IN
+
+
+@pytest.mark.parametrize(
+    "url", ["http://dashboard.prem.io/endpoints.json", "file:///etc/passwd", "dashboard.prem.io", ""]
+)
+def test_endpoints_are_read_over_https_only(url):
+    with pytest.raises(errors.ConfigurationError, match="https"):
+        discover_endpoints(url)
+
+
+def test_the_version_is_a_version():
+    assert prem_core.__version__.count(".") == 2
