@@ -121,11 +121,11 @@ def cli_names(ctx: Any) -> dict[str, str]:
 def use_cli_names(text: str, names: Mapping[str, str]) -> str:
     """Replace the Python parameters in an error message by the options or variables that a user can change.
 
-    A name that is also an English word, such as "timeout", is replaced only where the message starts with it.
+    A name that is also an English word, such as "timeout", is replaced only at the start of the message.
     """
     for parameter, name in names.items():
-        start = "" if "_" in parameter else "^"
-        text = re.sub(rf"{start}\b{parameter}\b(=\w+)?( \(from \w+\)| \({re.escape(name)}\))?", name, text)
+        found = rf"\b{parameter}\b" if "_" in parameter else rf"^{parameter}(?=: | must | is )"
+        text = re.sub(rf"{found}(=\w+)?( \(from \w+\)| \({re.escape(name)}\))?", name, text)
     return text
 
 

@@ -144,15 +144,15 @@ def test_debug_prints_a_traceback_without_values() -> None:
         PREM_API_KEY="sk_test_private", PREM_ENCLAVE_URL="http://127.0.0.1:9",
     )  # fmt: skip
     assert result.returncode == 1
-    said = result.stderr.decode()
-    assert said.startswith("Traceback")
-    assert "chat.py" in said
-    assert said.splitlines()[-1].startswith("prem chat: enclave: ")
-    assert "private" not in said
+    message = result.stderr.decode()
+    assert message.startswith("Traceback")
+    assert "chat.py" in message
+    assert message.splitlines()[-1].startswith("prem chat: enclave: ")
+    assert "private" not in message
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (ConfigurationError("a setting"), 2, "prem x: a setting"),
         (InvalidParameterError("a parameter", param="p"), 2, "prem x: a parameter"),
@@ -175,12 +175,12 @@ def test_debug_prints_a_traceback_without_values() -> None:
     ],
 )
 def test_an_error_is_an_exit_code_and_one_line(
-    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
 ) -> None:
     with pytest.raises(typer.Exit) as ending, error_boundary("prem x"):
         raise error
     assert ending.value.exit_code == status
-    assert capsys.readouterr().err == (f"{said}\n" if said else "")
+    assert capsys.readouterr().err == (f"{message}\n" if message else "")
 
 
 def test_an_error_can_get_another_exit_code() -> None:
@@ -198,6 +198,7 @@ def test_an_error_can_get_another_exit_code() -> None:
         ("pass allow_remote (--allow-remote)", "pass --allow-remote"),
         ("timeout must be a number above 0", "--timeout must be a number above 0"),
         ("the timeout is over", "the timeout is over"),
+        ("keys.prem is damaged", "keys.prem is damaged"),
     ],
 )
 def test_an_error_names_options_and_variables_not_python_parameters(text: str, shown: str) -> None:
@@ -206,6 +207,7 @@ def test_an_error_names_options_and_variables_not_python_parameters(text: str, s
         "allow_insecure": "--allow-insecure",
         "allow_remote": "--allow-remote",
         "timeout": "--timeout",
+        "keys": "--keys",
     }
     assert use_cli_names(text, names) == shown
 

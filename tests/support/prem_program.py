@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +119,7 @@ class TerminalProcess:
         )
         signal.signal(signal.SIGINT, before)
         os.close(slave)
+        self._changed = threading.Condition()
         self._terminal = bytearray()
         self._piped = bytearray()
         self._readers = [threading.Thread(target=self._read, args=(self._master, self._terminal))]
@@ -133,18 +133,17 @@ class TerminalProcess:
             self.process.stdin.write(stdin.encode())
             self.process.stdin.close()
 
-    @staticmethod
-    def _read(descriptor: int, into: bytearray) -> None:
+    def _read(self, descriptor: int, into: bytearray) -> None:
         with contextlib.suppress(OSError):  # the program has closed the terminal
             while data := os.read(descriptor, 65536):
-                into += data
+                with self._changed:
+                    into += data
+                    self._changed.notify_all()
 
     def wait_for(self, text: str) -> None:
         """Wait until `text` is on the terminal."""
-        end = time.monotonic() + TIMEOUT
-        while text.encode() not in self._terminal:
-            assert time.monotonic() < end, bytes(self._terminal)
-            time.sleep(0.01)
+        with self._changed:
+            assert self._changed.wait_for(lambda: text.encode() in self._terminal, TIMEOUT), self._terminal
 
     def end(self) -> TerminalOutput:
         """Wait for the program to exit."""
@@ -189,7 +188,7 @@ class ServerProcess:
 
     @property
     def exports(self) -> dict[str, str]:
-        """The variables that it says to export."""
+        """The variables in its `export` lines."""
         return dict(re.findall(r"^export (\w+)=(.*)$", self.output, re.MULTILINE))
 
     def _read(self) -> None:
