@@ -3,18 +3,18 @@
 ::
 
     PremError
-    ├── ConfigurationError            you: the client is set up wrongly
-    ├── InvalidParameterError         you: a request parameter, refused before anything is sent
-    ├── EnclaveKeyError               the enclave's public key cannot be had, read or used
-    ├── DecryptionError               bytes that do not open under this exchange's secret
-    ├── LengthFinishReasonError       the token limit cut structured output or a tool call short
-    ├── RefusalError                  the model refused to answer in the form asked for
-    └── APIError                      the service, or the way to it
+    ├── ConfigurationError            a setting of the client cannot work
+    ├── InvalidParameterError         a request parameter is not allowed; nothing was sent
+    ├── EnclaveKeyError               the enclave's public key cannot be fetched, read or used
+    ├── DecryptionError               bytes that do not open with the request's secret
+    ├── LengthFinishReasonError       the token limit truncated structured output or a tool call
+    ├── RefusalError                  the model refused to answer in the requested form
+    └── APIError                      the service, or the network
         ├── APIConnectionError        it could not be reached, or the connection broke
-        │   ├── APITimeoutError       ... because it took too long
-        │   └── StreamInterruptedError  an answer that ended before it was whole
-        ├── APIResponseValidationError  an answer that is not what the protocol says
-        │   └── ResponseTooLargeError   ... and larger than the buffer allows
+        │   ├── APITimeoutError       it took too long
+        │   └── StreamInterruptedError  an answer that ended before it was complete
+        ├── APIResponseValidationError  a response that the protocol does not allow
+        │   └── ResponseTooLargeError   a response larger than the buffer
         └── APIStatusError            an error the service reported
             ├── BadRequestError (400, 422)
             │   └── ContextLengthExceededError
@@ -25,9 +25,8 @@
             ├── RateLimitError (429)
             └── InternalServerError (5xx)
 
-The rule of this file: an error carries values (a status, a support id), never a request, a
-response, a key or a payload, so that it can be logged, traced and pickled without letting
-anything out. Names are the OpenAI SDK's where it has one.
+An error carries values (a status, a support id), never a request, a response, a key or a payload. So it can be logged,
+traced and pickled safely. Names are the OpenAI SDK's where it has one.
 """
 
 from __future__ import annotations
@@ -48,18 +47,19 @@ class PremError(Exception):
 
 
 class ConfigurationError(PremError, ValueError):
-    """The client is set up in a way that cannot work, or must not (a missing key, a plain http URL)."""
+    """A setting that cannot work or is not safe: a missing key, a plain http URL."""
 
 
 class InvalidParameterError(PremError, ValueError):
-    """A request parameter that the published schema forbids; nothing was sent.
+    """The published schema does not allow a request parameter; nothing was sent.
 
     Attributes:
         param: The parameter's path, for example ``messages.0.content`` or ``temperature``.
     """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        # Names may be the caller's, and of half a character: an error that cannot be written to a log is none.
+        # Parameter names come from the caller and may contain lone surrogates; escape them, so that the message can
+        # always be encoded.
         super().__init__(_writable(message))
         self.param = param if param is None else _writable(param)
 
@@ -69,31 +69,31 @@ def _writable(text: str) -> str:
 
 
 class EnclaveKeyError(PremError):
-    """The enclave's public key could not be fetched or read, or the enclave no longer holds its match."""
+    """The enclave's public key could not be fetched or read, or the enclave no longer has the private key for it."""
 
 
 class DecryptionError(PremError):
     """A sealed item did not open.
 
-    There is one message for every cause, and it says nothing of the bytes: telling a wrong key
-    from a changed byte would help only somebody who tries both.
+    There is one message for every cause, and it says nothing about the bytes: distinguishing a wrong key from a
+    changed byte would only help an attacker.
     """
 
-    MESSAGE: ClassVar[str] = "the sealed bytes could not be opened with this exchange's secret"
+    MESSAGE: ClassVar[str] = "the sealed bytes could not be opened with this request's secret"
 
     def __init__(self, message: str = MESSAGE) -> None:
         super().__init__(message)
 
 
 class LengthFinishReasonError(PremError):
-    """The answer reached its token limit in the middle of a tool call's arguments or of the JSON asked for.
+    """The answer reached its token limit in the middle of a tool call's arguments or of the requested JSON.
 
-    What there is of it cannot be used: completing it would make up what the model did not say.
+    The rest of it is missing. Completing it would make up values that the model did not give.
     """
 
     MESSAGE: ClassVar[str] = (
-        "the answer reached its token limit in the middle of a tool call or of the JSON asked for; "
-        "raise max_tokens or ask for less"
+        "the answer reached its token limit in the middle of a tool call or of the requested JSON: "
+        "raise max_tokens, or ask for less"
     )
 
     def __init__(self, message: str = MESSAGE) -> None:
@@ -101,25 +101,25 @@ class LengthFinishReasonError(PremError):
 
 
 class RefusalError(PremError):
-    """The model refused to answer, where an answer in a given form was asked for.
+    """The model refused to answer in the requested form.
 
-    The refusal's own words are part of the reply, and so not in this error. Both adapters keep them in the
-    message's ``additional_kwargs["refusal"]``.
+    The text of the refusal is part of the response, and so is not in this error. Both adapters keep it in the message's
+    ``additional_kwargs["refusal"]``.
     """
 
-    MESSAGE: ClassVar[str] = "the model refused to answer in the form asked for"
+    MESSAGE: ClassVar[str] = "the model refused to answer in the requested form"
 
     def __init__(self, message: str = MESSAGE) -> None:
         super().__init__(message)
 
 
 class APIError(PremError):
-    """The service answered with an error, or no answer could be had from it.
+    """The service answered with an error, or did not answer.
 
     Attributes:
-        type: The service's own name for the error, where it gave one.
-        code: The service's error code, where it gave one.
-        support_id: ``support_{uuidv7}``; the service keeps it for 7 days. Give it to Prem's support.
+        type: The service's own name for the error, if it gave one.
+        code: The service's error code, if it gave one.
+        support_id: ``support_{uuidv7}``; the service keeps it for 7 days. Quote it when you contact Prem's support.
     """
 
     def __init__(
@@ -147,19 +147,18 @@ class APIConnectionError(APIError):
 
 
 class APITimeoutError(APIConnectionError):
-    """The service took longer than the timeout to connect, to answer, or to send the next bytes."""
+    """Connecting, the response, or its next bytes took longer than the timeout."""
 
 
 class StreamInterruptedError(APIConnectionError):
-    """The answer ended before it was whole: no ``done`` event, or no finish reason before it.
+    """The answer was truncated: the stream ended without a ``done`` event, or without a finish reason before it.
 
-    What had arrived is not a short answer. It is never returned as one, and never asked for again
-    once a chunk was delivered.
+    A truncated answer is never returned as a complete one. There is no retry after the first chunk was delivered.
     """
 
 
 class APIResponseValidationError(APIError):
-    """The answer is not what the protocol describes (HTML for JSON, a wrong content type, no chunk)."""
+    """The response is not what the protocol allows: HTML for JSON, a wrong content type, not a chunk."""
 
 
 class ResponseTooLargeError(APIResponseValidationError):
@@ -171,9 +170,9 @@ class APIStatusError(APIError):
 
     Attributes:
         status_code: The HTTP status; for an error event inside a stream, the status its type stands for.
-        param: The parameter the service names, where it names one.
-        validator: The service's findings by field, where it sent them.
-        retry_after: Seconds the service asks to wait before the next try; None where it does not say.
+        param: The parameter that the service names, if it does.
+        validator: The service's findings by field, if it sent them.
+        retry_after: Seconds to wait before the next attempt, as the service asks; None if it does not.
     """
 
     def __init__(
@@ -199,7 +198,7 @@ class APIStatusError(APIError):
 
 
 class BadRequestError(APIStatusError):
-    """400 or 422: the service refuses the request as it stands."""
+    """400 or 422: the service does not accept the request."""
 
 
 class ContextLengthExceededError(BadRequestError):
@@ -214,8 +213,8 @@ class PermissionDeniedError(APIStatusError):
     """403: the API key may not do this.
 
     Attributes:
-        scope: The scope the key lacks, for example ``chats.completion``; None when the reason is
-            another one, such as an address that is not on the key's list.
+        scope: The scope that the key lacks, for example ``chats.completion``; None for any other reason, such as an IP
+            address that is not allowed for the key.
     """
 
     def __init__(self, message: str, *, scope: str | None = None, **values: Any) -> None:

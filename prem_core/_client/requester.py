@@ -165,14 +165,13 @@ class Requester(_Requester):
             self._connect()
         else:
             self._http = http_client
-            self._process = 0
+        self._process = os.getpid()
         self._key_lock = threading.Lock()
 
     def _connect(self) -> None:
         self._http = httpx.Client(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
         # Closes the sockets of a client that was never closed, when it is garbage-collected.
         self._close_http = weakref.finalize(self, self._http.close)
-        self._process = os.getpid()
 
     def close(self) -> None:
         """Refuse further calls, and close the connections unless they are the caller's own."""
@@ -198,10 +197,13 @@ class Requester(_Requester):
     def _driver(self, timeout: Timeout, deadline: float | None) -> SyncDriver:
         if self._closed or self._http.is_closed:
             raise ConfigurationError("the client is closed")
-        if self._close_http is not None and self._process != os.getpid():
-            # After a fork: two processes on one connection would mix their requests and share TLS keys.
-            self._connect()
+        if self._process != os.getpid():
+            # After a fork: a thread of the parent may have held the lock, and two processes on one connection would mix
+            # their requests and share TLS keys. A caller's own http client is the caller's to replace.
+            self._process = os.getpid()
             self._key_lock = threading.Lock()
+            if self._close_http is not None:
+                self._connect()
         return SyncDriver(
             self._http,
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),

@@ -1,7 +1,4 @@
-"""Join a stream's chunks into the whole answer they spell.
-
-One place for both adapters and for the client's own non-streaming call.
-"""
+"""Join the chunks of a stream into the whole completion."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from prem_core._protocol.response_types import (
 
 
 class ToolCallMerger:
-    """Collect the pieces of parallel tool calls.
+    """Joins the parts of parallel tool calls.
 
-    Pieces belong together by `index`. A server that leaves the index out is read by order: a piece with
-    a new id starts a call, a piece without one continues the last.
+    Parts belong together by `index`. Without an index their order counts: a part with a new id starts a call, a part
+    without one continues the last.
     """
 
     __slots__ = ("_calls", "_order")
@@ -30,26 +27,26 @@ class ToolCallMerger:
         self._calls: dict[int, ToolCall] = {}
         self._order: dict[int, list[str]] = {}
 
-    def add(self, piece: ToolCallDelta) -> int:
-        """Take one piece; give the position of the call that it belongs to."""
-        index = piece.index
+    def add(self, part: ToolCallDelta) -> int:
+        """Add a part; return the position of the call that it belongs to."""
+        index = part.index
         if index is None:
             last = max(self._calls, default=-1)
-            index = last + 1 if last < 0 or (piece.id and piece.id != self._calls[last].id) else last
+            index = last + 1 if last < 0 or (part.id and part.id != self._calls[last].id) else last
         call = self._calls.get(index)
         if call is None:
             call = self._calls[index] = ToolCall(function=Function())
             self._order[index] = []
-        if piece.id:
-            call.id = piece.id
-        if piece.type:
-            call.type = piece.type
-        if piece.function is not None:
-            # Once: a server that repeats the name with every piece means the same name.
-            if piece.function.name and not call.function.name:
-                call.function.name = piece.function.name
-            if piece.function.arguments:
-                self._order[index].append(piece.function.arguments)
+        if part.id:
+            call.id = part.id
+        if part.type:
+            call.type = part.type
+        if part.function is not None:
+            # Once: some servers repeat the name with every part.
+            if part.function.name and not call.function.name:
+                call.function.name = part.function.name
+            if part.function.arguments:
+                self._order[index].append(part.function.arguments)
         return index
 
     def calls(self) -> list[ToolCall]:
@@ -74,7 +71,7 @@ class _ChoiceParts:
 
 
 class CompletionBuilder:
-    """Add chunks in order, then `build` the answer."""
+    """`add` the chunks in order, then `build` the completion."""
 
     def __init__(self) -> None:
         self._head: ChatCompletionChunk | None = None
@@ -83,11 +80,11 @@ class CompletionBuilder:
         self._fingerprint: str | None = None
 
     def add(self, chunk: ChatCompletionChunk) -> None:
-        """Take the next chunk."""
+        """Add the next chunk."""
         if self._head is None:
             self._head = chunk
         if chunk.usage is not None:
-            # Servers that report usage on every chunk count up: the last one is the total.
+            # Servers that report usage with every chunk count up: the last one is the total.
             self._usage = chunk.usage
         self._fingerprint = chunk.system_fingerprint or self._fingerprint
         for choice in chunk.choices:
@@ -101,8 +98,8 @@ class CompletionBuilder:
                 parts.reasoning.append(delta.reasoning_content)
             if delta.refusal:
                 parts.refusal.append(delta.refusal)
-            for piece in delta.tool_calls or ():
-                parts.tools.add(piece)
+            for part in delta.tool_calls or ():
+                parts.tools.add(part)
             for name, entries in (choice.logprobs or {}).items():
                 if isinstance(entries, list):
                     parts.logprobs.setdefault(name, []).extend(entries)
@@ -111,7 +108,7 @@ class CompletionBuilder:
                 parts.choice.matched_stop = choice.matched_stop
 
     def build(self) -> ChatCompletion:
-        """The answer so far. Content is None where a choice had none."""
+        """The completion so far. Content is None if a choice had none."""
         choices = []
         for index in sorted(self._parts):
             parts = self._parts[index]

@@ -1,14 +1,11 @@
-"""Parameters: what the published schemas allow, checked before anything is sent.
+"""Request parameters: the published schemas as types, and their validation before anything is sent.
 
-Written from Prem's published OpenAPI documents (`rvencInferenceParams` and
-`rvencAudioTranslationInferenceParams`); tests hold it against those schemas, chat's in both directions. That
-transcriptions take what translations do and two more (`language`, `timestamp_granularities`) is stated
-there without a schema.
+Written from Prem's published OpenAPI documents (`rvencInferenceParams` and `rvencAudioTranslationInferenceParams`).
+Tests compare it with those schemas, chat's in both directions. For transcriptions there is no schema: the documents
+say that they take the parameters of translations, `language` and `timestamp_granularities`.
 
-One normaliser first turns the forms OpenAI users write (a None, a
-``developer`` message, a message object from an earlier answer) into the ones the schema has.
-
-The rule of this file: an error names the parameter and what is allowed, never the value given.
+Forms that OpenAI users write (None, a ``developer`` message, a message object from an earlier response) are first
+converted to the schema's. An error names the parameter and what is allowed, never the value given.
 """
 
 from __future__ import annotations
@@ -99,7 +96,7 @@ class SystemMessage(TypedDict):
 
 @with_config(_OPEN)
 class UserMessage(TypedDict):
-    """What the user says and shows."""
+    """The user's message: text, images, recordings, documents."""
 
     role: Literal["user"]
     content: str | list[ContentPart]
@@ -116,7 +113,7 @@ class FunctionCall(TypedDict):
 
 @with_config(_OPEN)
 class ToolCallParam(TypedDict):
-    """A call the model asked for earlier."""
+    """A call that the model requested earlier."""
 
     id: str
     type: str
@@ -125,14 +122,14 @@ class ToolCallParam(TypedDict):
 
 @with_config(_OPEN)
 class AudioReference(TypedDict):
-    """An earlier spoken answer."""
+    """A reference to an earlier audio response."""
 
     id: str
 
 
 @with_config(_OPEN)
 class AssistantMessage(TypedDict, total=False):
-    """What the model said. `reasoning_content` goes back in tool loops."""
+    """An earlier message of the model. `reasoning_content` is sent back in tool loops."""
 
     role: Required[Literal["assistant"]]
     content: str | list[TextPart]
@@ -271,7 +268,7 @@ ResponseFormat = Annotated[TextFormat | JsonSchemaFormat | JsonObjectFormat, Fie
 
 @with_config(_OPEN)
 class AudioOutput(TypedDict):
-    """How a spoken answer should sound."""
+    """Format and voice of an audio response."""
 
     format: Literal["wav", "mp3", "flac", "opus", "pcm16"]
     voice: Literal["alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer"]
@@ -279,7 +276,7 @@ class AudioOutput(TypedDict):
 
 @with_config(_OPEN)
 class Prediction(TypedDict):
-    """Text the answer is expected to repeat for the most part."""
+    """Text that most of the answer is expected to repeat."""
 
     type: Literal["content"]
     content: str | list[TextPart]
@@ -313,7 +310,7 @@ class UserLocation(TypedDict):
 
 @with_config(_OPEN)
 class WebSearchOptions(TypedDict, total=False):
-    """How much of the web to read, and from where."""
+    """How much web content to use, and for which location."""
 
     search_context_size: Literal["low", "medium", "high"]
     user_location: UserLocation | None
@@ -325,7 +322,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class ChatOptions(TypedDict, total=False):
-    """Every parameter of the published schema but the three that `create` names."""
+    """Every parameter of the published schema, except the three that `create` names."""
 
     temperature: Annotated[float, Field(ge=0, le=2)]
     top_p: Annotated[float, Field(ge=0, le=1)]
@@ -364,7 +361,7 @@ class ChatOptions(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class ChatParams(ChatOptions):
-    """Every parameter of an encrypted chat completion, by the published schema's names."""
+    """Every parameter of a chat completion, under the published schema's names."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     model: str
@@ -373,7 +370,7 @@ class ChatParams(ChatOptions):
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class TranslationOptions(TypedDict, total=False):
-    """Every parameter of a translation into English but the two that `create` names."""
+    """Every parameter of a translation into English, except the two that `create` names."""
 
     prompt: str
     temperature: Annotated[float, Field(ge=0, le=1)]
@@ -381,7 +378,7 @@ class TranslationOptions(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class TranscriptionOptions(TranslationOptions, total=False):
-    """... and of a transcription."""
+    """Every parameter of a transcription."""
 
     language: Annotated[str, Field(pattern="^[a-z]{2}$")]
     timestamp_granularities: Annotated[
@@ -395,7 +392,7 @@ SpeechFormat = Literal["json", "text", "verbose_json"]
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class TranslationParams(TranslationOptions):
-    """Every parameter of a translation, by the published schema's names."""
+    """Every parameter of a translation, under the published schema's names."""
 
     model: str
     response_format: NotRequired[SpeechFormat]
@@ -403,22 +400,22 @@ class TranslationParams(TranslationOptions):
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class TranscriptionParams(TranscriptionOptions):
-    """... and of a transcription."""
+    """Every parameter of a transcription."""
 
     model: str
     response_format: NotRequired[SpeechFormat]
 
 
-#: Every top-level name the published schema has.
+#: Every top-level name of the published schema.
 PARAM_NAMES: Final = ChatParams.__required_keys__ | ChatParams.__optional_keys__
 
 _NOT_IN_SCHEMA: Final = {
     "parallel_tool_calls": (
-        "the published schema has no place for it: the service decides by itself whether to make parallel "
-        "calls. True, its behaviour, is accepted and not sent; False cannot be promised. "
-        "Take the first call of an answer instead"
+        "the published schema does not have it: the service decides whether to make parallel calls. "
+        "True, its default, is accepted and not sent; False cannot be guaranteed. "
+        "Use the first tool call of the answer instead"
     ),
-    "user": "the published schema replaces it by safety_identifier and prompt_cache_key",
+    "user": "the published schema has safety_identifier and prompt_cache_key instead",
     "top_k": "the published schema has no top_k; use top_p",
     "max_output_tokens": "the published schema calls it max_completion_tokens",
 }
@@ -429,11 +426,11 @@ def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | No
 
     Args:
         params: Parameters as the caller wrote them. A None means "not given".
-        extra_body: Further top-level names, merged unchecked over `params`: for a service newer than its
+        extra_body: Further top-level parameters, merged over `params` without a check: for a service newer than its
             published schema.
 
     Raises:
-        InvalidParameterError: A parameter is not what the published schema allows.
+        InvalidParameterError: The published schema does not allow a parameter.
     """
     checked = normalise(params)
     check(_adapter(), checked)
@@ -450,10 +447,10 @@ def audio_plaintext(
     params: Mapping[str, Any],
     extra_body: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The UTF-8 JSON that is sealed as ``encryptedInference`` beside a recording.
+    """The UTF-8 JSON that is sealed as ``encryptedInference`` with a recording.
 
     Raises:
-        InvalidParameterError: A parameter is not what the service takes.
+        InvalidParameterError: The service does not take a parameter.
     """
     given = {name: value for name, value in params.items() if value is not None}
     if isinstance(given.get("timestamp_granularities"), tuple):
@@ -461,7 +458,7 @@ def audio_plaintext(
     check(_audio_adapter(task), given)
     if "timestamp_granularities" in given and given.get("response_format") != "verbose_json":
         raise InvalidParameterError(
-            "timestamp_granularities: times come only with response_format='verbose_json'",
+            "timestamp_granularities: timestamps need response_format='verbose_json'",
             param="timestamp_granularities",
         )
     return text_of(given, extra_body)
@@ -488,10 +485,10 @@ def text_of(checked: Mapping[str, Any], extra_body: Mapping[str, Any] | None) ->
 
 
 def normalise(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` in the published schema's forms; the caller's objects are not changed."""
+    """`params` in the published schema's forms. The caller's objects are not changed."""
     fixed = {name: value for name, value in params.items() if value is not None}
     if fixed.get("parallel_tool_calls") is True:
-        # What the service does anyway; its schema has no name to say it with.
+        # The service's default; its schema has no name for it.
         del fixed["parallel_tool_calls"]
     messages = fixed.get("messages")
     if isinstance(messages, Iterable) and not isinstance(messages, str | bytes | Mapping):
@@ -516,15 +513,15 @@ def _message(message: Any) -> Any:
 
 @functools.cache
 def _adapter() -> TypeAdapter[ChatParams]:
-    # Built at first use: it takes some 10 ms that importing the package should not cost.
+    # Built at first use: it takes some 10 ms.
     return TypeAdapter(ChatParams)
 
 
 def check(adapter: TypeAdapter[Any], params: dict[str, Any]) -> None:
-    """Hold `params` against a schema.
+    """Validate `params` against a schema.
 
     Raises:
-        InvalidParameterError: The first thing that is wrong, by its path and what is allowed there.
+        InvalidParameterError: Names the first problem by its path, and what is allowed there.
     """
     try:
         adapter.validate_python(params)
@@ -532,13 +529,15 @@ def check(adapter: TypeAdapter[Any], params: dict[str, Any]) -> None:
         found = error.errors(include_url=False, include_input=False)
     else:
         return
-    # Of a union's findings, the one that got furthest into the value explains it; at the same depth, one
-    # about the value rather than about its type.
+    # Of a union's errors, the deepest one explains the problem best; at the same depth, one about the value and not
+    # about its type.
     first = max(found, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type"), "tag" in e["type"]))
     unknown = next((e for e in found if e["type"] == "extra_forbidden"), None)
     if unknown is not None:
         name = str(unknown["loc"][-1])
-        why = _NOT_IN_SCHEMA.get(name, "the published schema has no such parameter (extra_body passes it on)")
+        why = _NOT_IN_SCHEMA.get(
+            name, "the published schema has no such parameter (extra_body sends it all the same)"
+        )
         raise InvalidParameterError(f"{name}: {why}", param=name)
     path = _path(params, first["loc"], missing=first["type"] == "missing")
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -550,8 +549,7 @@ def check(adapter: TypeAdapter[Any], params: dict[str, Any]) -> None:
 
 
 def _path(value: Any, loc: tuple[int | str, ...], *, missing: bool) -> str:
-    # pydantic's locations also name the union members it tried; a step that does not lead into the
-    # value is one of those.
+    # pydantic's locations also name the union members it tried: steps that do not lead into the value.
     steps: list[str] = []
     for position, step in enumerate(loc):
         last = position == len(loc) - 1

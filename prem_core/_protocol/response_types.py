@@ -1,10 +1,9 @@
-"""What the service answers, as typed values.
+"""The service's responses as typed values.
 
-Read leniently, because real replies differ from the published schema: a delta may be ``[]``, fields may
-be null or new. Fields this file does not know are kept and can be reached by name.
+Parsing is lenient, because real responses differ from the published schema: a delta may be ``[]``, fields may be
+null or new. Unknown fields are kept, and can be reached by name.
 
-The rule of this file: a repr shows the shape of an answer, never its words. Print `.content`, or
-`.model_dump()`, where the words are wanted.
+A repr shows the shape of a response, never its text. Print `.content` or `.model_dump()` to see the text.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pydantic_core import from_json
 
 from prem_core._errors import APIResponseValidationError
 
-#: Fields whose values describe an answer without being part of it.
+#: Fields that describe a response without being part of the answer.
 _SHOWN = frozenset(
     {"created", "finish_reason", "id", "index", "model", "object", "role", "type", "usage", "enabled"}
     | {"prompt_tokens", "completion_tokens", "total_tokens", "system_fingerprint", "input_modalities"}
@@ -25,12 +24,12 @@ _SHOWN = frozenset(
 
 
 class _Reply(BaseModel):
-    # Deferred: building the validators of types a program never uses would cost it import time.
+    # Deferred: building validators that a program never uses would cost import time.
     model_config = ConfigDict(
         extra="allow",
         protected_namespaces=(),
         defer_build=True,
-        # Pydantic keeps short strings for the whole process otherwise, and nearly every delta is short.
+        # By default, pydantic keeps short strings for as long as the process runs, and most deltas are short.
         cache_strings="keys",
     )
 
@@ -56,14 +55,14 @@ class _Masked:
 
 
 class FunctionDelta(_Reply):
-    """A piece of a function call: its name once, its arguments' JSON in parts."""
+    """Part of a function call: its name once, the JSON of its arguments in parts."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallDelta(_Reply):
-    """A piece of one tool call; pieces with the same `index` belong together."""
+    """Part of a tool call; parts with the same `index` belong together."""
 
     index: int | None = None
     id: str | None = None
@@ -92,7 +91,7 @@ class ChunkChoice(_Reply):
 
 
 class Usage(_Reply):
-    """Tokens counted by the service."""
+    """Token counts of the service."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -115,14 +114,14 @@ class ChatCompletionChunk(_Reply):
 
 
 class Function(_Reply):
-    """A function the model wants called; `arguments` is JSON text, as the model wrote it."""
+    """A function call; `arguments` is JSON text as the model wrote it."""
 
     name: str = ""
     arguments: str = ""
 
 
 class ToolCall(_Reply):
-    """One call the model asks for."""
+    """One call that the model requests."""
 
     id: str = ""
     type: str = "function"
@@ -130,7 +129,7 @@ class ToolCall(_Reply):
 
 
 class ChatCompletionMessage(_Reply):
-    """The model's answer. May be put back into `messages` as it is."""
+    """The model's message. It can be appended to `messages` as it is."""
 
     role: str = "assistant"
     content: str | None = None
@@ -140,7 +139,7 @@ class ChatCompletionMessage(_Reply):
 
 
 class Choice(_Reply):
-    """One of the `n` answers."""
+    """One of the `n` completions."""
 
     index: int = 0
     message: ChatCompletionMessage = ChatCompletionMessage.model_construct()
@@ -150,7 +149,7 @@ class Choice(_Reply):
 
 
 class ChatCompletion(_Reply):
-    """A whole answer."""
+    """A whole chat completion."""
 
     id: str = ""
     object: str = "chat.completion"
@@ -162,7 +161,7 @@ class ChatCompletion(_Reply):
 
 
 class Model(_Reply):
-    """One entry of the models list. `request_name` is what goes into a request's `model`."""
+    """An entry of the models list. `request_name` is the name to use as a request's `model`."""
 
     id: str = ""
     model: str | None = None
@@ -175,12 +174,12 @@ class Model(_Reply):
 
     @property
     def request_name(self) -> str:
-        """`model` where the entry has one, else `id`."""
+        """`model` if the entry has one, else `id`."""
         return self.model or self.id
 
 
 class TranscriptionWord(_Reply):
-    """One word; `start` and `end` in seconds from the recording's beginning."""
+    """One word; `start` and `end` in seconds from the start of the recording."""
 
     word: str = ""
     start: float = 0.0
@@ -188,7 +187,7 @@ class TranscriptionWord(_Reply):
 
 
 class TranscriptionSegment(_Reply):
-    """One stretch of speech; `start` and `end` in seconds."""
+    """One segment of speech; `start` and `end` in seconds."""
 
     id: int = 0
     start: float = 0.0
@@ -201,10 +200,10 @@ class TranscriptionSegment(_Reply):
 
 
 class Transcription(_Reply):
-    """What was said. All but `text` come only with ``response_format="verbose_json"``.
+    """The text of a recording. All other fields come only with ``response_format="verbose_json"``.
 
-    `duration` is in seconds; `language` as the service names it (``english``, or a code); `words` only where
-    word times were asked for.
+    `duration` is in seconds, `language` as the service names it (``english``, or a code). `words` comes only if word
+    timestamps were requested.
     """
 
     text: str = ""
@@ -222,19 +221,18 @@ def read_json(kind: type[T], plaintext: bytes) -> T:
     """`plaintext` as a `kind`.
 
     Raises:
-        APIResponseValidationError: It is not JSON, or not such an answer even when read leniently. The
-            message names the field, never its value.
+        APIResponseValidationError: It is not JSON, or not a `kind` even when parsed leniently. The message names the
+            field, never its value.
     """
     try:
-        # What `model_validate_json` calls, without its bookkeeping: once for every chunk.
-        return kind.__pydantic_validator__.validate_json(plaintext)  # type: ignore[no-any-return]
+        return kind.model_validate_json(plaintext)
     except ValidationError:
         pass
     try:
         return read_value(kind, from_json(plaintext, cache_strings="keys"))
     except (ValueError, RecursionError):
         why = "not JSON"
-    raise APIResponseValidationError(f"the answer is not a {kind.__name__}: {why}")
+    raise APIResponseValidationError(f"the response is not a {kind.__name__}: {why}")
 
 
 def read_value(kind: type[T], value: Any) -> T:
@@ -245,13 +243,13 @@ def read_value(kind: type[T], value: Any) -> T:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except RecursionError:
-        why = "nested too deep"
-    # Raised outside the handlers: as its context, pydantic's error would bring the answer's words along.
-    raise APIResponseValidationError(f"the answer is not a {kind.__name__}: {why}")
+        why = "nested too deeply"
+    # Raised outside the handlers: as its context, pydantic's error would hold the response's text.
+    raise APIResponseValidationError(f"the response is not a {kind.__name__}: {why}")
 
 
 def _lenient(value: Any) -> Any:
-    """Drop nulls so that defaults stand for them, and read the ``[]`` some streams send for ``{}``."""
+    """Drop nulls, so that defaults apply, and read the ``[]`` that some streams send for ``{}``."""
     if isinstance(value, dict):
         fixed = {name: _lenient(item) for name, item in value.items() if item is not None}
         for name in ("delta", "message", "function"):

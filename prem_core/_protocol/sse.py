@@ -1,8 +1,7 @@
-"""Server-sent events: bytes in, events out.
+"""Decode server-sent events: bytes in, events out (WHATWG HTML standard, section 9.2).
 
-The rule of this file: pure and incremental. However a stream is cut into pieces, the same events come
-out, and no more than `max_buffer_size` bytes of an unfinished event are ever held. Written from the
-WHATWG HTML standard, section 9.2 (Server-sent events).
+Pure and incremental: the events do not depend on how the network cut the stream, and at most `max_buffer_size` bytes
+of an incomplete event are held.
 """
 
 from __future__ import annotations
@@ -20,46 +19,45 @@ Event = tuple[bytes, bytes]
 
 
 class EventDecoder:
-    """Cut a byte stream into events.
+    """Splits a byte stream into events.
 
     Args:
-        max_buffer_size: How many bytes of one unfinished event may be held.
+        max_buffer_size: Bytes of an incomplete event that may be held.
     """
 
     __slots__ = ("_cr", "_data", "_held", "_line", "_max", "_name", "_started")
 
     def __init__(self, max_buffer_size: int) -> None:
         self._max = max_buffer_size
-        self._line: list[bytes] = []  # pieces of a line whose end has not come
+        self._line: list[bytes] = []  # parts of a line without its end
         self._data: list[bytes] = []  # data lines of the event being read
         self._name = b""
         self._held = 0
-        self._cr = False  # the last piece ended in CR: a LF that follows belongs to it
+        self._cr = False  # the last data ended in CR: a LF that follows belongs to it
         self._started = False
 
-    def feed(self, piece: bytes) -> Iterator[Event]:
-        """Take the next bytes, give the events they complete.
+    def feed(self, received: bytes) -> Iterator[Event]:
+        """Take the next bytes; yield the events they complete.
 
-        An iterator, to be exhausted before the next call: the events before a fault are given before
-        it raises, however the stream was cut into pieces.
+        An iterator, to be exhausted before the next call: events before a fault are delivered before it raises.
 
         Raises:
-            ResponseTooLargeError: An unfinished event is larger than the buffer.
+            ResponseTooLargeError: An incomplete event is larger than the buffer.
         """
-        if self._cr and piece:
+        if self._cr and received:
             self._cr = False
-            if piece[:1] == b"\n":
-                piece = piece[1:]
-        if b"\r" in piece:
-            self._cr = piece[-1:] == b"\r"
-            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines = piece.split(b"\n")
+            if received[:1] == b"\n":
+                received = received[1:]
+        if b"\r" in received:
+            self._cr = received[-1:] == b"\r"
+            received = received.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = received.split(b"\n")
         if len(lines) == 1:
-            # Pieces of one long line are kept apart until it ends: joining at each would be quadratic.
-            self._hold(piece)
+            # The parts of a long line are joined once, at its end: joining at each would be quadratic.
+            self._hold(received)
             return
-        # Where the piece and all that is held fit, no line of it can be too long: one look instead of one a line.
-        tight = self._held + len(piece) > self._max
+        # If these bytes fit with all that is held, no line of them can be too long: one check instead of one for each.
+        tight = self._held + len(received) > self._max
         if self._line:
             self._line.append(lines[0])
             lines[0] = b"".join(self._line)
@@ -68,11 +66,11 @@ class EventDecoder:
         rest = lines.pop()
         if not self._started:
             self._started = True
-            self._check(lines[0])  # with its mark, as it is counted when it comes in pieces
+            self._check(lines[0])  # with its byte order mark, as it is counted when it comes in parts
             lines[0] = lines[0].removeprefix(_BOM)
         for line in lines:
             if tight:
-                # Every line, not the data lines alone: one that comes in pieces is counted while it does.
+                # Every line, not only data lines: one that comes in parts is counted, too.
                 self._check(line)
             if line[:6] == b"data: ":
                 self._data.append(line[6:])
@@ -90,15 +88,10 @@ class EventDecoder:
         if rest:
             self._hold(rest)
 
-    @property
-    def pending(self) -> bool:
-        """Whether part of an event is held: at the end of a stream it means that the event was cut."""
-        return bool(self._line or self._data or self._name)
-
-    def _hold(self, piece: bytes) -> None:
-        if piece:
-            self._line.append(piece)
-            self._held += len(piece)
+    def _hold(self, received: bytes) -> None:
+        if received:
+            self._line.append(received)
+            self._held += len(received)
             if self._held > self._max:
                 self._too_large()
 
@@ -114,9 +107,9 @@ class EventDecoder:
             self._held += len(line)
         elif name == b"event":
             self._name = value
-        # Comments, `id`, `retry` and unknown fields say nothing that this protocol uses.
+        # Comments, `id`, `retry` and unknown fields are not used by this protocol.
 
     def _too_large(self) -> None:
         raise ResponseTooLargeError(
-            f"one event of the answer is larger than max_buffer_size ({self._max} bytes)"
+            f"one event of the response is larger than max_buffer_size ({self._max} bytes)"
         )

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sys
+import threading
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -140,3 +141,24 @@ def test_an_event_loop_closed_without_finalising_its_generators_is_not_reference
         del loop
     gc.collect()
     assert [loop() for loop in loops[:2]] == [None] * 2
+
+
+class Watched(list):
+    """Messages that record the threads that read them."""
+
+    def __init__(self, *messages):
+        super().__init__(messages)
+        self.threads = []
+
+    def __iter__(self):
+        self.threads.append(threading.get_ident())
+        return super().__iter__()
+
+
+async def test_a_large_prompt_is_serialised_outside_the_event_loop():
+    with FakeGateway() as gateway:
+        async with AsyncPremClient(**gateway.settings()) as client:
+            for size, in_loop in ((10, True), (1_000_000, False)):
+                messages = Watched({"role": "user", "content": [{"type": "text", "text": "x" * size}]})
+                await client.chat.completions.create(model="m", messages=messages)
+                assert (messages.threads[-1] == threading.get_ident()) is in_loop

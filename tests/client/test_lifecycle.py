@@ -94,6 +94,18 @@ def test_the_callers_http_client_is_used_and_not_closed(api):
         api.close_http(http)
 
 
+def test_a_closed_client_rejects_calls_even_with_the_callers_http_client(api):
+    with FakeGateway() as gateway:
+        http = api.http_class()
+        client = api.client_class(**gateway.settings(http_client=http))
+        api.create(client)
+        api.close(client)
+        with pytest.raises(errors.ConfigurationError, match="the client is closed"):
+            api.create(client)
+        api.close_http(http)
+    assert len(gateway.chats()) == 1
+
+
 def test_a_temporary_client_works():
     with FakeGateway() as gateway:
         answer = PremClient(**gateway.settings()).chat.completions.create(**PARAMS)

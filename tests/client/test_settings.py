@@ -15,6 +15,7 @@ from prem_core import (
     generate_encryption_keys,
 )
 from prem_core import _errors as errors
+from prem_core._client.options import DEFAULTS, AsyncClientOptions, SyncClientOptions
 
 
 @pytest.mark.parametrize("client_class", [PremClient, AsyncPremClient])
@@ -91,8 +92,22 @@ def test_both_clients_take_the_same_arguments():
             for name, parameter in inspect.signature(function).parameters.items()
         }
 
-    assert parameters(PremClient) == parameters(AsyncPremClient)
+    assert SyncClientOptions.__optional_keys__ == AsyncClientOptions.__optional_keys__ == DEFAULTS.keys()
     assert parameters(generate_encryption_keys) == parameters(agenerate_encryption_keys)
     sync, asynchronous = (client(api_key="k") for client in (PremClient, AsyncPremClient))
     assert parameters(sync.chat.completions.create) == parameters(asynchronous.chat.completions.create)
     assert parameters(sync.models.list) == parameters(asynchronous.models.list)
+
+
+@pytest.mark.parametrize("client_class", [PremClient, AsyncPremClient])
+def test_an_unknown_option_is_a_type_error_that_names_it(client_class):
+    with pytest.raises(TypeError, match=r"Client\(\) got an unexpected keyword argument 'api_kye'"):
+        client_class(api_kye="sk_test_1")
+
+
+@pytest.mark.parametrize("client_class", [PremClient, AsyncPremClient])
+def test_proxy_url_is_another_name_of_gateway_url(client_class):
+    client = client_class(api_key="sk_test_1", proxy_url="https://gateway.example")
+    assert repr(client) == f"{client_class.__name__}(gateway_url='https://gateway.example')"
+    with pytest.raises(errors.ConfigurationError, match="pass only gateway_url"):
+        client_class(api_key="sk_test_1", proxy_url="https://a.example", gateway_url="https://b.example")

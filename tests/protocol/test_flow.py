@@ -211,6 +211,16 @@ def test_the_enclave_key_is_fetched_before_anything_is_sent(ask):
 
 
 @both_ways
+def test_a_document_that_does_not_decrypt_is_not_taken_for_a_key_rotation(ask):
+    message = "could not decrypt the attached PDF: it is password protected"
+    harness = FlowHarness(answers=[error_reply(400, message)])
+    with pytest.raises(errors.BadRequestError, match="attached PDF"):
+        ask(harness)
+    assert len(harness.sent) == 1
+    assert harness.fetches == [None]
+
+
+@both_ways
 def test_after_a_key_rotation_the_new_key_is_fetched_and_the_request_sealed_to_it(ask):
     old, new = FakeEnclave(1), FakeEnclave(2)
     harness = FlowHarness(enclave=new, answers=[KEY_ROTATED, lambda opened: opened.stream()])

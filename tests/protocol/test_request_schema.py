@@ -658,7 +658,7 @@ def test_parallel_tool_calls_is_accepted_where_it_matches_the_service():
 def test_unsupported_parallel_tool_calls_are_rejected_with_the_reason():
     error = refusal({**PARAMS, "parallel_tool_calls": False})
     assert error.param == "parallel_tool_calls"
-    assert "Take the first call" in str(error)
+    assert "Use the first tool call" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -245,11 +245,3 @@ def test_an_event_of_many_lines_is_parsed():
     found = [event for _ in range(100_000) for event in decoder.feed(b"data: a\n")]
     assert found == []
     assert list(decoder.feed(b"\n")) == [(b"message", b"\n".join([b"a"] * 100_000))]
-
-
-def test_no_data_is_kept_after_an_event_was_parsed():
-    decoder = EventDecoder(MAX)
-    list(decoder.feed(b"event: data\ndata: a"))
-    assert decoder.pending
-    list(decoder.feed(b"\n\n"))
-    assert not decoder.pending

@@ -3,12 +3,14 @@ import gzip
 import inspect
 import json
 import ssl
+import threading
 from pathlib import Path
 
 import certifi
 import httpx
 import pytest
 from support.fake_gateway import COMPLETION, PARAMS, FakeEnclave, FakeGateway, error_text, text_of
+from support.waiting import SOON
 
 from prem_core import AsyncPremClient, PremClient
 from prem_core import _errors as errors
@@ -16,6 +18,7 @@ from prem_core._client.options import with_defaults
 from prem_core._client.requester import AsyncRequester, Requester
 from prem_core._protocol.flow import READ, ResponseHead, Send, Sleep
 from prem_core._protocol.routes import CHAT_ROUTE
+from prem_core._transport import sync
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import HTTPX_ERROR_MAP, POOL_LIMITS, ssl_context, translate
 from prem_core._transport.sync import SyncDriver
@@ -371,6 +374,32 @@ def test_a_compressed_response_is_limited_by_its_decompressed_size():
         pytest.raises(errors.ResponseTooLargeError),
     ):
         client.models.list()
+
+
+def test_a_late_timer_cannot_shut_down_a_connection_that_serves_another_request(monkeypatch):
+    entered, resume = threading.Event(), threading.Event()
+    shut_down_socket = sync._shut_down_socket
+
+    def slowly(response):
+        entered.set()
+        assert resume.wait(SOON)
+        shut_down_socket(response)
+
+    monkeypatch.setattr(sync, "_shut_down_socket", slowly)
+    with FakeGateway(other=lambda call: call.reply(b"{}")) as gateway, httpx.Client() as client:
+        requester = Requester(options(gateway.url, http_client=client))
+        driver = SyncDriver(client, requester.build_request, requester, requester.fetch_key)
+        driver._send(Send("GET", "gateway", "/x"))
+        timer = threading.Thread(target=driver._shut_down)
+        timer.start()
+        assert entered.wait(SOON)
+        # The timer found the response open. Its connection must not return to the pool before the timer is done.
+        assert not driver._lock.acquire(blocking=False)
+        resume.set()
+        timer.join()
+        driver.close()
+        driver._shut_down()  # a timer that fires now finds nothing
+        assert client.get(f"{gateway.url}/y").content == b"{}"
 
 
 # --- transports of the caller's
