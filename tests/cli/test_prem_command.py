@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import typer
+from support.paths import ROOT
 from support.prem_program import PREM, TIMEOUT, Prem, environment, run, run_on_terminal
+from support.scripted_upstream import Upstream
 
 from prem_core import (
     APIConnectionError,
@@ -298,6 +300,27 @@ def test_help_into_a_broken_pipe_is_quiet() -> None:
     script = f"{' '.join(PREM)} --help | head -1"
     result = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=TIMEOUT)
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+# --- prem --local --upstream ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["chat", "Hi"], "Hello"),
+        (["transcribe", str(ROOT / "examples" / "clinic_note.wav")], "Good morning."),
+        (["models"], "CHAT"),
+        (["doctor"], "0 failed"),
+    ],
+)
+def test_every_command_that_calls_the_service_works_with_a_local_upstream(
+    prem: Prem, upstream: Upstream, arguments: list[str], output: str
+) -> None:
+    upstream.transcribes({"text": "Good morning."})
+    result = prem("--local", "--upstream", upstream.url, *arguments)
+    assert (result.status, result.err) == (0, "")
+    assert output in result.out
 
 
 # --- output -----------------------------------------------------------------------------------------------
