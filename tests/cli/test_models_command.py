@@ -28,6 +28,11 @@ def test_one_type_can_be_selected(prem: Prem, enclave_env: dict[str, str]) -> No
     prem("models", "--type", "video", **enclave_env).assert_error(2, "--type")
 
 
+def test_an_empty_list_is_reported_on_standard_error(prem: Prem, enclave_env: dict[str, str]) -> None:
+    result = prem("models", "--type", "image", **enclave_env)
+    assert result == Result(0, "", "prem models: the service lists no such models\n")
+
+
 def test_json_has_everything_the_service_reports(prem: Prem, enclave_env: dict[str, str]) -> None:
     listed = json.loads(prem("models", "--json", **enclave_env).out)
     assert [each["model"] for each in listed] == [line.split("\t")[0] for line in LISTED]

@@ -310,7 +310,6 @@ def test_help_into_a_broken_pipe_is_quiet() -> None:
     [
         (["chat", "Hi"], "Hello"),
         (["transcribe", str(ROOT / "examples" / "clinic_note.wav")], "Good morning."),
-        (["models"], "CHAT"),
         (["doctor"], "0 failed"),
     ],
 )

@@ -217,14 +217,15 @@ class _StreamPrinter:
             delta = choice.delta
             if self.first_token is None and (delta.content or delta.reasoning_content):
                 self.first_token = self.seconds
+            # State first: Ctrl-C may arrive right after the text is written.
             if delta.reasoning_content and self._write_reasoning is not None:
-                self._write_reasoning(delta.reasoning_content)
                 self._reasoning_end = delta.reasoning_content[-1]
+                self._write_reasoning(delta.reasoning_content)
             if delta.content and self._prints_answer:
                 self._end_reasoning()
-                write(delta.content)
                 self.wrote_answer = True
                 self._answer_end = delta.content[-1]
+                write(delta.content)
 
     def finish(self) -> None:
         """End the last line."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prem_core.cli.connection import Connection, with_connection_options
-from prem_core.cli.output import is_terminal, one_line, write, write_json
+from prem_core.cli.output import is_terminal, one_line, write, write_json, write_stderr
 
 if TYPE_CHECKING:
     from prem_core import Model
@@ -52,6 +52,8 @@ def models(
     """
     with connection.client() as client:
         listed = client.models.list(type=kind.name if kind else None)
+    if not listed:
+        write_stderr(f"prem models: the service lists no {'such ' if kind else ''}models")
     if as_json:
         write_json([each.model_dump(mode="json", exclude_none=True) for each in listed])
     elif is_terminal(sys.stdout):
