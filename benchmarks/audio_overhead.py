@@ -1,8 +1,8 @@
-"""What sealing and sending a 25 MB recording costs, beside libsodium's encryption and hex of the same bytes.
+"""Measure the cost of encrypting and sending a 25 MB recording, against libsodium's encryption and hex encoding alone.
 
-The recording goes through `PremClient.audio.transcriptions.create` into a transport that takes the body piece
-by piece and throws it away, as a socket does. Memory is the process's peak (`ru_maxrss`) above what it
-was with the recording already in memory; each side is measured in a process of its own.
+The recording goes through `PremClient.audio.transcriptions.create` into a transport that reads the body block
+by block and discards it, like a socket. Memory is the peak of the process (`ru_maxrss`) minus its value with
+the recording already in memory. Each side is measured in a separate process.
 
     python benchmarks/audio_overhead.py [--megabytes 25] [--rounds 5]
 
@@ -29,9 +29,9 @@ from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.xwing import PrivateKey
 
 MEGABYTE = 1024 * 1024
-PIECE = 64 * 1024
+BLOCK = 64 * 1024
 
-#: What this project holds itself to.
+#: The limits of this project.
 MEMORY_LIMIT = 2.5
 TIME_LIMIT = 2.0
 
@@ -41,9 +41,9 @@ def client() -> PremClient:
 
     def handle(request: httpx.Request) -> httpx.Response:
         fields = b""
-        for piece in request.stream:  # type: ignore[union-attr]
+        for block in request.stream:  # type: ignore[union-attr]
             if b'"encryptedFile":' not in fields:
-                fields += piece
+                fields += block
         sealed = fields.split(b'"cipherText":"')[1].split(b'"')[0]
         keys = EncryptionKeys(private.decapsulate(bytes.fromhex(sealed.decode())), sealed.decode())
         nonce = new_nonce()
@@ -51,7 +51,7 @@ def client() -> PremClient:
         return httpx.Response(200, json={"status": 200, "data": data, "message": None, "env": "development"})
 
     class Discarding(httpx.BaseTransport):
-        """`httpx.MockTransport` would read the whole body first."""
+        """Reads the body block by block; `httpx.MockTransport` would read it completely first."""
 
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             return handle(request)
@@ -69,10 +69,10 @@ def ours(recording: bytes) -> None:
 
 
 def floor(recording: bytes) -> None:
-    """Encrypt, and hex in pieces: no JSON, no HTTP."""
+    """Encrypt, and encode in hex block by block, without JSON and HTTP."""
     sealed = crypto_aead_xchacha20poly1305_ietf_encrypt(recording, None, new_nonce(), bytes(32))
-    for start in range(0, len(sealed), PIECE):
-        hexlify(memoryview(sealed)[start : start + PIECE])
+    for start in range(0, len(sealed), BLOCK):
+        hexlify(memoryview(sealed)[start : start + BLOCK])
 
 
 def peak() -> int:
@@ -80,8 +80,8 @@ def peak() -> int:
 
 
 def measure(job: Callable[[bytes], None], size: int, rounds: int) -> dict[str, float]:
-    small = os.urandom(PIECE)
-    job(small)  # what is imported and made once is not the recording's cost
+    small = os.urandom(BLOCK)
+    job(small)  # imports and other one-time work are not part of the result
     recording = os.urandom(size)
     before = peak()
     best = float("inf")
@@ -92,8 +92,8 @@ def measure(job: Callable[[bytes], None], size: int, rounds: int) -> dict[str, f
     return {"memory": (peak() - before) / size, "seconds": best}
 
 
-def apart(name: str, size: int, rounds: int) -> dict[str, float]:
-    """Measured in a fresh process: a peak never goes down again."""
+def in_new_process(name: str, size: int, rounds: int) -> dict[str, float]:
+    """Measure in a new process, because a peak never goes down."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found: dict[str, float] = json.loads(pool.apply(_measured, (name, size, rounds)))
         return found
@@ -111,10 +111,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     size = options.megabytes * MEGABYTE
-    mine, least = apart("ours", size, options.rounds), apart("floor", size, options.rounds)
+    mine = in_new_process("ours", size, options.rounds)
+    least = in_new_process("floor", size, options.rounds)
     ratio = mine["seconds"] / least["seconds"]
     print(
-        f"{options.megabytes} MB recording: peak {mine['memory']:.2f} times its size above it "
+        f"{options.megabytes} MB recording: peak extra memory {mine['memory']:.2f} times its size "
         f"(limit {MEMORY_LIMIT}; encryption and hex alone {least['memory']:.2f})"
     )
     print(

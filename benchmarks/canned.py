@@ -1,8 +1,8 @@
-"""What the benchmarks share: a canned transport that answers the same chunks sealed and plain, and its clock.
+"""Share a canned transport, which answers with the same chunks encrypted or in plaintext, and its clock.
 
-What the transport itself takes (for ours, sealing two thousand chunks under the request's nonce, which is the
-enclave's work) is timed apart and taken off on both sides. Rounds alternate and the best of each side counts,
-because machines are noisy; only the ratio of the two is a claim.
+The time spent in the transport is measured separately and subtracted on both sides. (On our side it includes
+the work of the enclave: sealing two thousand chunks under the request's nonce.) Rounds alternate and the best
+of each side counts, because machines are noisy. Only the ratio of the two is a result.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def chunk(delta: dict[str, object], finish_reason: str | None = None) -> dict[st
 
 
 def answer(chunks: int) -> list[bytes]:
-    said = [chunk({"role": "assistant", "content": f" word{i}"}) for i in range(chunks)]
-    return [json.dumps(one).encode() for one in [*said, chunk({}, "stop")]]
+    chunked = [chunk({"role": "assistant", "content": f" word{i}"}) for i in range(chunks)]
+    return [json.dumps(one).encode() for one in [*chunked, chunk({}, "stop")]]
 
 
 def completion() -> bytes:
@@ -58,7 +58,7 @@ def completion() -> bytes:
 
 
 class Clock:
-    """Time spent in the canned transport, in seconds."""
+    """Counts the seconds spent in the canned transport."""
 
     def __init__(self) -> None:
         self.spent = 0.0
@@ -74,18 +74,18 @@ class Clock:
         return timed
 
 
-class Pieces(httpx.SyncByteStream):
-    """One event a piece, as a network that sends each token at once would deliver them."""
+class Events(httpx.SyncByteStream):
+    """Yields one event at a time, like a network that delivers each token immediately."""
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, events: Iterable[bytes]) -> None:
+        self._events = events
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._pieces)
+        return iter(self._events)
 
 
 def sealed(clock: Clock, chunks: list[bytes]) -> dict[str, Any]:
-    """Arguments of a model of ours that is answered with `chunks`, sealed; without stream, with `completion`."""
+    """Return arguments for one of our models. The answer is `chunks`, encrypted; without stream, it is `completion`."""
 
     def handle(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)
@@ -99,7 +99,7 @@ def sealed(clock: Clock, chunks: list[bytes]) -> dict[str, Any]:
             )
         events = [b"event: data\ndata: " + keys.seal(one, nonce).hex().encode() + b"\n\n" for one in chunks]
         events.append(b"event: done\ndata: [DONE]\n\n")
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Pieces(events))
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Events(events))
 
     return {
         "model": MODEL,
@@ -110,20 +110,20 @@ def sealed(clock: Clock, chunks: list[bytes]) -> dict[str, Any]:
 
 
 def plain(clock: Clock, chunks: list[bytes]) -> httpx.Client:
-    """A client of an OpenAI-compatible server that answers with `chunks`; without stream, with `completion`."""
+    """Return a client of an OpenAI-compatible server that answers with `chunks`; without stream, with `completion`."""
     events = [b"data: " + one + b"\n\n" for one in chunks]
     events.append(b"data: [DONE]\n\n")
 
     def handle(request: httpx.Request) -> httpx.Response:
         if not json.loads(request.content).get("stream"):
             return httpx.Response(200, headers={"content-type": "application/json"}, content=completion())
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Pieces(events))
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Events(events))
 
     return httpx.Client(transport=httpx.MockTransport(clock.around(handle)))
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
-    """The command's arguments: `chunks` and `rounds`."""
+    """Parse the arguments of the command: `chunks` and `rounds`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chunks", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=9)
@@ -140,14 +140,14 @@ def seconds(clock: Clock, job: Callable[[], object], times: int) -> float:
 
 
 def compare(name: str, unit: float, jobs: dict[str, Callable[[], float]], rounds: int, limit: float) -> bool:
-    """Print the best of `rounds` for both jobs, ours first, and their ratio; say whether it is within `limit`.
+    """Print the best of `rounds` for both jobs, ours first, and their ratio; return whether it is within `limit`.
 
     Args:
-        name: What is measured.
-        unit: How many of it a job does.
-        jobs: By the side's name, what gives its seconds.
-        rounds: How often each job is done, in turn.
-        limit: The ratio this project holds itself to.
+        name: The label of the measurement.
+        unit: The number of chunks or calls in one run of a job.
+        jobs: For each side's name, a function that returns its seconds.
+        rounds: How often each job runs, in turn.
+        limit: The highest ratio that passes.
     """
     best = dict.fromkeys(jobs, float("inf"))
     for _ in range(rounds):

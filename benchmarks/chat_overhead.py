@@ -1,11 +1,11 @@
-"""What a chunk and a call cost in ChatPremEncrypted, beside langchain_openai.ChatOpenAI.
+"""Measure the cost of a chunk and a call in ChatPremEncrypted, against langchain_openai.ChatOpenAI.
 
-Both models run in this process, against a canned transport that gives the same chunks (`canned`): sealed for
-ours, plaintext for ChatOpenAI.
+Both models run in this process with a canned transport that returns the same chunks (`canned`): encrypted for
+ChatPremEncrypted, in plaintext for ChatOpenAI.
 
     python benchmarks/chat_overhead.py [--chunks 2000] [--rounds 9]
 
-Prints µs per chunk of `stream`, µs per `invoke` (a fresh KEM included), and the ratios.
+Prints µs per chunk of `stream`, µs per `invoke` (with a fresh KEM), and the ratios.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from langchain_openai import ChatOpenAI
 
 from langchain_prem import ChatPremEncrypted
 
-#: The ratios this project holds itself to.
+#: The highest ratios that pass.
 STREAM_LIMIT = 0.20
 INVOKE_LIMIT = 0.60
 
@@ -31,7 +31,7 @@ def streamed(model: BaseChatModel) -> int:
 
 
 def text(model: BaseChatModel) -> str:
-    return "".join(piece.text for piece in model.stream(PROMPT))
+    return "".join(chunk.text for chunk in model.stream(PROMPT))
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
         base_url="http://127.0.0.1:1/v1",
         http_client=plain(their_clock, chunks),
     )
-    # The last chunks differ (usage, finish reason); the answer must not.
+    # The last chunks differ (usage, finish reason); the text must not.
     assert text(mine) == text(other)
     assert mine.invoke(PROMPT).content == other.invoke(PROMPT).content
     print(

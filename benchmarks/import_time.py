@@ -1,7 +1,7 @@
-"""What importing costs: prem_core beside httpx, and langchain_prem beside langchain_openai.
+"""Measure import times: prem_core against httpx, and langchain_prem against langchain_openai.
 
-Each import runs in a fresh interpreter, in turn, and the best of the rounds counts; the start of the
-interpreter itself is not part of it. Compiled files are written first, as in any installed package.
+Each import runs in a fresh interpreter, in turn, and the best of the rounds counts. The start of the
+interpreter is not included. The first run writes the compiled files, as installing a package does.
 
     python benchmarks/import_time.py [--rounds 15]
 """
@@ -12,7 +12,7 @@ import argparse
 import subprocess
 import sys
 
-#: What a program of ours imports, the peer's, and the ratio this project holds itself to.
+#: Our import, the peer's import, and the highest ratio that passes.
 PAIRS = (
     ("from prem_core import PremClient, AsyncPremClient", "import httpx", 1.8),
     ("from langchain_prem import ChatPremEncrypted", "from langchain_openai import ChatOpenAI", 0.60),

@@ -1,8 +1,8 @@
-"""200 prompts against the BASE tier's limits: no error, no more than five at once, and how many were refused.
+"""Send 200 prompts against the BASE tier's limits, and report errors, retries and requests in flight.
 
-The embedded enclave limits as the BASE tier does (5 requests at once, 5 in the bucket, 1 a second), with the prompts
-kept short: its 38,000 tokens a minute are not what is tried here. One process, one model object. From an empty
-bucket the service lets 200 requests in within 195 seconds at best.
+The embedded enclave has the limits of the BASE tier (5 concurrent requests; a bucket of 5 requests, refilled with 1 a
+second). The prompts are short, so that its 38,000 tokens a minute do not matter. One process, one model object. The
+tier needs at least 195 seconds for 200 requests.
 
     python benchmarks/limits_base_tier.py [--prompts 200] [--ways batch,abatch,fan-out,streams]
 """
@@ -25,24 +25,23 @@ from prem_core.enclave.quota import LimitReached, Metered, Tier
 
 
 class WatchedTier(Tier):
-    """The BASE tier, counting what it sees."""
+    """The BASE tier, which counts the requests it admits and rejects."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.admitted = self.refused = self.open = self.most_open = 0
+        self.rejected = self.open = self.most_open = 0
 
     @contextmanager
     def request(self, metered: Metered = "tokens") -> Iterator[None]:
         """As `Tier.request`."""
-        # Counted whether admitted or not: a refused request is on its way too, until it has its answer.
+        # Counted whether admitted or not: a rejected request is open, too, until it is answered.
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
             with super().request(metered):
-                self.admitted += 1
                 yield
         except LimitReached:
-            self.refused += 1
+            self.rejected += 1
             raise
         finally:
             self.open -= 1
@@ -102,7 +101,7 @@ def main() -> int:
         print(
             f"{way}: {len(answers) - len(failed)} of {options.prompts} answered in {took:.1f} s, "
             f"{len(failed)} errors, {stats.retries} retries, {stats.rate_limited} answers of 429 "
-            f"({tier.refused} given), at most {tier.most_open} in flight",
+            f"({tier.rejected} sent by the tier), at most {tier.most_open} in flight",
             flush=True,
         )
         for kind in {type(error).__name__ for error in failed}:

@@ -1,7 +1,7 @@
-"""What a chunk costs in PremEncrypted, beside llama-index-llms-openai-like's OpenAILike.
+"""Measure the cost of a chunk in PremEncrypted, against llama-index-llms-openai-like's OpenAILike.
 
-Both models run in this process, against a canned transport that gives the same chunks (`canned`): sealed for
-ours, plaintext for OpenAILike. LlamaIndex's own callbacks, which no LLM can leave out, are part of both.
+Both models run in this process with a canned transport that returns the same chunks (`canned`): encrypted for
+PremEncrypted, in plaintext for OpenAILike. Both include LlamaIndex's own callbacks, which no LLM can leave out.
 
     python benchmarks/llama_index_overhead.py [--chunks 2000] [--rounds 9]
 
@@ -19,7 +19,7 @@ from llama_index.llms.openai_like import OpenAILike
 
 from llama_index_prem import PremEncrypted
 
-#: The ratio this project holds itself to.
+#: The highest ratio that passes.
 STREAM_LIMIT = 0.40
 
 

@@ -1,14 +1,15 @@
-"""What the proxy adds to a chunk: client → proxy → enclave, beside client → enclave, in one run.
+"""Measure what the proxy adds to a chunk: client → proxy → enclave against client → enclave, in one run.
 
-Three processes: a canned enclave, the proxy, and the client here. Direct, the client is `PremClient`, which opens the
-chunks itself. Through the proxy it is a plain HTTP client that reads OpenAI's events, and beside it the official
-`openai` client. In the first part the enclave has sealed its chunks beforehand and sends each as soon as it can; in
-the second it sends one every millisecond, with the time in it.
+There are three processes: a canned enclave, the proxy, and the client (this one). The direct client is
+`PremClient`, which decrypts the chunks itself. Through the proxy there are two clients: a plain HTTP client
+that reads OpenAI's events, and the official `openai` client. In the first part the enclave seals all chunks in
+advance and sends them as fast as it can. In the second part it sends one every millisecond, which contains the
+time.
 
     python benchmarks/proxy_overhead.py [--chunks 2000] [--rounds 9]
 
-Prints µs per chunk from the first to the last, the ratio, and the CPU time of the proxy's process; and how long a
-chunk that comes alone is on its way.
+Prints µs per chunk from the first to the last, the ratio, the CPU time of the proxy's process, and the latency
+of a single chunk.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from canned import _PRIVATE, MODEL, PROMPT, answer, arguments, chunk
 from prem_core import EncryptionKeys, PremClient
 from prem_core.proxy import LocalProxy
 
-#: The ratio this project holds itself to.
+#: The highest ratio that passes.
 LIMIT = 2.0
 
 KEY = "sk_test_benchmark"
 DIRECT, PROXIED, OFFICIAL = "PremClient → enclave", "httpx → proxy → enclave", "openai → proxy → enclave"
 
-#: The model whose chunks come one every so many seconds, and how many.
+#: The model whose chunks are sent at intervals, the interval in seconds, and the number of chunks.
 PACED, GAP, PACED_CHUNKS = "paced", 0.001, 300
 
 Job = Callable[[str], Iterator[str | None]]
@@ -49,7 +50,9 @@ def params(model: str) -> dict[str, Any]:
 # The enclave's process
 
 
-async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunks: list[bytes]) -> None:
+async def send_answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunks: list[bytes]
+) -> None:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
     body = json.loads(await reader.readexactly(length))
@@ -57,11 +60,11 @@ async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
     nonce = bytes.fromhex(body["nonce"])
     model = json.loads(keys.open(bytes.fromhex(body["encryptedInference"]), nonce))["model"]
 
-    def piece(event: bytes) -> bytes:
+    def http_chunk(event: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(event), event)
 
     def sealed(each: bytes) -> bytes:
-        return piece(b"event: data\ndata: %b\n\n" % keys.seal(each, nonce).hex().encode())
+        return http_chunk(b"event: data\ndata: %b\n\n" % keys.seal(each, nonce).hex().encode())
 
     begin = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     if model == PACED:
@@ -71,23 +74,23 @@ async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
             writer.write(sealed(json.dumps(chunk({"content": repr(time.perf_counter())})).encode()))
         writer.write(sealed(chunks[-1]))
     else:
-        pieces = [sealed(each) for each in chunks]
+        prepared = [sealed(each) for each in chunks]
         writer.write(begin)
-        for each in pieces:
+        for each in prepared:
             writer.write(each)
             await writer.drain()
-    writer.write(piece(b"event: done\ndata: [DONE]\n\n") + b"0\r\n\r\n")
+    writer.write(http_chunk(b"event: done\ndata: [DONE]\n\n") + b"0\r\n\r\n")
 
 
 def enclave(pipe: Connection, number: int) -> None:
-    """Serve `number` chunks to every request. Runs until it is terminated."""
+    """Answer every request with `number` chunks, until the process is terminated."""
     chunks = answer(number)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                await answer_one(reader, writer, chunks)
-        except asyncio.IncompleteReadError:  # the client has left
+                await send_answer(reader, writer, chunks)
+        except asyncio.IncompleteReadError:  # the client disconnected
             writer.close()
 
     async def main() -> None:
@@ -102,7 +105,7 @@ def enclave(pipe: Connection, number: int) -> None:
 
 
 def proxy(pipe: Connection, options: dict[str, Any]) -> None:
-    """Serve the proxy, and say how much CPU time it has taken when asked. Runs until it is terminated."""
+    """Run the proxy and report its CPU time on request, until the process is terminated."""
     with LocalProxy(**options) as running:
         pipe.send(running.base_url)
         while pipe.recv():
@@ -110,7 +113,7 @@ def proxy(pipe: Connection, options: dict[str, Any]) -> None:
 
 
 def started(target: Callable[..., None], *args: Any) -> tuple[Any, Any, Connection]:
-    """A process, what it sent first, and the pipe to it."""
+    """Start a process; return it, its first message, and the pipe to it."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=target, args=(there, *args), daemon=True)
     process.start()
@@ -133,7 +136,7 @@ def contents(chunks: Any) -> Iterator[str | None]:
 
 
 def burst(job: Job, expected: int) -> float:
-    """Seconds from the first chunk to the last."""
+    """Return the seconds from the first chunk to the last."""
     chunks = job(MODEL)
     next(chunks)
     start = time.perf_counter()
@@ -143,8 +146,8 @@ def burst(job: Job, expected: int) -> float:
     return took
 
 
-def delay(job: Job) -> float:
-    """Seconds that the median chunk is on its way, where each comes alone."""
+def latency(job: Job) -> float:
+    """Return the median latency in seconds of chunks that are sent one by one."""
     return statistics.median(time.perf_counter() - float(sent) for sent in job(PACED) if sent)
 
 
@@ -161,9 +164,9 @@ def main() -> int:
         pipe.send(True)
         return float(pipe.recv())
 
-    number = options.chunks + 1  # the finish reason's is one too
+    number = options.chunks + 1  # with the chunk of the finish reason
     best = dict.fromkeys((DIRECT, PROXIED, OFFICIAL), float("inf"))
-    alone = dict(best)
+    single = dict(best)
     cpu = float("inf")
     with (
         PremClient(api_key=KEY, **settings) as prem,
@@ -181,7 +184,7 @@ def main() -> int:
                 best[name] = min(best[name], burst(job, number))
                 if name == PROXIED:
                     cpu = min(cpu, spent() - before)
-                alone[name] = min(alone[name], delay(job))
+                single[name] = min(single[name], latency(job))
     second.terminate()
     first.terminate()
 
@@ -190,8 +193,8 @@ def main() -> int:
     print(f"openai {openai.__version__}; {options.chunks} chunks, best of {options.rounds} rounds")
     print(f"stream, per chunk: {figures}, ratio {ratio:.3f} (limit {LIMIT:.2f})")
     print(f"CPU of the proxy, per chunk: {cpu * 1e6 / number:.1f} µs")
-    figures = ", ".join(f"{name} {took * 1e6:.0f} µs" for name, took in alone.items())
-    print(f"a chunk that comes alone, on its way: {figures}")
+    figures = ", ".join(f"{name} {took * 1e6:.0f} µs" for name, took in single.items())
+    print(f"latency of a single chunk: {figures}")
     return 0 if ratio <= LIMIT else 1
 
 

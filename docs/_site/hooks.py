@@ -1,7 +1,7 @@
-"""What the site takes from the project's other texts, and what it may not take from anywhere.
+"""Include sections of other files in pages, and refuse pages that load anything from another host.
 
-A line ``--8<-- "README.md", Speed`` in a page becomes the text below that heading, so that a table stands in one place.
-(`pymdownx.snippets` takes whole files with such a line, and parts of them only between markers.)
+A line ``--8<-- "README.md", Speed`` in a page is replaced by the text below that heading: each table exists once.
+(`pymdownx.snippets` includes whole files with such a line, but sections only between markers.)
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from mkdocs.exceptions import PluginError
 
 _SECTION = re.compile(r'^--8<-- "(\w+\.md)", (.+)$', re.MULTILINE)
 
-#: Where the site has what the project's other texts link to.
+#: The pages of the site for links to files outside of it.
 _PAGES = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "architecture.md"}
 
-#: What a browser fetches by itself. A link that a reader may follow is none of these.
+#: Elements that a browser loads automatically; a link is not one of them.
 _REMOTE = re.compile(
     r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""", re.IGNORECASE
 )
 
 
 def section_of(text: str, heading: str) -> str:
-    """What stands below a heading, until the next one of any level. A ``#`` in a block is none.
+    """Return the text below a heading, up to the next heading of any level. A ``#`` in a block is not a heading.
 
     Raises:
         KeyError: There is no such heading.
@@ -42,7 +42,7 @@ def section_of(text: str, heading: str) -> str:
 
 
 def on_page_markdown(markdown: str, *, config: Any, **_: Any) -> str:
-    """Put texts where a page asks for them."""
+    """Replace each include line by the section that it names."""
     root = Path(config.config_file_path).parent
 
     def taken(line: re.Match[str]) -> str:
@@ -58,7 +58,7 @@ def on_page_markdown(markdown: str, *, config: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
-    """Refuse a page that fetches something from elsewhere: the site is read without a network."""
+    """Refuse a page that loads anything from another host: the site is read without a network."""
     if (found := _REMOTE.search(output)) is not None:
         raise PluginError(
             f"{page.file.src_uri} fetches from elsewhere: {output[found.start() : found.end() + 80]}"

@@ -26,7 +26,7 @@ from prem_core._protocol.flow import Flow, FlowSettings, Send, fetch_public_key
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, RetryPolicy
-from prem_core._rate_limit.limits import limits_of
+from prem_core._rate_limit.limits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import POOL_LIMITS, BodyStream, no_cookies, ssl_context
 from prem_core._transport.loops import LoopClient, LoopClients
@@ -87,7 +87,9 @@ class _Requester:
             if self._own_chunk_timeout
             else _read_timeout(timeout),
         )
-        self.limits = limits_of(options["limits"], options["max_concurrency"], options["requests_per_second"])
+        self.limits = resolve_limits(
+            options["limits"], options["max_concurrency"], options["requests_per_second"]
+        )
         #: How many fetches of the enclave's key have failed, and the last failure.
         self._failures = 0
         self._failure: PremError | None = None
@@ -95,8 +97,10 @@ class _Requester:
     def call_settings(self, timeout: Timeout = None) -> FlowSettings:
         """The settings of a call that starts now."""
         settings = self._settings
-        if timeout is not None and not self._own_chunk_timeout:
-            settings = dataclasses.replace(settings, chunk_timeout=_read_timeout(timeout))
+        if timeout is not None:
+            _checked(timeout)
+            if not self._own_chunk_timeout:
+                settings = dataclasses.replace(settings, chunk_timeout=_read_timeout(timeout))
         if self._total_timeout is not None:
             settings = dataclasses.replace(settings, deadline=settings.clock() + self._total_timeout)
         return settings
@@ -181,7 +185,6 @@ class Requester(_Requester):
 
     def run(self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None) -> Any:
         """The result of the flow made from the call's settings."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         return self._driver(timeout, settings.deadline).run(flow(settings))
 
@@ -189,7 +192,6 @@ class Requester(_Requester):
         self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None
     ) -> tuple[SyncDriver, Iterator[Any]]:
         """The flow's results as an iterator, and the driver that produces them."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         driver = self._driver(timeout, settings.deadline)
         return driver, driver.stream(flow(settings))
@@ -253,7 +255,6 @@ class AsyncRequester(_Requester):
 
     async def run(self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None) -> Any:
         """The result of the flow made from the call's settings."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         return await (await self._driver(timeout, settings.deadline)).run(flow(settings))
 
@@ -261,7 +262,6 @@ class AsyncRequester(_Requester):
         self, flow: Callable[[FlowSettings], Flow], timeout: Timeout = None
     ) -> tuple[AsyncDriver, AsyncGenerator[Any, None]]:
         """The flow's results as an iterator, and the driver that produces them."""
-        timeout = _checked(timeout)
         settings = self.call_settings(timeout)
         driver = await self._driver(timeout, settings.deadline)
         return driver, driver.stream(flow(settings))

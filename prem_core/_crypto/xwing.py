@@ -1,7 +1,7 @@
-"""X-Wing: the hybrid KEM that agrees on one secret per request.
+"""X-Wing: the hybrid KEM that gives each request its secret.
 
-ML-KEM-768 and X25519, combined as draft-connolly-cfrg-xwing-kem (section 5) says. The primitives are
-`cryptography`'s; this file only joins them. An attacker has to break both to learn the secret.
+ML-KEM-768 and X25519, combined as in draft-connolly-cfrg-xwing-kem (section 5). The primitives are `cryptography`'s;
+this file only combines them. An attacker has to break both to learn the secret.
 
 Bytes in, bytes out, every length checked. No repr shows a secret.
 """
@@ -67,7 +67,7 @@ class PublicKey:
         return PublicKey, (self._raw,)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the key, lower-case hex: what two people compare when they pin it."""
+        """SHA-256 of the key, lower-case hex. Compare it before you pin a key."""
         return self._sha256
 
     def encapsulate(self) -> tuple[bytes, bytes]:
@@ -88,9 +88,9 @@ class PublicKey:
 
 
 class PrivateKey:
-    """The enclave's side, derived from a 32-byte seed by SHAKE256 as the draft's section 5.2 says.
+    """The enclave's private key, derived from a 32-byte seed by SHAKE256 (section 5.2 of the draft).
 
-    Only the embedded enclave and the tests hold one.
+    Only the embedded enclave and the tests have one.
 
     Raises:
         ValueError: The seed is not 32 bytes long.
@@ -112,17 +112,17 @@ class PrivateKey:
         return f"PrivateKey(public={self._public!r})"
 
     def __reduce__(self) -> tuple[type[PrivateKey], tuple[bytes]]:
-        raise TypeError("a private key is not pickled")
+        raise TypeError("a private key cannot be pickled")
 
     def public_key(self) -> PublicKey:
-        """The key to publish."""
+        """The public key for it."""
         return self._public
 
     def decapsulate(self, cipher_text: bytes) -> bytes:
-        """The shared secret (32 bytes) that `cipher_text` (1120 bytes) carries.
+        """The shared secret (32 bytes) in `cipher_text` (1120 bytes).
 
-        A cipher text made for another key yields another secret, not an error: ML-KEM rejects
-        implicitly. What it was to open then fails to authenticate.
+        A cipher text for another key gives another secret, not an error: ML-KEM rejects implicitly. Opening with
+        that secret then fails.
 
         Raises:
             ValueError: The cipher text has the wrong length or a small-order point.

@@ -1,147 +1,170 @@
-"""When the next request may begin, and who begins it.
+"""Decide when the next request may start, and whose it is. Pure: each call takes the time as `now` (seconds).
 
-The rule of this file: pure. A time is in seconds on one clock that only grows, and is handed in as `now`. No
-thread, no event loop and no request is seen here: `_limits` has those.
+`RateLimiter` adapts to the service as TCP does, by additive increase and multiplicative decrease (AIMD). It is a token
+bucket: one token starts one request. Without a configured rate it is always full, until the service answers 429:
 
-Three things hold a request back, and the longest wait counts:
+- No request starts before the Retry-After is over.
+- The rate is halved (the first time: set to one request per Retry-After), and the bucket holds one token. Releasing
+  all waiters at once would get all but one of them rejected again.
+- The rate then grows by the same amount every second: fast after the first 429, because a Retry-After in whole seconds
+  says little about a fast service; slowly after the second, which has shown where the limit is.
 
-- the bucket, where a rate was set: `requests_per_second` flow in, up to ``max(1, requests_per_second)`` at once;
-- `hold`: nobody begins before a Retry-After is over;
-- the spacing that a rate limit leaves behind. A Retry-After of R seconds says that about one request every R
-  seconds is what flows in, so the following ones begin R apart: were all that wait let loose at its end, all but
-  one would be refused again. The spacing narrows with the time t since then, R / (1 + (t / T)³): hardly at first,
-  since the limit that was just reached is most likely still there, then ever faster, until it is too small to matter.
-  A refusal on the way sets it back to R, and doubles T between `LEAST_RECOVERY` and `MOST_RECOVERY`: a limit that
-  stays is tried less and less often. A refusal of the very first request after the pause, which obeyed the service
-  to the letter, doubles the spacing too.
+`AdmissionQueue` adds the slots and the order: first come, first served, and a retry keeps its place.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-#: Seconds after which the spacing is half of what it was: at first, and after refusals on the way. Against a limit of
-#: one request a second that stays, one in seven is refused at first, and one in thirty in the long run. Where a service
-#: takes more than it says (a Retry-After is in whole seconds), ten a second are reached in 17 seconds.
-LEAST_RECOVERY: Final = 8.0
-MOST_RECOVERY: Final = 64.0
+#: Requests per second added each second after the first 429: ten a second are reached within 20 seconds.
+FAST_INCREASE: Final = 0.5
 
-#: Seconds: the narrowest spacing that is kept, and the widest that is set.
-LEAST_SPACING: Final = 0.02
-MOST_SPACING: Final = 60.0
+#: The part of the halved rate that is added each second after a further 429. The service is then tested about every
+#: 25 seconds at any speed: under the BASE tier's limits about one request in 16 is answered 429, and so little of the
+#: tier's rate is lost that its bucket of five absorbs it.
+INCREASE_SHARE: Final = 0.04
+
+#: The least increase, so that a rate that was halved many times recovers within minutes.
+MIN_INCREASE: Final = 0.01
+
+#: Requests per second. A longer Retry-After than a minute is not waited for, so no slower rate is needed; and at the
+#: highest rate a limit is no longer noticeable and is dropped.
+MIN_RATE: Final = 1 / 60
+MAX_RATE: Final = 50.0
+
+#: The part of a token that may be missing: a caller that waited exactly as long as computed passes despite rounding.
+ROUNDING: Final = 1e-6
 
 
-class Pace:
-    """When the next request may begin, whoever makes it.
+class RateLimiter:
+    """Say how long the next request has to wait.
 
     Args:
-        requests_per_second: How many may begin in the long run; None for any number.
+        requests_per_second: The configured rate; ``max(1, requests_per_second)`` tokens fit in its bucket. None for no
+            limit but the service's.
         now: The time.
     """
 
     __slots__ = (
-        "_begun", "_capacity", "_filled", "_level", "_not_before", "_probe", "_rate", "_recovery", "_refused",
-        "_spacing",
+        "_burst", "_ceiling", "_decreased", "_increase", "_level", "_paused_until", "_rate", "_updated",
     )  # fmt: skip
 
     def __init__(self, requests_per_second: float | None, now: float) -> None:
-        self._rate = requests_per_second
-        self._capacity = self._level = max(1.0, requests_per_second or 0.0)
-        self._filled = now
-        self._not_before = now
-        self._begun = float("-inf")  # the latest request that began
-        self._refused = float("-inf")  # the latest refusal for a rate
-        self._probe = float("nan")  # the first request that began after it
-        self._spacing = 0.0
-        self._recovery = LEAST_RECOVERY
+        self._ceiling = self._rate = requests_per_second
+        self._burst = self._level = max(1.0, requests_per_second or 0.0)
+        self._increase = 0.0  # 0 until the first 429
+        self._updated = now
+        self._paused_until = now
+        self._decreased = -math.inf  # when the rate was last halved
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may begin; 0 or less for now."""
-        wait = self._not_before - now
-        if self._rate is not None:
-            self._level = min(self._capacity, self._level + (now - self._filled) * self._rate)
-            self._filled = now
-            # Whoever waited exactly as long as told is not sent away over a rounding error.
-            wait = max(wait, (1 - 1e-6 - self._level) / self._rate)
-        if self._spacing:
-            wait = max(wait, self._begun + self._interval(now) - now)
-        return wait
+        """Seconds until a request may start; 0 or less if it may start now."""
+        self._advance(now)
+        pause = self._paused_until - now
+        if self._rate is None or self._level >= 1 - ROUNDING:
+            return pause
+        pause = max(0.0, pause)
+        missing = 1 - self._level - self._rate * pause
+        if missing <= 0:
+            return pause
+        # Solves rate * t + growth * t ** 2 / 2 = missing.
+        root = math.sqrt(self._rate**2 + 2 * self._growth * missing)
+        return pause + 2 * missing / (self._rate + root)
 
-    def begin(self, now: float) -> float:
-        """A request begins. Gives how far from the one before (seconds), as far as that was spacing's doing."""
-        gap = min(now - self._begun, self._interval(now)) if self._spacing else 0.0
-        self._begun = now
-        if self._probe != self._probe:  # NaN: none has begun since the refusal
-            self._probe = now
+    def start(self, now: float) -> None:
+        """Take the token of a request that starts."""
+        self._advance(now)
         if self._rate is not None:
             self._level -= 1
-        return gap
 
-    def hold(self, now: float, seconds: float) -> None:
-        """Let nobody begin for so many seconds."""
-        self._not_before = max(self._not_before, now + seconds)
+    def pause(self, now: float, seconds: float) -> None:
+        """Start no request for so many seconds."""
+        self._advance(now)
+        self._paused_until = max(self._paused_until, now + seconds)
 
-    def refused(self, now: float, begun: float, gap: float, seconds: float) -> None:
-        """A request was refused for its rate.
+    def slow_down(self, now: float, started: float, retry_after: float) -> None:
+        """Decrease the rate after an answer of 429.
 
         Args:
             now: The time.
-            begun: When that request began.
-            gap: What `begin` gave for it.
-            seconds: What its Retry-After said.
+            started: When the request started. Requests that were open together count as one: if the rate was
+                decreased since, this answer adds no information.
+            retry_after: Seconds; what the service asked for.
         """
-        # Whole seconds, rounded up: the gap it had was too short by more than one less than that.
-        spacing = max(seconds, gap + seconds - 1, LEAST_SPACING)
-        if begun == self._probe:
-            spacing = max(spacing, 2 * self._spacing)
-        if begun <= self._refused:
-            # It was on its way already when another was refused, and tells nothing new.
-            spacing = max(spacing, self._spacing)
-        elif self._spacing:
-            self._recovery = min(2 * self._recovery, MOST_RECOVERY)
-        self._spacing = min(spacing, MOST_SPACING)
-        self._refused = now
-        self._probe = float("nan")
+        if started <= self._decreased:
+            return
+        self._advance(now)
+        rate = math.inf if self._rate is None else self._rate
+        if not self._increase:
+            rate = min(rate / 2, 1 / max(retry_after, 1 / MAX_RATE))
+            self._increase = FAST_INCREASE
+        else:
+            # Retry-After is rounded up to whole seconds: less one, it is a bound for the rate.
+            rate = min(rate / 2, 1 / max(retry_after - 1, 1 / MAX_RATE))
+            self._increase = max(INCREASE_SHARE * rate, MIN_INCREASE)
+        self._rate = max(rate, min(MIN_RATE, self._ceiling or MIN_RATE))
+        self._level = 0.0
+        self._decreased = now
 
-    def _interval(self, now: float) -> float:
-        recovered = max(0.0, now - max(self._refused, self._not_before)) / self._recovery
-        interval = self._spacing / (1 + recovered**3)
-        if interval < LEAST_SPACING:
-            self._spacing, self._recovery = 0.0, LEAST_RECOVERY
-        return interval
+    @property
+    def _growth(self) -> float:
+        return self._increase if self._rate != self._ceiling else 0.0
+
+    def _advance(self, now: float) -> None:
+        """Fill the bucket up to `now`. The rate does not grow during a pause."""
+        elapsed, self._updated = now - self._updated, now
+        if self._rate is None:
+            return
+        growth = self._growth
+        growing = min(elapsed, max(0.0, now - self._paused_until))
+        capacity = 1.0 if growth else self._burst
+        self._level = min(capacity, self._level + self._rate * elapsed + growth * growing**2 / 2)
+        if growth:
+            self._rate += growth * growing
+            if self._rate >= (self._ceiling or MAX_RATE):
+                self._rate = self._ceiling
+                if self._ceiling is None:
+                    self._increase = 0.0
 
 
-class Ticket:
-    """One caller's place in the queue, and then its slot. It keeps its number, and so its place, over retries."""
+class Waiter:
+    """One request's place in the queue, and then its slot.
 
-    __slots__ = ("begun", "gap", "number", "owner", "place", "starts", "wake")
+    Args:
+        earlier: The previous attempt of the same call, whose place it takes; None for a first attempt.
 
-    def __init__(self) -> None:
-        self.owner = 0  # the thread or task that asked
-        self.number = -1
-        self.begun = 0.0
-        self.gap = 0.0
-        self.starts = 0
-        self.place: list[Any] | None = None
-        #: Called when its turn has come. Raises RuntimeError when nobody is there any more.
+    Attributes:
+        granted: Whether the request was allowed to start. Stays true after it has ended.
+        wake: Called when that happens. Raises RuntimeError if the event loop that waited is closed.
+    """
+
+    __slots__ = ("granted", "is_retry", "position", "started", "wake")
+
+    def __init__(self, earlier: Waiter | None = None) -> None:
+        self.position: int | None = earlier.position if earlier is not None else None
+        self.is_retry = earlier is not None
+        self.granted = False
+        self.started = -math.inf
         self.wake: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts since the limits were made, over every client that shares them.
+    """Counts since the limits were created, over all clients that share them.
 
     Attributes:
-        requests: Requests that began, tries after the first included. Neither `models.list()` nor the fetch of the
-            enclave's key is counted.
-        retries: Those of them that were tries after the first.
+        requests: Requests that were started, retries included. `models.list()` and the fetch of the enclave's key are
+            not counted.
+        retries: How many of them were retries.
         rate_limited: Answers of 429.
-        in_flight: Requests that are on their way now. A stream is, until it is whole, closed or forgotten.
-        waiting: Requests that wait for their turn now.
+        in_flight: Requests that are open now. A stream is open until it is read to its end, closed or
+            garbage-collected.
+        waiting: Requests that wait for a permit now.
     """
 
     requests: int = 0
@@ -151,117 +174,78 @@ class Stats:
     waiting: int = 0
 
 
-class Gate:
-    """Who may begin: first come, first served, and whoever is sent back keeps the place it came with.
+class AdmissionQueue:
+    """Say which requests may start: first come, first served.
 
     Args:
         max_concurrency: Slots; None for any number.
-        requests_per_second: See `Pace`.
+        requests_per_second: See `RateLimiter`.
         now: The time.
     """
 
     def __init__(self, max_concurrency: int | None, requests_per_second: float | None, now: float) -> None:
-        self._slots = max_concurrency
-        self._pace = Pace(requests_per_second, now)
-        self._numbers = itertools.count()
-        self._places = itertools.count()
-        # By number, then by place, which no two share. A place whose ticket has left holds None.
-        self._queue: list[list[Any]] = []
-        self._held: set[Ticket] = set()
-        self._waiting = self._requests = self._retries = self._rate_limited = 0
+        self._slots = math.inf if max_concurrency is None else max_concurrency
+        self._rate = RateLimiter(requests_per_second, now)
+        self._positions = itertools.count()
+        self._sequence = itertools.count()
+        # A waiter that was removed stays in the heap until it comes to its top; `_waiting` has those that count.
+        self._heap: list[tuple[int, int, Waiter]] = []
+        self._waiting: set[Waiter] = set()
+        self._open: set[Waiter] = set()
+        self._requests = self._retries = self._rate_limited = 0
 
     @property
     def stats(self) -> Stats:
         """The counts."""
-        return Stats(self._requests, self._retries, self._rate_limited, len(self._held), self._waiting)
+        return Stats(self._requests, self._retries, self._rate_limited, len(self._open), len(self._waiting))
 
-    def holds(self, ticket: Ticket) -> bool:
-        """Whether it has a slot."""
-        return ticket in self._held
+    def enqueue(self, waiter: Waiter) -> None:
+        """Add a waiter: behind all others, or for a retry at its former place."""
+        if waiter.position is None:
+            waiter.position = next(self._positions)
+        self._waiting.add(waiter)
+        heapq.heappush(self._heap, (waiter.position, next(self._sequence), waiter))
 
-    def ask(self, ticket: Ticket, now: float) -> None:
-        """Have a slot at once where nothing is in the way; else stand in line, where this ticket stood before or behind
-        everybody."""
-        if ticket.number < 0:
-            ticket.number = next(self._numbers)
-        if not self._waiting and self._has_slot() and self._pace.wait(now) <= 0:
-            self._admit(ticket, now)
-            return
-        ticket.place = [ticket.number, next(self._places), ticket]
-        heapq.heappush(self._queue, ticket.place)
-        self._waiting += 1
+    def remove(self, waiter: Waiter) -> None:
+        """Free its slot or its place; does nothing if it has neither."""
+        self._open.discard(waiter)
+        self._waiting.discard(waiter)
 
-    def leave(self, ticket: Ticket) -> None:
-        """Give up the slot or the place; does nothing where there is neither."""
-        self._held.discard(ticket)
-        ticket.wake = None
-        if ticket.place is not None:
-            ticket.place[2] = None
-            ticket.place = None
-            self._waiting -= 1
-
-    def hold(self, ticket: Ticket, now: float, seconds: float, spacing: float | None) -> None:
-        """The service asked for a pause, in answer to this ticket's request.
-
-        Args:
-            ticket: The one that was answered so.
-            now: The time.
-            seconds: For which nobody begins.
-            spacing: For a rate limit, what its Retry-After said (seconds); None for another error.
-        """
-        if spacing is not None:
-            self._rate_limited += 1
-            self._pace.refused(now, ticket.begun, ticket.gap, spacing)
-        self._pace.hold(now, seconds)
-
-    def due(self, now: float) -> list[Ticket]:
-        """Those whose turn has come. Each holds a slot from here on."""
-        due: list[Ticket] = []
-        while (first := self._first()) is not None and self._has_slot() and self._pace.wait(now) <= 0:
-            heapq.heappop(self._queue)
-            first.place = None
-            self._waiting -= 1
-            self._admit(first, now)
-            due.append(first)
-        return due
-
-    def _admit(self, ticket: Ticket, now: float) -> None:
-        self._held.add(ticket)
-        ticket.gap = self._pace.begin(now)
-        ticket.begun = now
-        self._requests += 1
-        self._retries += ticket.starts > 0
-        ticket.starts += 1
+    def pop_ready(self, now: float) -> list[Waiter]:
+        """The waiters whose requests may start now. Each has a slot from here on."""
+        ready: list[Waiter] = []
+        while self._has_candidate() and self._rate.wait(now) <= 0:
+            waiter = heapq.heappop(self._heap)[-1]
+            self._waiting.discard(waiter)
+            self._open.add(waiter)
+            self._rate.start(now)
+            waiter.granted, waiter.started = True, now
+            self._requests += 1
+            self._retries += waiter.is_retry
+            ready.append(waiter)
+        return ready
 
     def wait(self, now: float) -> float | None:
-        """Seconds until `due` may give somebody; None where time alone changes nothing."""
-        if self._first() is None or not self._has_slot():
-            return None
-        return max(0.0, self._pace.wait(now))
+        """Seconds until `pop_ready` may return a waiter; None if first a waiter or a free slot is missing."""
+        return max(0.0, self._rate.wait(now)) if self._has_candidate() else None
 
-    @property
-    def waiting(self) -> int:
-        """How many stand in line."""
-        return self._waiting
+    def pause(self, now: float, seconds: float) -> None:
+        """Start no request for so many seconds, because the service asked for it."""
+        self._rate.pause(now, seconds)
 
-    @property
-    def starved(self) -> bool:
-        """Whether somebody waits for a slot, and not for a time."""
-        return self._waiting > 0 and not self._has_slot()
+    def count_rate_limit(self, waiter: Waiter, now: float, spacing: float | None) -> None:
+        """Count an answer of 429 to this waiter's request.
 
-    @property
-    def waits_for_itself(self) -> bool:
-        """Whether the first in line has all slots itself."""
-        first = self._first()
-        return self.starved and all(each.owner == first.owner for each in self._held if first is not None)
+        Args:
+            waiter: Whose request was answered.
+            now: The time.
+            spacing: Its Retry-After in seconds, to which the rate adapts; None to count the answer only.
+        """
+        self._rate_limited += 1
+        if spacing is not None:
+            self._rate.slow_down(now, waiter.started, spacing)
 
-    def _has_slot(self) -> bool:
-        return self._slots is None or len(self._held) < self._slots
-
-    def _first(self) -> Ticket | None:
-        while self._queue:
-            ticket: Ticket | None = self._queue[0][2]
-            if ticket is not None:
-                return ticket
-            heapq.heappop(self._queue)
-        return None
+    def _has_candidate(self) -> bool:
+        while self._heap and self._heap[0][-1] not in self._waiting:
+            heapq.heappop(self._heap)
+        return bool(self._heap) and len(self._open) < self._slots

@@ -1,62 +1,61 @@
-"""Limits on what is on its way at once: `_pace` decides, and this is where threads and tasks wait for it.
+"""Threads and tasks wait here for permits; `AdmissionQueue` decides who gets the next one.
 
-Nobody ever blocks on the lock in here. What is to be done is put into an inbox, and whoever gets the lock does
-all that is in it; whoever does not can rely on the one who has it, who looks again after letting it go. So the
-garbage collector may give a forgotten stream's slot back in the middle of anything, this file included.
+The lock is never waited for. An operation is put into a list, and the thread that gets the lock does all that are in
+it. A thread that does not get the lock leaves its operation to the one that holds it, which looks into the list again
+after releasing the lock. So a permit can be released at any point, by a finalizer that Python's garbage collector runs
+in the middle of this module as well.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
-import contextlib
-import gc
-import logging
+import math
 import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from prem_core import _config
 from prem_core._errors import APITimeoutError, ConfigurationError
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
-from prem_core._rate_limit.limiter import Gate, Stats, Ticket
+from prem_core._rate_limit.limiter import AdmissionQueue, Stats, Waiter
 
-#: A forgotten stream in a reference cycle holds its slot until a collection, and while everybody waits for a slot
-#: nothing brings one on. Then it is done here: when a thread begins to wait, and when nobody was served for so many
-#: seconds. Collections that find no turn take no more than this part of the time.
-STARVED: Final = 1.0
-COLLECTING: Final = 0.02
-
-_log = logging.getLogger("prem_core")
+#: Seconds: the timer may be this much late. Without it a rate that grows would set the timer anew at each call.
+TIMER_ACCURACY: Final = 0.001
 
 
 class Limits:
-    """What may be on its way at once, and how many requests may begin in a second.
+    """How many requests may be open at once, and how many may start in a second.
 
-    Prem's limits are an organisation's. Each client and model has limits of its own, which its threads and tasks
-    share; give several of them one object where they share an organisation::
+    Prem's limits apply per organisation. Each client and model has limits of its own, which its threads and tasks
+    share. Pass one object to several of them to share it::
 
         limits = Limits(max_concurrency=5)
         client, llm = AsyncPremClient(limits=limits), ChatPremEncrypted(model="…", limits=limits)
 
-    Callers are served in the order they came. When the service answers 429, or 503 with a Retry-After, all of them
-    wait, and not only the one who was answered so; after a 429 the following requests begin about one Retry-After
-    apart, and faster as time passes without another (see `_pace`). A stream counts until it is whole, closed or
-    forgotten: a thread that holds `max_concurrency` streams open and asks for one more is warned, and waits for itself.
+    Waiting callers are served first come, first served. When the service answers 429, or 503 with a Retry-After, all
+    callers wait until the Retry-After is over. After a 429 later requests are spaced by about that interval, which
+    shrinks while no further 429 arrives.
 
-    The limits are this process's. A copy and a pickle have the same figures and counts of their own; copies of a
-    model share the object that was given to it.
+    An open stream holds a slot until it is read to its end, closed or garbage-collected. A thread that keeps
+    `max_concurrency` streams open and requests another deadlocks itself, unless `total_timeout` is set. A stream in a
+    reference cycle is released when Python's garbage collector runs.
+
+    Limits are not shared between processes. A copy, a pickle or a forked process has the same settings and its own
+    counts; copies of a model share the object that was passed to it.
 
     Args:
-        max_concurrency: Requests on their way at once; None for any number. The BASE tier allows 5.
-        requests_per_second: Requests that begin, in the long run; ``max(1, requests_per_second)`` of them may begin
-            at once after a pause. None for as many as the service takes.
+        max_concurrency: Requests that may be open at once; None for no limit. The BASE tier allows 5.
+        requests_per_second: Sustained rate of requests; ``max(1, requests_per_second)`` of them may start at once
+            after a pause. None for as many as the service accepts.
 
     Raises:
-        ConfigurationError: A figure cannot work; the message names it.
+        ConfigurationError: A value is invalid; the message names the parameter.
     """
 
     def __init__(
@@ -68,129 +67,164 @@ class Limits:
             _config.positive("max_concurrency", _config.not_negative("max_concurrency", max_concurrency))
         if requests_per_second is not None:
             _config.positive("requests_per_second", requests_per_second)
-        self._figures = (max_concurrency, requests_per_second)
+        self._settings = (max_concurrency, requests_per_second)
         self._reset()
-        _every.add(self)
+        _all_limits.add(self)
 
     @property
     def max_concurrency(self) -> int | None:
-        """Requests on their way at once."""
-        return self._figures[0]
+        """Requests that may be open at once."""
+        return self._settings[0]
 
     @property
     def requests_per_second(self) -> float | None:
-        """Requests that begin, in the long run."""
-        return self._figures[1]
+        """The sustained rate of requests."""
+        return self._settings[1]
 
     @property
     def stats(self) -> Stats:
-        """The counts of this moment."""
-        return self._gate.stats
+        """The current counts."""
+        return self._queue.stats
 
     def __repr__(self) -> str:
-        return f"Limits(max_concurrency={self._figures[0]}, requests_per_second={self._figures[1]})"
+        return f"Limits(max_concurrency={self._settings[0]}, requests_per_second={self._settings[1]})"
 
     def __reduce__(self) -> tuple[type[Limits], tuple[int | None, float | None]]:
-        return type(self), self._figures
+        return type(self), self._settings
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._alarm: threading.Timer | None = None
-        self._alarm_at = float("inf")
-        self._gate = Gate(*self._figures, time.monotonic())
-        self._served = self._next_collection = float("-inf")
-        self._forgotten = 0  # turns that nobody gave back
-        self._stuck = self._told = False
+        self._operations: deque[Callable[[], object]] = deque()
+        self._queue = AdmissionQueue(*self._settings, time.monotonic())
+        self._timer: _Timer | None = None
 
-    def _do(self, call: Callable[..., object], *args: Any) -> None:
-        """Have ``call(*args)`` done by whoever holds the lock, and then those served whose turn it is."""
-        self._inbox.append((call, args))
-        while self._inbox and self._lock.acquire(blocking=False):
+    # What a permit uses. Another kind of limits may grant its permits elsewhere.
+
+    def _request(self, waiter: Waiter) -> None:
+        """Let `waiter` wait for a slot. If one is free, it is mostly granted before this returns."""
+        self._do(partial(self._queue.enqueue, waiter))
+
+    def _wake_when_granted(self, waiter: Waiter, wake: Callable[[], object]) -> None:
+        """Call `wake` when the request may start: on any thread, and at once if it may start already."""
+
+        def operation() -> None:
+            waiter.wake = wake
+            if waiter.granted:
+                self._wake(waiter)
+
+        self._do(operation)
+
+    def _release(
+        self, waiter: Waiter, pause: float | None, rate_limited: bool, spacing: float | None
+    ) -> None:
+        """See `Permit.release`."""
+
+        def operation() -> None:
+            # First the pause: the slot must not be granted to a request that would be answered 429 as well.
+            now = time.monotonic()
+            if rate_limited:
+                self._queue.count_rate_limit(waiter, now, spacing)
+            if pause is not None:
+                self._queue.pause(now, pause)
+            self._queue.remove(waiter)
+            waiter.wake = None
+
+        self._do(operation)
+
+    def _do(self, operation: Callable[[], object] | None = None) -> None:
+        """Do an operation, or leave it to the thread that holds the lock; then grant what can be granted."""
+        self._operations.append(operation or _nothing)
+        while self._operations and self._lock.acquire(blocking=False):
             try:
-                while self._inbox:
-                    call, args = self._inbox.popleft()
-                    call(*args)
-                self._serve()
+                while self._operations:
+                    self._operations.popleft()()
+                self._grant()
             finally:
                 self._lock.release()
 
-    def _serve(self) -> None:
-        gate = self._gate
-        if not gate.waiting:
-            if self._alarm is not None:  # for those who have left since
-                self._alarm.cancel()
-                self._alarm, self._alarm_at = None, float("inf")
-            return
+    def _grant(self) -> None:
         now = time.monotonic()
-        while due := gate.due(now):
-            self._served = now
-            for ticket in due:
-                if (wake := ticket.wake) is not None:
-                    ticket.wake = None
-                    try:
-                        wake()
-                    except RuntimeError:  # its event loop is closed
-                        gate.leave(ticket)
-        wait = gate.wait(now)
-        if wait is None and gate.starved:
-            wait = max(STARVED, self._next_collection - now)  # for `_rung`
-        # A millisecond's grace: a spacing that narrows must not mean a new alarm at every look.
-        if wait is not None and now + wait < self._alarm_at - 0.001:
-            self._set_alarm(now, wait)
+        while ready := self._queue.pop_ready(now):
+            for waiter in ready:
+                self._wake(waiter)
+        wait = self._queue.wait(now)
+        due = math.inf if wait is None else now + wait
+        if self._timer is not None:
+            self._timer.set(due)
+        elif due < math.inf:
+            self._timer = _Timer(due)
+            # A thread of its own: the first waiter may be a task of an event loop that is blocked. A finalizer may
+            # start it: unlike `threading.Thread.start`, this takes no lock and does not wait for the thread.
+            try:
+                _thread.start_new_thread(self._run_timer, (self._timer,))
+            except RuntimeError:  # the interpreter is shutting down, or the system has no thread left
+                self._timer = None
+        if due == math.inf:
+            self._timer = None
 
-    def _set_alarm(self, now: float, wait: float) -> None:
-        # A thread, and not one of those who wait: the first in line may be a task of a loop that stands still.
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = now + wait
-        self._alarm = threading.Timer(wait, self._ring)
-        self._alarm.daemon = True
-        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
-            self._alarm.start()
+    def _wake(self, waiter: Waiter) -> None:
+        wake, waiter.wake = waiter.wake, None
+        if wake is not None:
+            try:
+                wake()
+            except RuntimeError:  # its event loop is closed
+                self._queue.remove(waiter)
 
-    def _ring(self) -> None:
-        # A timer that was cancelled too late rings too; it does no harm.
-        self._do(self._rung)
-        if self._stuck and not self._told:
-            self._told = True
-            _log.warning(
-                "a thread or task holds as many streams as max_concurrency allows, and waits for one more: "
-                "close one of them, or raise max_concurrency"
-            )
-
-    def _rung(self) -> None:
-        self._alarm_at = float("inf")
-        if time.monotonic() >= self._served + STARVED:
-            self._find_forgotten()
-            self._stuck = self._gate.waits_for_itself
-
-    def _find_forgotten(self) -> None:
-        begun = time.monotonic()
-        if self._gate.starved and begun >= self._next_collection and gc.isenabled():
-            found, self._next_collection = self._forgotten, float("inf")
-            gc.collect()
-            ended = time.monotonic()
-            fruitless = self._forgotten == found
-            self._next_collection = ended + (max((ended - begun) / COLLECTING, 0.1) if fruitless else 0.0)
+    def _run_timer(self, timer: _Timer) -> None:
+        while timer.wait():
+            self._do()
 
 
-class Turn:
-    """One call's turn: waited for, held while its request is on its way, given back once.
+class _Timer:
+    """When the thread that runs `Limits._run_timer` has work; it ends when there is none.
 
-    It is given back when it is forgotten, too.
+    Not `threading.Timer`, whose `cancel` waits for a lock that a finalizer may find taken by its own thread.
+
+    Args:
+        due: The time, on the clock of `time.monotonic`.
     """
 
-    __slots__ = ("_gate", "_limits", "_out", "_ticket")
+    __slots__ = ("_changed", "_due")
+
+    def __init__(self, due: float) -> None:
+        self._due = due
+        self._changed = threading.Lock()  # released to wake the thread
+        self._changed.acquire()
+
+    def set(self, due: float) -> None:
+        """Change the time; infinity ends the thread. Called with the limits' lock held."""
+        earlier = due < self._due - TIMER_ACCURACY or due == math.inf
+        if earlier or due > self._due:
+            self._due = due
+        if earlier and self._changed.locked():
+            self._changed.release()
+
+    def wait(self) -> bool:
+        """Wait until the time has come; False if there is nothing to wait for any more."""
+        while self._due < math.inf:
+            # At least a moment: another thread may be about to do what is due.
+            seconds = max(self._due - time.monotonic(), TIMER_ACCURACY)
+            if not self._changed.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+                return True
+        return False
+
+
+class Permit:
+    """Permission for one call to have a request open: waited for, held, released once.
+
+    A call acquires it again for each retry, and keeps its place in the queue. It is released when it is
+    garbage-collected, too.
+    """
+
+    __slots__ = ("_latest", "_limits", "_waiter")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._gate = limits._gate
-        self._ticket = Ticket()
-        self._out = False  # waiting, or holding a slot
+        self._waiter: Waiter | None = None  # waiting, or holding a slot
+        self._latest: Waiter | None = None
 
-    def take(self, deadline: float | None = None) -> None:
-        """Wait for the turn, on this thread.
+    def acquire(self, deadline: float | None = None) -> None:
+        """Wait for the permit, on this thread.
 
         Args:
             deadline: When to give up, on the clock of `time.monotonic`.
@@ -198,76 +232,67 @@ class Turn:
         Raises:
             APITimeoutError: The deadline came first.
         """
-        limits, gate, ticket = self._limits, self._gate, self._ticket
-        self._out = True
-        ticket.owner = threading.get_ident()
-        # Not "holds it": what gives the turn back before another try may still be in the inbox.
-        starts = ticket.starts
-        limits._do(_ask, gate, ticket)
-        if ticket.starts > starts:
-            return
-        timeout = -1.0
-        if deadline is not None:
-            timeout = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        called = threading.Lock()
-        called.acquire()
+        waiter = self._enter()
         try:
-            limits._find_forgotten()
-            limits._do(_call_me, gate, ticket, called.release)
-            if not called.acquire(timeout=timeout):
+            self._limits._request(waiter)
+            if waiter.granted:
+                return
+            timeout = -1.0
+            if deadline is not None:
+                timeout = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+            granted = threading.Lock()
+            granted.acquire()
+            self._limits._wake_when_granted(waiter, granted.release)
+            if not granted.acquire(timeout=timeout):
                 raise APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
         except BaseException:  # a KeyboardInterrupt too
-            self.give_back()
+            self.release()
             raise
 
-    async def atake(self) -> None:
-        """`take`, awaited, on any event loop. A task that is cancelled gives its place up."""
-        limits, gate, ticket = self._limits, self._gate, self._ticket
-        self._out = True
-        ticket.owner = id(asyncio.current_task())
-        # Not "holds it": what gives the turn back before another try may still be in the inbox.
-        starts = ticket.starts
-        limits._do(_ask, gate, ticket)
-        if ticket.starts > starts:
-            return
-        loop = asyncio.get_running_loop()
-        called = loop.create_future()
+    async def acquire_async(self) -> None:
+        """`acquire`, awaited, on any event loop. A task that is cancelled gives its place up."""
+        waiter = self._enter()
         try:
-            limits._do(_call_me, gate, ticket, lambda: loop.call_soon_threadsafe(_resolve, called))
-            await called
-        except BaseException:  # its turn may have come in the same moment
-            self.give_back()
+            self._limits._request(waiter)
+            if waiter.granted:
+                return
+            loop = asyncio.get_running_loop()
+            granted = loop.create_future()
+            self._limits._wake_when_granted(waiter, lambda: loop.call_soon_threadsafe(_resolve, granted))
+            await granted
+        except BaseException:  # it may have been granted in the same moment
+            self.release()
             raise
 
-    def give_back(self) -> None:
-        """The request is over, or is not made after all. Does nothing where there is nothing to give back."""
-        if self._out:
-            self._out = False
-            self._limits._do(self._gate.leave, self._ticket)
+    def release(
+        self, *, pause: float | None = None, rate_limited: bool = False, spacing: float | None = None
+    ) -> None:
+        """Let the next request start. From any thread and any finalizer; does nothing the second time.
 
-    def pause(self, hold: float, spacing: float | None) -> None:
-        """Give it back, and let nobody begin for so many seconds; see `Gate.hold`."""
-        self._out = False
-        self._limits._do(_pause, self._gate, self._ticket, hold, spacing)
-
-    def forget(self) -> None:
-        """Note that nobody will give it back by himself; whoever calls this does."""
-        if self._out:
-            self._limits._forgotten += 1
-            self._ticket.owner = 0
+        Args:
+            pause: Seconds for which no request may start, because the service asked for it; None for no pause.
+            rate_limited: Whether the answer was 429.
+            spacing: Seconds; its Retry-After, to which the rate adapts. None to count the answer only.
+        """
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._limits._release(waiter, pause, rate_limited, spacing)
 
     def __del__(self) -> None:
-        self.forget()
-        self.give_back()
+        self.release()
+
+    def _enter(self) -> Waiter:
+        self._waiter = self._latest = waiter = Waiter(self._latest)
+        return waiter
 
 
-def limits_of(
+def resolve_limits(
     limits: Limits | None, max_concurrency: int | None, requests_per_second: float | None
 ) -> Limits:
     """The limits that a client's arguments stand for.
 
     Raises:
-        ConfigurationError: They contradict each other, or cannot work.
+        ConfigurationError: They contradict each other, or a value is invalid.
     """
     if limits is None:
         return Limits(max_concurrency, requests_per_second)
@@ -280,34 +305,17 @@ def limits_of(
 def check_one_source(
     limits: Limits | None, max_concurrency: int | None, requests_per_second: float | None
 ) -> None:
-    """Hold against each other what can be said in two places.
+    """Check that no setting of `limits` is passed a second time.
 
     Raises:
-        ConfigurationError: `limits` is given, and another figure beside it.
+        ConfigurationError: One is; the message names it.
     """
     for name, value, default in (
         ("max_concurrency", max_concurrency, _config.DEFAULT_MAX_CONCURRENCY),
         ("requests_per_second", requests_per_second, None),
     ):
         if limits is not None and value != default:
-            raise ConfigurationError(f"{name} is a figure of limits where these are given: set it there")
-
-
-def _ask(gate: Gate, ticket: Ticket) -> None:
-    gate.ask(ticket, time.monotonic())
-
-
-def _call_me(gate: Gate, ticket: Ticket, wake: Callable[[], object]) -> None:
-    if gate.holds(ticket):  # since it asked
-        wake()
-    else:
-        ticket.wake = wake
-
-
-def _pause(gate: Gate, ticket: Ticket, hold: float, spacing: float | None) -> None:
-    # First the pause: a slot that came free before would let the next one run into the same refusal.
-    gate.hold(ticket, time.monotonic(), hold, spacing)
-    gate.leave(ticket)
+            raise ConfigurationError(f"pass {name} to Limits(), not together with limits=")
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -315,14 +323,18 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-_every: weakref.WeakSet[Limits] = weakref.WeakSet()
+def _nothing() -> None:
+    pass
 
 
-def _forked() -> None:
-    # The requests on their way are the parent's, and so is whoever would give their slots back.
-    for limits in list(_every):
+_all_limits: weakref.WeakSet[Limits] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    # The open requests are the parent's, and so are the threads that would release them, or the lock.
+    for limits in list(_all_limits):
         limits._reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -25,15 +25,15 @@ from prem_core._protocol.flow import (
     Step,
 )
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
-from prem_core._rate_limit.limits import Limits, Turn
+from prem_core._rate_limit.limits import Limits, Permit
 from prem_core._transport.http import (
     DRAIN_MAX_READS,
     DRAIN_TIMEOUT,
     HTTPX_ERRORS,
+    BodyStream,
     BuildRequest,
     KnownKey,
     is_decoded,
-    release_body,
     response_head,
     translate,
 )
@@ -79,7 +79,7 @@ class AsyncDriver:
         self._build_request = build_request
         self._keys = keys
         self._fetch_key = fetch_key
-        self._permit = Turn(limits) if limits is not None else None
+        self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
         self._response: httpx.Response | None = None
         self._data: AsyncIterator[bytes] = _empty()
@@ -126,17 +126,14 @@ class AsyncDriver:
                 if with_key and self._keys.public_key is None:
                     await self._fetch_key(None)
                 if self._permit is not None:
-                    await self._permit.atake()
+                    await self._permit.acquire_async()
                 return self._keys.public_key if with_key else None
             case FetchKey(stale):
                 return await self._fetch_key(stale)
-            case Release(pause, _, spacing):
+            case Release(pause, rate_limited, spacing):
                 await self._close_response()
                 if self._permit is not None:
-                    if pause is None:
-                        self._permit.give_back()
-                    else:
-                        self._permit.pause(pause, spacing)
+                    self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
                 return None
             case RunInThread(call):
                 return await asyncio.to_thread(call)
@@ -160,7 +157,8 @@ class AsyncDriver:
                 await connection.close()
                 raise
             finally:
-                release_body(request)
+                if isinstance(request.stream, BodyStream):
+                    request.stream.release()
         except HTTPX_ERRORS as error:
             failure = translate(error, step.party, reading=False)
         else:
@@ -209,7 +207,7 @@ class AsyncDriver:
             await self._close_response()
         finally:
             if self._permit is not None:
-                self._permit.give_back()
+                self._permit.release()
 
     async def _close_response(self) -> None:
         response, self._response = self._response, None

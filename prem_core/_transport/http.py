@@ -107,15 +107,9 @@ class BodyStream(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield part
 
     def release(self) -> None:
-        """Drop the body. httpx's response refers to itself and to its request: without this, a recording would stay in
-        memory until a full garbage collection."""
+        """Drop the body once it was sent. httpx's response refers to itself and to its request: without this, a
+        recording would stay in memory until a full garbage collection."""
         self._body = ()
-
-
-def release_body(request: httpx.Request) -> None:
-    """Drop a large body once it was sent."""
-    if isinstance(request.stream, BodyStream):
-        request.stream.release()
 
 
 def response_head(response: httpx.Response, read_timeout: float | None) -> ResponseHead:

@@ -22,11 +22,11 @@ class LoopClient:
     http: httpx.AsyncClient
     key_lock: asyncio.Lock
     lifetime: AsyncGenerator[None, None] | None
-    #: Set when `http` is closed for good: a loop that shuts down waits for a closing that has started.
+    #: Set when `http` is closed: a loop that shuts down waits for a closing that has started.
     closed: asyncio.Event
 
 
-_States = dict[asyncio.AbstractEventLoop, LoopClient]
+_LoopMap = dict[asyncio.AbstractEventLoop, LoopClient]
 
 
 class LoopClients:
@@ -39,46 +39,46 @@ class LoopClients:
 
     def __init__(self, http_client: httpx.AsyncClient | None) -> None:
         self._given = http_client
-        self._states: _States = {}
-        # The finaliser holds the states from outside: were they part of the owner's garbage, a collection
-        # would find their open sockets at the same time as the owner, and nobody could close them any more.
-        weakref.finalize(self, _close_all, self._states).atexit = False
+        self._clients: _LoopMap = {}
+        # The finalizer keeps the clients alive: otherwise a garbage collection would find their open sockets
+        # together with the owner, and nothing could close them any more.
+        weakref.finalize(self, _close_all, self._clients).atexit = False
 
     async def current(self) -> LoopClient:
         """The running loop's state."""
         loop = asyncio.get_running_loop()
-        state = self._states.get(loop)
+        state = self._clients.get(loop)
         if state is None:
-            # Copied first: another thread may be adding its own loop.
-            for other in list(self._states):
+            # Copied first: another thread may add its own loop.
+            for other in list(self._clients):
                 if other.is_closed():
-                    self._states.pop(other, None)
+                    self._clients.pop(other, None)
             if self._given is not None:
                 state = LoopClient(self._given, asyncio.Lock(), None, asyncio.Event())
             else:
                 http = httpx.AsyncClient(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
                 closed = asyncio.Event()
-                state = LoopClient(http, asyncio.Lock(), _lifetime(http, closed, self._states, loop), closed)
-            # Kept before the await below: a second task must find it.
-            self._states[loop] = state
+                state = LoopClient(http, asyncio.Lock(), _lifetime(http, closed, self._clients, loop), closed)
+            # Stored before the await below: a second task must find it.
+            self._clients[loop] = state
             if state.lifetime is not None:
                 await anext(state.lifetime)
         return state
 
     async def close(self) -> None:
         """Close the running loop's client; those of other loops close with them."""
-        state = self._states.pop(asyncio.get_running_loop(), None)
+        state = self._clients.pop(asyncio.get_running_loop(), None)
         if state is not None and state.lifetime is not None:
             await state.lifetime.aclose()
 
 
 async def _lifetime(
-    http: httpx.AsyncClient, closed: asyncio.Event, states: _States, loop: asyncio.AbstractEventLoop
+    http: httpx.AsyncClient, closed: asyncio.Event, clients: _LoopMap, loop: asyncio.AbstractEventLoop
 ) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
-        states.pop(loop, None)
+        clients.pop(loop, None)
         if http.is_closed:
             await closed.wait()
         else:
@@ -92,10 +92,10 @@ async def _aclose(http: httpx.AsyncClient, closed: asyncio.Event) -> None:
         closed.set()
 
 
-def _close_all(states: _States) -> None:
-    for loop, state in list(states.items()):
+def _close_all(clients: _LoopMap) -> None:
+    for loop, state in list(clients.items()):
         if state.lifetime is not None and not loop.is_closed():
-            # From whichever thread the collector runs on.
+            # The garbage collector may run on any thread.
             loop.call_soon_threadsafe(_close_soon, loop, state, state.lifetime)
 
 
@@ -103,13 +103,13 @@ def _close_soon(
     loop: asyncio.AbstractEventLoop, state: LoopClient, lifetime: AsyncGenerator[None, None]
 ) -> None:
     task = loop.create_task(_close(state, lifetime))
-    # A loop holds its tasks weakly; this one holds itself until it is done.
+    # A loop references its tasks weakly; this one references itself until it is done.
     task.add_done_callback(lambda _, held=task: None)  # type: ignore[misc]
 
 
 async def _close(state: LoopClient, lifetime: AsyncGenerator[None, None]) -> None:
     if not state.http.is_closed:
         await _aclose(state.http, state.closed)
-    # A RuntimeError: the loop is shutting down, and has been waiting in it for the line above.
+    # RuntimeError: the loop is shutting down, and waits in this generator for the line above.
     with contextlib.suppress(RuntimeError):
         await lifetime.aclose()

@@ -26,16 +26,16 @@ from prem_core._protocol.flow import (
     Step,
 )
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
-from prem_core._rate_limit.limits import Limits, Turn
+from prem_core._rate_limit.limits import Limits, Permit
 from prem_core._transport.http import (
     DRAIN_MAX_READS,
     DRAIN_TIMEOUT,
     HTTPX_ERRORS,
+    BodyStream,
     BuildRequest,
     KnownKey,
     is_decoded,
     limit_to_deadline,
-    release_body,
     response_head,
     translate,
 )
@@ -66,7 +66,7 @@ class SyncDriver:
         self._build_request = build_request
         self._keys = keys
         self._fetch_key = fetch_key
-        self._permit = Turn(limits) if limits is not None else None
+        self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
         # Whoever takes the response out of here under the lock may close it or shut its socket down; nobody else. A
         # timer can then not hit a connection that serves another request by now.
@@ -118,17 +118,14 @@ class SyncDriver:
                 if with_key and self._keys.public_key is None:
                     self._fetch_key(None)
                 if self._permit is not None:
-                    self._permit.take(self._deadline)
+                    self._permit.acquire(self._deadline)
                 return self._keys.public_key if with_key else None
             case FetchKey(stale):
                 return self._fetch_key(stale)
-            case Release(pause, _, spacing):
+            case Release(pause, rate_limited, spacing):
                 self._close_response()
                 if self._permit is not None:
-                    if pause is None:
-                        self._permit.give_back()
-                    else:
-                        self._permit.pause(pause, spacing)
+                    self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
                 return None
             case RunInThread(call):
                 return call()
@@ -150,7 +147,8 @@ class SyncDriver:
             try:
                 response = self._client.send(request, stream=True, follow_redirects=False)
             finally:
-                release_body(request)
+                if isinstance(request.stream, BodyStream):
+                    request.stream.release()
         except HTTPX_ERRORS as error:
             failure = self._failure(error, reading=False)
         else:
@@ -227,7 +225,7 @@ class SyncDriver:
             self._close_response()
         finally:
             if self._permit is not None:
-                self._permit.give_back()
+                self._permit.release()
 
     def _close_response(self) -> None:
         with self._lock:
@@ -248,15 +246,15 @@ class SyncDriver:
         # Passed on as well: freeing the iterator closes the response too, and the permit lasts until it is closed.
         data, self._data = self._data, iter(())
         permit, self._permit = self._permit, None
-        if permit is not None:
-            permit.forget()
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
         if response is not None:
             threading.Thread(target=_abort, args=(response, data, permit), daemon=True).start()
 
 
-def _abort(response: httpx.Response, data: Iterator[bytes] | None = None, permit: Turn | None = None) -> None:
+def _abort(
+    response: httpx.Response, data: Iterator[bytes] | None = None, permit: Permit | None = None
+) -> None:
     del data
     try:
         # Closing a socket neither wakes a thread that reads from it nor informs the other side. This does both.
@@ -264,7 +262,7 @@ def _abort(response: httpx.Response, data: Iterator[bytes] | None = None, permit
         response.close()
     finally:
         if permit is not None:
-            permit.give_back()
+            permit.release()
 
 
 def _raw_data(response: httpx.Response) -> Iterator[bytes]:

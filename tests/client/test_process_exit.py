@@ -15,7 +15,8 @@ COLLECTED = """
 import faulthandler, gc, json, sys
 faulthandler.dump_traceback_later(100, exit=True)
 from prem_core import PremClient
-client = PremClient(**json.loads(sys.argv[1]))
+# Without a limit: a thread that waits for a permit runs no garbage collection.
+client = PremClient(**json.loads(sys.argv[1]), max_concurrency=None)
 def begin():
     messages = [{"role": "user", "content": "hi " * 50}]
     return client.chat.completions.create(model="openai/gpt-oss-120b", messages=messages, stream=True)

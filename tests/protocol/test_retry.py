@@ -15,6 +15,7 @@ from prem_core._protocol.retry import (
     MAX_RETRY_AFTER,
     RetryPolicy,
     parse_retry_after,
+    shared_backoff,
 )
 
 NOW = 1_700_000_000.0
@@ -95,6 +96,28 @@ def test_only_retryable_statuses_are_retried(status):
 )
 def test_a_failed_connection_is_retried_and_an_invalid_response_is_not(error, expected):
     assert error.is_retryable is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "delay", "pause"),
+    [
+        (429, 3.0, 3.1, 3.1),
+        (429, 3.0, None, 3.0),
+        (429, None, 0.4, 0.4),
+        (429, None, None, FIRST_DELAY),
+        (429, MAX_RETRY_AFTER + 1, None, None),
+        (503, 3.0, 3.1, 3.1),
+        (503, None, 0.4, None),
+        (500, 3.0, 3.1, None),
+    ],
+)
+def test_a_429_and_a_503_with_a_retry_after_pause_all_callers(status, retry_after, delay, pause):
+    error = errors.APIStatusError("", status_code=status, retry_after=retry_after)
+    assert shared_backoff(error, delay) == pause
+
+
+def test_a_failed_connection_pauses_only_its_own_call():
+    assert shared_backoff(BROKEN, 0.5) is None
 
 
 @pytest.mark.parametrize(
