@@ -17,8 +17,11 @@ from prem_core._errors import ConfigurationError
 DEFAULT_GATEWAY_URL: Final = "https://gateway.prem.io"
 DEFAULT_ENCLAVE_URL: Final = "https://conf-engine.prem.io"
 
+#: Where API keys are made.
+DASHBOARD_URL: Final = "https://dashboard.prem.io"
+
 #: Where the current pair is published.
-ENDPOINTS_URL: Final = "https://dashboard.prem.io/endpoints.json"
+ENDPOINTS_URL: Final = f"{DASHBOARD_URL}/endpoints.json"
 
 #: The SDK's defaults: seconds, and bytes.
 DEFAULT_TIMEOUT: Final = 30.0
@@ -62,7 +65,7 @@ def resolve_api_key(api_key: str | None) -> str:
     key = api_key if api_key is not None else from_environment("api_key")
     if not isinstance(key, str) or not key:
         raise ConfigurationError(
-            "no API key: pass api_key=… or set PREM_API_KEY (keys are on https://dashboard.prem.io)"
+            f"no API key: pass api_key=… or set PREM_API_KEY (keys are on {DASHBOARD_URL})"
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(

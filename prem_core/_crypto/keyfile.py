@@ -39,6 +39,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from prem_core._crypto.aead import NONCE_BYTES, TAG_BYTES, CryptoError, new_nonce, open_sealed, seal
+from prem_core._crypto.files import write_atomically
 from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, SHARED_SECRET_BYTES
 from prem_core._errors import ConfigurationError
@@ -241,7 +242,7 @@ def check_not_exists(path: Path, *, overwrite: bool = False) -> None:
     if not stat.S_ISREG(mode):  # a link would be replaced, not what it points to; neither is meant
         raise ConfigurationError(f"{quote_path(path)} is a link, a folder or a device, and is not replaced")
     if not overwrite:
-        raise ConfigurationError(_taken(path))
+        raise ConfigurationError(_exists(path))
 
 
 def quote_path(path: Path) -> str:
@@ -252,57 +253,19 @@ def quote_path(path: Path) -> str:
 
 def _write(path: Path, image: bytes, *, overwrite: bool) -> None:
     path = os.fsdecode(path)
-    folder = os.path.dirname(path) or os.curdir
-    # In the same folder, because a rename within one file system is atomic.
-    temporary = os.path.join(folder, f".prem-{secrets.token_hex(8)}.tmp")
-    # O_EXCL: nothing that waits under this name is opened, nor a link followed.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         check_not_exists(path, overwrite=overwrite)
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(image)
-                file.flush()
-                os.fsync(descriptor)
-            _place(temporary, path, overwrite=overwrite)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        write_atomically(path, image, mode=0o600, overwrite=overwrite)
     except ConfigurationError:
         raise
     except FileExistsError:
-        raise ConfigurationError(_taken(path)) from None
+        raise ConfigurationError(_exists(path)) from None
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{quote_path(path)} cannot be written: {_reason(error)}") from None
-    _sync_folder(folder)
 
 
-def _taken(path: str) -> str:
-    return f"{quote_path(path)} is there already, and is not replaced unless asked for"
-
-
-def _place(temporary: str, path: str, *, overwrite: bool) -> None:
-    if not overwrite:
-        try:
-            os.link(temporary, path)  # fails where a file is; of two writers at once, one is told
-            return
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links: what two writers at once do there is open
-            if os.path.lexists(path):
-                raise FileExistsError(path) from None
-    os.replace(temporary, path)
-
-
-def _sync_folder(folder: str) -> None:
-    """Have the new name survive a power cut, where the system can say so: Windows and some network shares cannot."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _exists(path: str) -> str:
+    return f"{quote_path(path)} already exists and was not replaced"
 
 
 def _read(path: str, limit: int) -> tuple[bytearray, int, int]:

@@ -1,20 +1,19 @@
-"""The `prem` command: one module of this package per subcommand.
+"""The `prem` command. Each subcommand is a module in `commands/`.
 
-To add one, write a module with a function of the same name, its typer command, or with a `Typer` of that name
-for a group of them (whose commands take ``cls=Command``), and name it in `COMMANDS`. A module imports what only it
-needs inside the function, so that no command needs another's extras. What every command has is in one place each:
-how it ends (`_ending`), ``--local`` and ``--debug`` (`_command`), and the options of those that call the service
-(`_connection`).
+To add a subcommand, write a module in `commands/` with a function of the same name (a typer command) or, for a group,
+a `Typer` of that name, and add the name to `COMMANDS`. Import what only this subcommand needs inside the function, so
+that no subcommand needs another's extras. `app` has what all of them share: help, ``--local``, ``--debug`` and exit
+codes; `connection` has the options of those that call the service.
 
-Exit status of every command:
+Exit codes:
 
 ====  ===================================================================================================
-0     done
-1     it ran and failed: the service, the network, a file of several, a check
-2     it cannot run as it was called, or as it is installed; nothing was sent
-3     `prem chat` only: the answer stopped at a limit, such as ``--max-tokens``; what there is was printed
+0     success
+1     failure: the service, the network, one of several files, or a check
+2     usage error: an option, a setting or a missing package; nothing was sent
+3     truncated answer (`prem chat` only), for example by ``--max-tokens``; what arrived was written
 130   interrupted (Ctrl-C)
-141   the reader of standard output has left, as ``head`` does
+141   broken pipe: the program that reads standard output has ended, as ``head`` does
 ====  ===================================================================================================
 """
 
@@ -26,20 +25,22 @@ from typing import Final
 #: The subcommands, in the order of the help.
 COMMANDS: Final = ("chat", "transcribe", "models", "doctor", "proxy", "enclave", "keys")
 
-FAILURE: Final = 1
-USAGE_ERROR: Final = 2
-STOPPED_SHORT: Final = 3
-INTERRUPTED: Final = 130
-READER_LEFT: Final = 141
+DEFAULT_CHAT_MODEL: Final = "openai/gpt-oss-120b"
+
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_TRUNCATED: Final = 3
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
 
 
 def main() -> None:
-    """Run the command line in `sys.argv`; the entry point ``prem``."""
+    """Run the command line in `sys.argv`: the entry point of ``prem``."""
     try:
         from prem_core.cli.app import application
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] == "prem_core":
             raise
         sys.stderr.write(f'prem: the command line needs {missing.name}: pip install "prem-encrypted[cli]"\n')
-        sys.exit(USAGE_ERROR)
+        sys.exit(EXIT_USAGE)
     application()()

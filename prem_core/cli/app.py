@@ -1,35 +1,53 @@
-"""`prem` itself: its own options, and every subcommand."""
+"""The `prem` application: global options, subcommands, help, and how every command exits."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any, Final, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from prem_core._version import __version__
-from prem_core.cli import COMMANDS
-from prem_core.cli.command import EXIT_STATUS, Call, Command, Group
-from prem_core.cli.output import is_terminal
+from prem_core.cli import COMMANDS, EXIT_BROKEN_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
+from prem_core.cli.connection import GlobalOptions, global_options
+from prem_core.cli.embedded import embedded_enclave
+from prem_core.cli.errors import UsageError, cli_names, discard_stdout, error_boundary, warnings_on_one_line
+from prem_core.cli.output import configure_stdout, one_line, write_stderr
+
+#: How to use an option of `prem` itself, for users who put it after the subcommand.
+_GLOBAL_USAGE: Final = {
+    "--local": "--local",
+    "--debug": "--debug",
+    "--upstream": "--local --upstream URL",
+    "--upstream-api-key-env": "--local --upstream URL --upstream-api-key-env NAME",
+}
+
+EXIT_CODES: Final = (
+    "Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 broken pipe (the program that reads "
+    "standard output has ended)."
+)
 
 
 def application() -> typer.Typer:
-    """The command line, to be called."""
+    """Build the command line application."""
     app = typer.Typer(
         name="prem",
         cls=Group,
-        epilog=EXIT_STATUS,
+        epilog=EXIT_CODES,
         no_args_is_help=True,
-        # Boxes and colours are for a terminal; whoever pipes the help wants its text.
-        rich_markup_mode="rich" if is_terminal(sys.stdout) else None,
+        # typer's own help on terminals cuts defaults and paragraphs at 80 columns.
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
-
     app.callback()(_prem)
     for name in COMMANDS:
         command = getattr(import_module(f"prem_core.cli.commands.{name}"), name)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            for each in command.registered_commands:
+                each.cls = Command
+            app.add_typer(command, name=name, cls=Group, epilog=EXIT_CODES)
         else:
             app.command(name, cls=Command)(command)
     return app
@@ -46,26 +64,122 @@ def _prem(
     local: bool = typer.Option(
         False,
         "--local",
-        help="Start an embedded enclave for this call and use it: no account, nothing leaves this machine. "
-        "Its built-in engine is no model: it quotes and extracts what the prompt holds.",
+        help="Use an embedded enclave that runs only for this command: no account is needed and nothing leaves this "
+        "machine. Its built-in engine is not a language model: it quotes the prompt.",
     ),
-    debug: bool = typer.Option(False, "--debug", help="Show a traceback where a command fails."),
+    upstream: str | None = typer.Option(
+        None,
+        metavar="URL",
+        help="With --local: an OpenAI-compatible server (Ollama, vLLM, llama.cpp) that answers instead of the "
+        "built-in engine.",
+    ),
+    upstream_api_key_env: str | None = typer.Option(
+        None, metavar="NAME", help="Read the API key of --upstream from this environment variable."
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Print a traceback when a command fails."),
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
     """Prem's end-to-end encrypted inference, from the command line.
 
-    Prompts and recordings are sealed on this machine to the enclave's key; the gateway in between sees
-    ciphertext. PREM_API_KEY holds the API key. No option takes a secret, because others can read a
-    command line.
+    Prompts and recordings are encrypted on this machine for the enclave; the gateway in between sees only ciphertext.
+    Set PREM_API_KEY to your API key. No option takes a secret, because other users can read a command line.
 
     \b
     Examples:
       prem chat "What is an enclave?"
-      prem --local chat "Context: The clinic opens at eight. Question: When does it open?"
+      prem --local chat "The clinic opens at eight. When does it open?"
       prem transcribe --format srt --output-dir subtitles *.mp3
       prem doctor
     """
     del version
-    ctx.obj = Call(debug=debug, local=local)
+    ctx.obj = GlobalOptions(
+        debug=debug, local=local, upstream=upstream, upstream_api_key_env=upstream_api_key_env
+    )
+
+
+class Command(TyperCommand):
+    """A subcommand: reports errors on one line, runs with ``--local``, and documents its exit codes."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options["epilog"] = options.get("epilog") or EXIT_CODES
+        super().__init__(*args, **options)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options in their sections."""
+        _write_options(self, ctx, formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Its options are parsed by now, so a usage error starts no enclave."""
+        options = global_options(ctx)
+        subcommand = ctx.command_path.split()[1]
+        with (
+            warnings_on_one_line(ctx.command_path),
+            error_boundary(ctx.command_path, debug=options.debug, names=cli_names(ctx)),
+            embedded_enclave(subcommand, ctx.params, options),
+        ):
+            return super().invoke(ctx)
+
+
+class Group(TyperGroup):
+    """`prem` itself, or a group of subcommands. Reports usage errors on one line."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options in their sections, and the subcommands."""
+        _write_options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run the command line and exit."""
+        configure_stdout()
+        # Otherwise every usage line starts with "python -m prem_core.cli".
+        options["prog_name"] = options.get("prog_name") or "prem"
+        status: Any
+        try:
+            status = super().main(*args, **{**options, "standalone_mode": False})
+            sys.stdout.flush()
+        except UsageError as error:
+            status = _report_usage_error(error)
+        except typer.Abort:
+            status = EXIT_FAILURE
+        except KeyboardInterrupt:
+            status = EXIT_INTERRUPTED
+        except BrokenPipeError:
+            discard_stdout()
+            status = EXIT_BROKEN_PIPE
+        except OSError as error:
+            discard_stdout()
+            write_stderr(f"prem: {error}")
+            status = EXIT_FAILURE
+        # typer returns an exit code, or else what the command returned.
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is None:
+            continue
+        section = getattr(parameter, "rich_help_panel", None) or "Options"
+        if parameter.param_type_name == "argument":
+            section, record = "Arguments", (parameter.metavar, record[1])
+        sections.setdefault(section, []).append(record)
+    for section, records in sections.items():
+        with formatter.section(section):
+            formatter.write_dl(records)
+
+
+def _report_usage_error(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return EXIT_USAGE
+    path = error.ctx.command_path if error.ctx is not None else "prem"
+    text = one_line(error.format_message()).rstrip(".")
+    if usage := _GLOBAL_USAGE.get(getattr(error, "option_name", None) or ""):
+        hint = f"it goes before the command: prem {usage} {path.partition(' ')[2]}"
+    else:
+        hint = f"see {path} --help"
+    write_stderr(f"{path}: {text} ({hint})")
+    return EXIT_USAGE

@@ -1,7 +1,7 @@
-"""The options of every command that calls the service: where it is, how to authenticate, how long to wait.
+"""The options that say where the service is, how to authenticate and how long to wait.
 
-No option takes a secret: a command line can be read by others, and stays in the shell's history. An option names the
-variable or the file that holds it.
+No option takes a secret, because other users can read a command line and shells keep a history. An option names the
+variable or the file that holds the secret.
 """
 
 from __future__ import annotations
@@ -17,29 +17,41 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from prem_core._config import (
+    DASHBOARD_URL,
     DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT,
     VARIABLES,
     from_environment,
     positive,
 )
-from prem_core._errors import ConfigurationError
-from prem_core.cli import USAGE_ERROR
-from prem_core.cli.errors import ending_in
+from prem_core._errors import ConfigurationError, PremError
+from prem_core.cli import EXIT_USAGE
+from prem_core.cli.errors import CliError
 
 if TYPE_CHECKING:
-    from prem_core import AsyncPremClient, EncryptionKeys, PremClient
+    from prem_core import AsyncPremClient, EncryptionKeys, PremClient, PublicKey
 
-_PANEL: Final = "Connection"
+_SECTION: Final = "Connection"
 
 
-def _option(kind: Any, help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - typer's name
-    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=_PANEL, **more)]
+@dataclass(frozen=True, slots=True)
+class GlobalOptions:
+    """The options of `prem` itself: ``ctx.find_object(GlobalOptions)``."""
+
+    debug: bool = False
+    local: bool = False
+    upstream: str | None = None
+    upstream_api_key_env: str | None = None
+
+
+def global_options(ctx: typer.Context) -> GlobalOptions:
+    """The options of `prem` itself, in the context of any command."""
+    return ctx.find_object(GlobalOptions) or GlobalOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How a command was told to reach the service. It holds no secret, and nothing is resolved yet."""
+    """A command's connection options, as given. It holds no secret; `client` resolves the settings."""
 
     api_key_env: str | None = None
     gateway_url: str | None = None
@@ -52,44 +64,41 @@ class Connection:
     allow_insecure: bool = False
 
     def client(self, **options: Any) -> PremClient:
-        """A client with these options; `options` win over them.
+        """Make a client. `options` override the command line.
 
         Raises:
-            ConfigurationError: A setting cannot work.
-            Ending: The key that was pinned is none.
+            ConfigurationError: A setting is wrong.
+            CliError: --enclave-public-key is wrong.
         """
         from prem_core import PremClient
 
-        return PremClient(**{**self._options(), **options})
+        return PremClient(**{**self._client_options(), **options})
 
     def async_client(self, **options: Any) -> AsyncPremClient:
-        """`client`, for asyncio."""
+        """`client` for asyncio."""
         from prem_core import AsyncPremClient
 
-        return AsyncPremClient(**{**self._options(), **options})
+        return AsyncPremClient(**{**self._client_options(), **options})
 
     def api_key(self) -> str:
-        """The API key, out of the environment.
+        """Read the API key from the environment.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: The variable is not set.
         """
-        key = (
-            os.environ.get(self.api_key_env, "").strip() if self.api_key_env else from_environment("api_key")
-        )
-        if not key:
+        key = read_variable(self.api_key_env) if self.api_key_env else from_environment("api_key")
+        if key is None:
             (usual,) = VARIABLES["api_key"]
             raise ConfigurationError(
-                f"no API key: {self.api_key_env or usual} is not set (Prem's dashboard has keys; prem --local "
-                "needs none)"
+                f"no API key: set {usual} (create a key at {DASHBOARD_URL}), or use prem --local, which needs none"
             )
         return key
 
     def encryption_keys(self) -> EncryptionKeys | None:
-        """The keys of ``--keys``.
+        """Read the keys of ``--keys``.
 
         Raises:
-            ConfigurationError: The file does not open, or there is no KEK.
+            ConfigurationError: The file cannot be opened, or there is no KEK.
         """
         if self.keys is None:
             return None
@@ -97,107 +106,140 @@ class Connection:
 
         kek = find_kek(self.kek_file)
         if kek is None:
-            raise ConfigurationError("no KEK for --keys: set CLIENT_KEK, or give --kek-file")
+            raise ConfigurationError("--keys needs a KEK: set CLIENT_KEK or use --kek-file")
         return EncryptionKeys.load(self.keys, kek)
 
-    def _options(self) -> dict[str, Any]:
+    def _client_options(self) -> dict[str, Any]:
         import httpx
 
-        from prem_core._protocol.response_body import parse_public_key
-
-        positive("--timeout", self.timeout)
-        with ending_in(USAGE_ERROR):
-            pinned = None if self.enclave_public_key is None else parse_public_key(self.enclave_public_key)
         return {
             "api_key": self.api_key(),
             "gateway_url": self.gateway_url,
             "enclave_url": self.enclave_url,
-            "enclave_public_key": pinned,
+            "enclave_public_key": parse_enclave_key(self.enclave_public_key),
             "encryption_keys": self.encryption_keys(),
-            # It is the answer that may take long, not finding the gateway.
-            "timeout": httpx.Timeout(self.timeout, connect=min(self.timeout, DEFAULT_TIMEOUT)),
+            # A response may take long; finding the gateway should not.
+            "timeout": httpx.Timeout(
+                positive("--timeout", self.timeout), connect=min(self.timeout, DEFAULT_TIMEOUT)
+            ),
             "max_retries": self.max_retries,
             "allow_insecure": self.allow_insecure,
         }
 
 
-#: One for each of `Connection`'s fields.
-_KINDS: Final[dict[str, Any]] = {
+def _option(kind: Any, help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - typer's name
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=_SECTION, **more)]
+
+
+#: The type and help of each field of `Connection`.
+_ANNOTATIONS: Final[dict[str, Any]] = {
     "api_key_env": _option(
         str | None,
-        "The environment variable that holds the API key, instead of PREM_API_KEY.",
+        "Read the API key from this environment variable instead of PREM_API_KEY.",
         metavar="NAME",
     ),
-    "gateway_url": _option(str | None, "The gateway. By default PREM_GATEWAY_URL, or Prem's.", metavar="URL"),
+    "gateway_url": _option(
+        str | None, "URL of the gateway. Default: PREM_GATEWAY_URL, or Prem's gateway.", metavar="URL"
+    ),
     "enclave_url": _option(
-        str | None, "The enclave, asked for its key. By default PREM_ENCLAVE_URL, or Prem's.", metavar="URL"
+        str | None,
+        "URL from which the enclave's key is fetched. Default: PREM_ENCLAVE_URL, or Prem's enclave.",
+        metavar="URL",
     ),
     "enclave_public_key": _option(
-        str | None, "The enclave's key, pinned, in hex or base64: none is fetched then.", metavar="KEY"
+        str | None, "Pin the enclave's public key (hex or base64) instead of fetching it.", metavar="KEY"
     ),
     "keys": _option(
         str | None,
-        "A file of encryption keys (prem keys) to use, instead of a fresh secret for every request.",
+        "Use the encryption keys in this file (see prem keys) instead of a fresh secret for every request.",
         metavar="FILE",
     ),
     "kek_file": _option(
-        str | None,
-        "The file with the KEK that opens --keys. By default CLIENT_KEK does.",
-        metavar="FILE",
+        str | None, "File with the KEK that opens --keys. Default: CLIENT_KEK.", metavar="FILE"
     ),
     "timeout": _option(
         float,
-        "How long to wait for a connection, for the answer to begin, and between its pieces.",
+        "Seconds to wait for a connection, for the start of the response, and between its chunks.",
         metavar="SECONDS",
     ),
     "max_retries": _option(
-        int, "Tries after the first one. None once an answer has begun.", metavar="N", min=0
+        int, "Retries after a failed request; never after the first chunk.", metavar="N", min=0
     ),
     "allow_insecure": _option(
-        bool, "Allow plain http to another machine, where the API key can be read.", "--allow-insecure"
+        bool, "Allow plain http to another machine; the API key can then be read on the way.",
+        "--allow-insecure",
     ),
-}
+}  # fmt: skip
 
 
-def connected(*, timeout: float = DEFAULT_TIMEOUT) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a connection, and their values as its parameter `connection`.
+def with_connection_options(
+    *, timeout: float = DEFAULT_TIMEOUT
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the connection options to a command, which receives them as its parameter `connection`.
 
     Args:
-        timeout: The command's own default.
+        timeout: The command's default of ``--timeout``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
-        fields = {field.name: field.default for field in dataclasses.fields(Connection)} | {
-            "timeout": timeout
-        }
+        defaults = {field.name: field.default for field in dataclasses.fields(Connection)}
+        defaults["timeout"] = timeout
 
         @functools.wraps(command)
-        def called(**given: Any) -> None:
-            connection = Connection(**{name: given.pop(name) for name in fields})
-            command(connection=connection, **given)
+        def wrapper(**arguments: Any) -> None:
+            connection = Connection(**{name: arguments.pop(name) for name in defaults})
+            command(connection=connection, **arguments)
 
         kind = inspect.Parameter.KEYWORD_ONLY
         shared = [
-            inspect.Parameter(name, kind, default=default, annotation=_KINDS[name])
-            for name, default in fields.items()
+            inspect.Parameter(name, kind, default=default, annotation=_ANNOTATIONS[name])
+            for name, default in defaults.items()
         ]
         parameters = [
             each.replace(kind=kind) for name, each in own.parameters.items() if name != "connection"
         ]
         # typer reads a command's options from its signature.
-        called.__signature__ = own.replace(parameters=[*parameters, *shared])  # type: ignore[attr-defined]
-        called.__annotations__ = {}
-        return called
+        wrapper.__signature__ = own.replace(parameters=[*parameters, *shared])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {}
+        return wrapper
 
     return decorate
 
 
-def find_kek(path: str | None) -> bytes | None:
-    """The KEK of the file, else of the environment; None where neither is given.
+def read_variable(name: str) -> str:
+    """Read an environment variable that an option names.
 
     Raises:
-        ConfigurationError: What is given is no KEK.
+        ConfigurationError: It is not set, or empty.
+    """
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ConfigurationError(f"the environment variable {name} is not set")
+    return value
+
+
+def parse_enclave_key(text: str | None) -> PublicKey | None:
+    """Parse the value of ``--enclave-public-key``.
+
+    Raises:
+        CliError: It is not an X-Wing public key.
+    """
+    from prem_core._protocol.response_body import parse_public_key
+
+    if text is None:
+        return None
+    try:
+        return parse_public_key(text)
+    except PremError as error:
+        raise CliError(f"--enclave-public-key: {error}", EXIT_USAGE) from error
+
+
+def find_kek(path: str | None) -> bytes | None:
+    """Read the KEK from the file, or else from the environment; None if neither is given.
+
+    Raises:
+        ConfigurationError: The value is not a KEK.
     """
     from prem_core._crypto import keyfile
 

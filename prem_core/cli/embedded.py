@@ -1,7 +1,7 @@
-"""``prem --local``: an embedded enclave for the time of one call.
+"""``prem --local``: an embedded enclave for the duration of one command.
 
-The environment decides where a command goes, so it is the environment that is changed: every command then asks the
-embedded enclave without knowing, and none can send a key of the user's anywhere.
+The enclave's addresses and key are set in the environment of this process. Commands need no change for it, and the
+user's own API key is sent nowhere.
 """
 
 from __future__ import annotations
@@ -12,50 +12,68 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from prem_core._config import VARIABLES
-from prem_core.cli import USAGE_ERROR
-from prem_core.cli.errors import Ending
+from prem_core.cli import EXIT_USAGE
+from prem_core.cli.connection import GlobalOptions, read_variable
+from prem_core.cli.errors import CliError
 
-#: Parameters of commands that say where to go, or how to authenticate there.
-_ELSEWHERE: Final = ("gateway_url", "enclave_url", "enclave_public_key", "api_key_env", "keys")
+#: Options that name another service or its credentials.
+_CONFLICTING: Final = ("gateway_url", "enclave_url", "enclave_public_key", "api_key_env", "keys")
 
-#: Commands that call the service. The others have nothing to do with an enclave that is gone when they end.
+#: Commands that call the service.
 COMMANDS: Final = frozenset({"chat", "transcribe", "models", "doctor", "proxy"})
 
 
 @contextlib.contextmanager
-def embedded(command: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """Start an embedded enclave and have the environment point to it, until the block ends.
+def embedded_enclave(command: str, parameters: Mapping[str, Any], options: GlobalOptions) -> Iterator[None]:
+    """Run the block with an embedded enclave if ``--local`` is set.
 
     Args:
         command: The subcommand's name.
-        given: Its parameters, by name.
+        parameters: The subcommand's parameters.
+        options: The options of `prem` itself.
 
     Raises:
-        Ending: The command has no use for it, or an option names another place.
+        CliError: The options cannot be combined.
+        ConfigurationError: ``--upstream`` is wrong, or its key's variable is not set.
         ImportError: The extra ``enclave`` is not installed.
     """
-    if command not in COMMANDS:
-        raise Ending(f"--local goes with {', '.join(sorted(COMMANDS))} only", USAGE_ERROR)
-    for name in _ELSEWHERE:
-        if given.get(name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise Ending(f"--local and {option}: give one of them", USAGE_ERROR)
+    _check(command, parameters, options)
+    if not options.local:
+        yield
+        return
 
     from prem_core.enclave import LocalEnclave
 
-    with LocalEnclave() as prem:
-        direct = _direct(prem.gateway_url.partition("//")[2].partition(":")[0])
-        chosen = {VARIABLES[name][0]: value for name, value in prem.client_options.items()}
-        with _environment({**chosen, **direct}):
+    key_variable = options.upstream_api_key_env
+    with LocalEnclave(
+        upstream=options.upstream, upstream_api_key=read_variable(key_variable) if key_variable else None
+    ) as prem:
+        addresses = {VARIABLES[name][0]: value for name, value in prem.client_options.items()}
+        with _environment({**addresses, **_no_http_proxy(prem.gateway_url)}):
             yield
 
 
-def _direct(host: str) -> dict[str, str]:
-    """Variables that keep an HTTP proxy of the environment out of this machine's own business."""
-    # The lower-case one wins where both are set, so both are.
-    now = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    either = ",".join(filter(None, (now, host)))
-    return {"no_proxy": either, "NO_PROXY": either}
+def _check(command: str, parameters: Mapping[str, Any], options: GlobalOptions) -> None:
+    if options.upstream_api_key_env and not options.upstream:
+        raise CliError("--upstream-api-key-env needs --upstream", EXIT_USAGE)
+    if options.upstream and not options.local:
+        raise CliError("--upstream needs --local: prem --local --upstream URL COMMAND", EXIT_USAGE)
+    if not options.local:
+        return
+    if command not in COMMANDS:
+        raise CliError(f"--local works only with {', '.join(sorted(COMMANDS))}", EXIT_USAGE)
+    for name in _CONFLICTING:
+        if parameters.get(name) is not None:
+            raise CliError(f"--local and --{name.replace('_', '-')} cannot be combined", EXIT_USAGE)
+
+
+def _no_http_proxy(url: str) -> dict[str, str]:
+    """Variables that keep requests to this URL away from an HTTP proxy."""
+    host = url.partition("//")[2].partition(":")[0]
+    # If both are set, the lower-case one is used.
+    current = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    value = ",".join(filter(None, (current, host)))
+    return {"no_proxy": value, "NO_PROXY": value}
 
 
 @contextlib.contextmanager

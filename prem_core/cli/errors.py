@@ -1,30 +1,38 @@
-"""How a command ends: an error is one line on standard error and an exit status.
+"""How a command fails: one line on standard error and an exit code.
 
-The line has the support id where the service gave one. A traceback comes with ``--debug`` only, and without the
-values of variables: a secret or a prompt may be among them.
+The line includes the support id if the service sent one. ``--debug`` adds a traceback without local variables, which
+may contain secrets or prompts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import typer
 
+from prem_core import _config
 from prem_core._errors import ConfigurationError, InvalidParameterError, PremError
-from prem_core.cli import FAILURE, INTERRUPTED, READER_LEFT, USAGE_ERROR
-from prem_core.cli.output import clean, is_terminal, say
+from prem_core.cli import EXIT_BROKEN_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
+from prem_core.cli.output import is_terminal, strip_controls, write_stderr
 
-#: The base of every wrong call. typer's releases differ in where it lives.
+#: The base class of typer's usage errors. Its module differs between typer's releases.
 UsageError: Final[Any] = typer.BadParameter.__base__
 
 
-class Ending(Exception):
-    """An end in one line, with an exit status that the error's class does not tell."""
+class CliError(Exception):
+    """An error with an exit code of its own.
+
+    Args:
+        text: The message, on one line.
+        status: The exit code.
+    """
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -32,71 +40,114 @@ class Ending(Exception):
 
 
 @contextlib.contextmanager
-def ending_in(status: int) -> Iterator[None]:
-    """Have this package's errors end in `status`, whatever their class."""
+def exit_with(status: int) -> Iterator[None]:
+    """Give every `PremError` in the block this exit code."""
     try:
         yield
     except PremError as error:
-        raise Ending(str(error), status) from error
+        raise CliError(str(error), status) from error
 
 
 @contextlib.contextmanager
-def ended(command: str, *, debug: bool = False) -> Iterator[None]:
-    """Around a command's work, whichever way it ends.
+def error_boundary(
+    command: str, *, debug: bool = False, names: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Report any error in the block on one line and exit.
 
     Args:
-        command: What its line begins with, for example "prem chat".
-        debug: Whether to show a traceback too.
+        command: The start of the line, for example "prem chat".
+        debug: Print a traceback as well.
+        names: See `use_cli_names`.
 
     Raises:
-        typer.Exit: With the exit status.
+        typer.Exit: With the exit code.
     """
     try:
         yield
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        write_no_more()
-        status = READER_LEFT
-    except (typer.Exit, typer.Abort, UsageError):  # typer's own; `Group` ends on them
+        discard_stdout()
+        status = EXIT_BROKEN_PIPE
+    except (typer.Exit, typer.Abort, UsageError):  # handled by `Group`
         raise
     except Exception as error:
         if debug:
-            _show(error)
-        if isinstance(error, OSError):  # of standard output, most likely: a full disk
-            write_no_more()
-        text, status = _told(error)
-        say(f"{command}: {text}")
+            _print_traceback(error)
+        if isinstance(error, OSError):  # probably standard output's: a full disk
+            discard_stdout()
+        text, status = _message_and_status(error, names or {})
+        write_stderr(f"{command}: {text}")
     else:
         return
     raise typer.Exit(status)
 
 
-def write_no_more() -> None:
-    """Give standard output up: nobody takes what is written to it."""
-    # At exit the interpreter flushes what is left, and would complain.
+@contextlib.contextmanager
+def warnings_on_one_line(command: str) -> Iterator[None]:
+    """Write every warning in the block as one line to standard error."""
+    before = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: write_stderr(f"{command}: warning: {message}")
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def discard_stdout() -> None:
+    """Point standard output to the null device, because its reader has gone."""
+    # Otherwise the interpreter flushes at exit and reports an error.
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
-def _told(error: Exception) -> tuple[str, int]:
-    if isinstance(error, Ending):
-        return str(error), error.status
+def cli_names(ctx: Any) -> dict[str, str]:
+    """For each parameter of a command: the option, or the environment variable that its value came from."""
+    names: dict[str, str] = {}
+    while ctx is not None:
+        for parameter in ctx.command.params:
+            option = next((each for each in parameter.opts if each.startswith("--")), None)
+            variable = None
+            if parameter.name in _config.VARIABLES and ctx.params.get(parameter.name) is None:
+                variable = _config.environment_source(parameter.name)
+            if name := variable or option:
+                names.setdefault(parameter.name, name)
+        ctx = ctx.parent
+    return names
+
+
+def use_cli_names(text: str, names: Mapping[str, str]) -> str:
+    """Replace the Python parameters in an error message by the options or variables that a user can change.
+
+    A name that is also an English word, such as "timeout", is replaced only at the start of the message.
+    """
+    for parameter, name in names.items():
+        found = rf"\b{parameter}\b" if "_" in parameter else rf"^{parameter}(?=: | must | is )"
+        text = re.sub(rf"{found}(=\w+)?( \(from \w+\)| \({re.escape(name)}\))?", name, text)
+    return text
+
+
+def _message_and_status(error: Exception, names: Mapping[str, str]) -> tuple[str, int]:
+    text = str(error)
+    wrong_setting = (ConfigurationError, InvalidParameterError)
+    if isinstance(error, wrong_setting) or isinstance(error.__cause__, wrong_setting):
+        text = use_cli_names(text, names)
+    if isinstance(error, CliError):
+        return text, error.status
     if isinstance(error, PremError):
-        wrong = isinstance(error, ConfigurationError | InvalidParameterError)
-        return str(error), USAGE_ERROR if wrong else FAILURE
-    if isinstance(error, ModuleNotFoundError) and error.name and str(error).startswith("No module named"):
-        return f'this needs {error.name}: pip install "prem-encrypted[cli]"', USAGE_ERROR
-    if isinstance(error, ImportError):  # our own words, with the extra's name
-        return str(error), USAGE_ERROR
+        return text, EXIT_USAGE if isinstance(error, wrong_setting) else EXIT_FAILURE
+    if isinstance(error, ModuleNotFoundError) and error.name and text.startswith("No module named"):
+        return f'this command needs {error.name}: pip install "prem-encrypted[cli]"', EXIT_USAGE
+    if isinstance(error, ImportError):  # our own message, which names the extra
+        return text, EXIT_USAGE
     if isinstance(error, OSError):
-        return str(error), FAILURE
-    # A fault of ours. Its text could hold anything; its kind cannot.
-    return f"unexpected {type(error).__name__}; prem --debug … shows where", FAILURE
+        return text, EXIT_FAILURE
+    # A bug. Print only the type, because the message may contain user data.
+    return f"internal error: {type(error).__name__} (prem --debug shows where)", EXIT_FAILURE
 
 
-def _show(error: Exception) -> None:
+def _print_traceback(error: Exception) -> None:
     text = "".join(traceback.format_exception(error))
-    sys.stderr.write(clean(text) if is_terminal(sys.stderr) else text)
+    sys.stderr.write(strip_controls(text) if is_terminal(sys.stderr) else text)

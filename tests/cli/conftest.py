@@ -1,4 +1,4 @@
-"""Running `prem` in this process, for the many small cases; `prem_program` runs it as a user does."""
+"""Fixtures that run `prem` in this process. `support.prem_program` runs it as a program of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from support.prem_program import Ended, Prem, settings
+from support.prem_program import Prem, Result, client_environment
 from typer.testing import CliRunner
 
 from prem_core.cli.app import application
@@ -17,33 +17,33 @@ from prem_core.enclave import LocalEnclave
 
 @pytest.fixture
 def prem() -> Prem:
-    """Run `prem` with these arguments, `stdin` and environment. It never shows a traceback, nor a key."""
+    """Run `prem` in this process. It never prints a traceback or the value of a secret variable."""
 
-    def call(*arguments: str, stdin: str | bytes = b"", **environment: str) -> Ended:
+    def call(*arguments: str, stdin: str | bytes = b"", **environment: str) -> Result:
         before = dict(os.environ)
-        result = CliRunner().invoke(application(), arguments, input=stdin, env=environment)
-        assert dict(os.environ) == before  # --local puts back what it changed
-        assert isinstance(result.exception, SystemExit | None), result.exception
-        ended = Ended(result.exit_code, result.stdout, result.stderr)
-        assert "Traceback" not in ended.err
+        ran = CliRunner().invoke(application(), arguments, input=stdin, env=environment)
+        assert dict(os.environ) == before  # --local restores what it changed
+        assert isinstance(ran.exception, SystemExit | None), ran.exception
+        result = Result(ran.exit_code, ran.stdout, ran.stderr)
+        assert "Traceback" not in result.err
         for name, value in environment.items():
             if re.search("KEY|KEK|SECRET", name) and value:
-                assert value not in ended.out + ended.err
-        return ended
+                assert value not in result.out + result.err
+        return result
 
     return call
 
 
 @pytest.fixture
-def here(enclave: LocalEnclave) -> dict[str, str]:
-    """The environment in which `prem` asks the tests' enclave."""
-    return settings(enclave)
+def enclave_env(enclave: LocalEnclave) -> dict[str, str]:
+    """The variables with which `prem` uses the tests' enclave."""
+    return client_environment(enclave)
 
 
 @pytest.fixture
-def there(upstream_enclave: LocalEnclave) -> dict[str, str]:
-    """... and the one with the scripted server behind it."""
-    return settings(upstream_enclave)
+def upstream_env(upstream_enclave: LocalEnclave) -> dict[str, str]:
+    """The variables with which `prem` uses an enclave whose answers come from `upstream`."""
+    return client_environment(upstream_enclave)
 
 
 @pytest.fixture

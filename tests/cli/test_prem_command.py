@@ -1,17 +1,20 @@
-"""What every command of `prem` has: help, manners in failing, and what is in no extra of its own."""
+"""What all commands of `prem` share: help, errors, exit codes, output and missing packages."""
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from support.prem_program import PREM, Prem, environment, on_terminal, run
+from support.paths import ROOT
+from support.prem_program import PREM, TIMEOUT, Prem, environment, run, run_on_terminal
+from support.scripted_upstream import Upstream
 
 from prem_core import (
     APIConnectionError,
@@ -21,11 +24,10 @@ from prem_core import (
     InvalidParameterError,
 )
 from prem_core._version import __version__
-from prem_core.cli import COMMANDS
+from prem_core.cli import COMMANDS, DEFAULT_CHAT_MODEL
 from prem_core.cli.app import application
-from prem_core.cli.errors import Ending, ended, ending_in
-from prem_core.cli.files import write_file
-from prem_core.cli.output import as_json, clean, one_line
+from prem_core.cli.errors import CliError, error_boundary, exit_with, use_cli_names, warnings_on_one_line
+from prem_core.cli.output import as_json, one_line, strip_controls
 
 
 def commands(command: Any, *path: str) -> Iterator[tuple[list[str], Any]]:
@@ -43,10 +45,10 @@ ALL = {
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_help_names_every_option_and_has_an_example(prem: Prem, name: str) -> None:
+def test_the_help_documents_every_option_and_fits_80_columns(prem: Prem, name: str) -> None:
     path, command = ALL[name]
-    # Were it piped into somebody's page: CI systems set these to have colours all the same.
-    shown = prem(*path, "--help", FORCE_COLOR="1", GITHUB_ACTIONS="1", COLUMNS="200")
+    # CI systems set these, and programs then write colours into a pipe.
+    shown = prem(*path, "--help", FORCE_COLOR="1", GITHUB_ACTIONS="1", COLUMNS="80")
     assert (shown.status, shown.err) == (0, "")
     words = shown.out.replace(",", " ").split()
     for parameter in command.params:
@@ -56,11 +58,18 @@ def test_the_help_names_every_option_and_has_an_example(prem: Prem, name: str) -
             assert option in words or parameter.metavar in words, option
     for subcommand in getattr(command, "commands", ()):
         assert subcommand in words
+    assert max(map(len, shown.out.splitlines())) <= 80
     assert "\x1b" not in shown.out
-    assert "─" not in shown.out
+    assert "…" not in shown.out
+    assert not re.search(r"<(bool|str|float|int|list)", shown.out)  # types of Python
+    assert not re.search(r"--\w+-$", shown.out, re.MULTILINE)  # an option broken at its hyphen
+    assert "Exit codes: 0 success, 1 failure" in " ".join(shown.out.split())
     if not hasattr(command, "commands"):
-        assert "Exit status: 0, done; 1, " in " ".join(shown.out.split())
         assert f"  prem {name}" in shown.out.partition("Example")[2]
+
+
+def test_the_help_names_the_default_model(prem: Prem) -> None:
+    assert DEFAULT_CHAT_MODEL in prem("chat", "--help", COLUMNS="80").out
 
 
 def test_every_command_is_there() -> None:
@@ -76,17 +85,20 @@ def test_no_option_takes_a_secret() -> None:
     }  # fmt: skip
 
 
-def test_on_a_terminal_the_help_is_laid_out_for_it() -> None:
-    shown = on_terminal("models", "--help")
+def test_the_help_on_a_terminal_is_plain_text_in_sections() -> None:
+    shown = run_on_terminal("chat", "--help", columns=80)
     assert shown.status == 0
-    assert "─ Connection ─" in shown.terminal.replace("\x1b[2m", "").replace("\x1b[0m", "")
-    assert "\b" not in shown.terminal
+    assert "\nOptions:\n" in shown.terminal
+    assert "\nConnection:\n" in shown.terminal
+    assert DEFAULT_CHAT_MODEL in shown.terminal
+    assert max(map(len, shown.terminal.splitlines())) <= 80
+    assert strip_controls(shown.terminal) == shown.terminal
 
 
 def test_without_a_command_it_shows_the_help(prem: Prem) -> None:
-    ended = prem()
-    assert (ended.status, ended.out) == (2, "")
-    assert "transcribe" in ended.err
+    result = prem()
+    assert (result.status, result.out) == (2, "")
+    assert "transcribe" in result.err
 
 
 def test_the_version_is_shown(prem: Prem) -> None:
@@ -105,45 +117,44 @@ def test_a_shell_can_complete_it() -> None:
     assert subprocess.run(["bash", "-n"], input=script, check=True, capture_output=True).stderr == b""
 
 
-# --- failing ----------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "parts"),
     [
         (["cht"], ["prem: ", "'cht'", "Did you mean 'chat'?", "prem --help"]),
         (["chat", "--modle", "m"], ["prem chat: ", "--modle", "prem chat --help"]),
         (["models", "--type", "video\x1b[2J"], ["prem models: ", "--type", "chat"]),
         (["chat", "Hi", "--local"], ["prem --local chat"]),
+        (["models", "--upstream", "http://x"], ["prem --local --upstream URL models"]),
         (["keys", "inspect", "k", "--debug"], ["prem --debug keys inspect"]),
         (["keys", "show"], ["prem keys: ", "'show'"]),
         (["--local", "enclave"], ["prem enclave: ", "--local", "chat"]),
         (["--local", "keys", "inspect", "k"], ["prem keys inspect: ", "--local"]),
     ],
 )
-def test_a_wrong_call_is_one_line_that_says_where_to_look(
-    prem: Prem, arguments: list[str], said: list[str]
-) -> None:
-    ended = prem(*arguments)
-    ended.in_one_line(2, *said)
-    assert "\x1b" not in ended.err
+def test_a_usage_error_is_one_line_with_a_hint(prem: Prem, arguments: list[str], parts: list[str]) -> None:
+    result = prem(*arguments)
+    result.assert_error(2, *parts)
+    assert "\x1b" not in result.err
 
 
-def test_debug_shows_where_and_no_value() -> None:
-    ended = run(
+def test_debug_prints_a_traceback_without_values() -> None:
+    result = run(
         "--debug", "chat", "a private question", "--max-retries", "0",
         PREM_API_KEY="sk_test_private", PREM_ENCLAVE_URL="http://127.0.0.1:9",
     )  # fmt: skip
-    assert ended.returncode == 1
-    said = ended.stderr.decode()
-    assert said.startswith("Traceback")
-    assert "chat.py" in said
-    assert said.splitlines()[-1].startswith("prem chat: enclave: ")
-    assert "private" not in said
+    assert result.returncode == 1
+    message = result.stderr.decode()
+    assert message.startswith("Traceback")
+    assert "chat.py" in message
+    assert message.splitlines()[-1].startswith("prem chat: enclave: ")
+    assert "private" not in message
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (ConfigurationError("a setting"), 2, "prem x: a setting"),
         (InvalidParameterError("a parameter", param="p"), 2, "prem x: a parameter"),
@@ -153,31 +164,75 @@ def test_debug_shows_where_and_no_value() -> None:
             "prem x: gateway: broke (support_1)",
         ),
         (AuthenticationError("line one\nline\x1b two", status_code=401), 1, "prem x: line one line two"),
-        (EnclaveKeyError("turned"), 1, "prem x: turned"),
-        (Ending("enough", 3), 3, "prem x: enough"),
+        (EnclaveKeyError("rotated"), 1, "prem x: rotated"),
+        (CliError("enough", 3), 3, "prem x: enough"),
         (ImportError('needs y: pip install "z[y]"'), 2, 'prem x: needs y: pip install "z[y]"'),
         (
             ModuleNotFoundError("No module named 'rich'", name="rich"),
             2,
-            'prem x: this needs rich: pip install "prem-encrypted[cli]"',
+            'prem x: this command needs rich: pip install "prem-encrypted[cli]"',
         ),
-        (RuntimeError("sk_live_1"), 1, "prem x: unexpected RuntimeError; prem --debug … shows where"),
+        (RuntimeError("sk_live_1"), 1, "prem x: internal error: RuntimeError (prem --debug shows where)"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_an_error_is_a_status_and_a_line(
-    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
+def test_an_error_is_an_exit_code_and_one_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
 ) -> None:
-    with pytest.raises(typer.Exit) as ending, ended("prem x"):
+    with pytest.raises(typer.Exit) as ending, error_boundary("prem x"):
         raise error
     assert ending.value.exit_code == status
-    assert capsys.readouterr().err == (f"{said}\n" if said else "")
+    assert capsys.readouterr().err == (f"{message}\n" if message else "")
 
 
-def test_an_error_can_be_given_another_status() -> None:
-    with pytest.raises(Ending, match="a setting") as ending, ending_in(1):
+def test_an_error_can_get_another_exit_code() -> None:
+    with pytest.raises(CliError, match="a setting") as ending, exit_with(1):
         raise ConfigurationError("a setting")
     assert ending.value.status == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("gateway_url is not a URL", "PROXY_URL is not a URL"),
+        ("gateway_url (from PROXY_URL) is not a URL", "PROXY_URL is not a URL"),
+        ("use https, or allow_insecure=True", "use https, or --allow-insecure"),
+        ("pass allow_remote (--allow-remote)", "pass --allow-remote"),
+        ("timeout must be a number above 0", "--timeout must be a number above 0"),
+        ("the timeout is over", "the timeout is over"),
+        ("keys.prem is damaged", "keys.prem is damaged"),
+    ],
+)
+def test_an_error_names_options_and_variables_not_python_parameters(text: str, shown: str) -> None:
+    names = {
+        "gateway_url": "PROXY_URL",
+        "allow_insecure": "--allow-insecure",
+        "allow_remote": "--allow-remote",
+        "timeout": "--timeout",
+        "keys": "--keys",
+    }
+    assert use_cli_names(text, names) == shown
+
+
+def test_a_plain_proxy_url_is_warned_of_on_one_line(enclave_env: dict[str, str]) -> None:
+    variables = {**enclave_env, "PROXY_URL": enclave_env["PREM_GATEWAY_URL"], "PREM_GATEWAY_URL": ""}
+    command = [sys.executable, "-m", "prem_core.cli", "models"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment(variables), timeout=TIMEOUT
+    )
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("prem models: warning: PROXY_URL ")
+    assert "PREM_GATEWAY_URL" in line
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    before = warnings.showwarning
+    with warnings_on_one_line("prem x"):
+        warnings.warn("a\nb", stacklevel=1)
+    assert capsys.readouterr().err == "prem x: warning: a b\n"
+    assert warnings.showwarning is before
 
 
 @pytest.mark.parametrize(
@@ -187,22 +242,25 @@ def test_an_error_can_be_given_another_status() -> None:
         ("uvicorn", ["enclave"], "enclave"),
         ("jsonschema", ["enclave"], "enclave"),
         ("starlette", ["--local", "chat", "Hi"], "enclave"),
+        ("starlette", ["proxy"], "proxy"),
+        ("uvicorn", ["proxy"], "proxy"),
+        ("python_multipart", ["proxy"], "proxy"),
     ],
 )
-def test_a_missing_part_is_one_line_with_the_install_command(
+def test_a_missing_package_is_one_line_with_the_install_command(
     absent: str, arguments: list[str], extra: str
 ) -> None:
     program = f"import sys; sys.modules[{absent!r}] = None; sys.argv[1:] = {arguments!r}\n"
     program += "from prem_core.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert absent in line
     assert f'pip install "prem-encrypted[{extra}]"' in line
 
 
-def test_the_help_of_every_command_needs_typer_alone() -> None:
-    # Whatever an extra brings is imported by the command that is called, not by the others.
+def test_the_help_needs_typer_only() -> None:
+    # A command imports the packages of an extra only when it runs.
     absent = [
         "uvicorn",
         "starlette",
@@ -216,71 +274,68 @@ def test_the_help_of_every_command_needs_typer_alone() -> None:
     ]
     program = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); sys.argv[1:] = ['--help']\n"
     program += "from prem_core.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert all(name in ended.stdout for name in COMMANDS)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert all(name in result.stdout for name in COMMANDS)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk that everybody has")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["--help"], ["--local", "models"], ["--local", "chat", "Hi"]])
-def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+def test_a_full_disk_is_an_error_on_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
-        ended = subprocess.run(
+        result = subprocess.run(
             [*PREM, *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             env=environment({}),
             stdin=subprocess.DEVNULL,
         )
-    assert ended.returncode == 1
-    (line,) = ended.stderr.decode().splitlines()
+    assert result.returncode == 1
+    (line,) = result.stderr.decode().splitlines()
     assert line.startswith("prem")
     assert "No space left" in line
 
 
-def test_help_into_a_reader_that_leaves_is_quiet() -> None:
+def test_help_into_a_broken_pipe_is_quiet() -> None:
     script = f"{' '.join(PREM)} --help | head -1"
-    ended = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=30)
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    result = subprocess.run(["sh", "-c", script], capture_output=True, env=environment({}), timeout=TIMEOUT)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
-# --- what is written --------------------------------------------------------------------------------------
+# --- prem --local --upstream ------------------------------------------------------------------------------
 
 
-def test_a_terminal_gets_no_control_character_but_breaks_and_tabs() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["chat", "Hi"], "Hello"),
+        (["transcribe", str(ROOT / "examples" / "clinic_note.wav")], "Good morning."),
+        (["doctor"], "0 failed"),
+    ],
+)
+def test_every_command_that_calls_the_service_works_with_a_local_upstream(
+    prem: Prem, upstream: Upstream, arguments: list[str], output: str
+) -> None:
+    upstream.transcribes({"text": "Good morning."})
+    result = prem("--local", "--upstream", upstream.url, *arguments)
+    assert (result.status, result.err) == (0, "")
+    assert output in result.out
+
+
+# --- output -----------------------------------------------------------------------------------------------
+
+
+def test_strip_controls_leaves_line_breaks_and_tabs() -> None:
     every = "".join(map(chr, range(0x100)))
-    left = clean(every)
+    left = strip_controls(every)
     assert [char for char in left if not char.isprintable()] == ["\t", "\n", "\xa0", "\xad"]
-    assert clean("né à 東京 👩‍🔬") == "né à 東京 👩‍🔬"
+    assert strip_controls("né à 東京 👩‍🔬") == "né à 東京 👩‍🔬"
 
 
-def test_a_line_is_one_line() -> None:
+def test_one_line_removes_line_breaks_and_control_characters() -> None:
     assert one_line(" a\r\nb\x1b[2J\u2028c\x00 ") == "a b [2J c"
 
 
-def test_json_is_readable_and_always_utf_8() -> None:
+def test_json_can_always_be_encoded_as_utf_8() -> None:
     assert as_json({"a": "é"}) == '{"a": "é"}'
     assert as_json({"a": "\udcff"}) == '{"a": "\\udcff"}'
-
-
-def test_a_file_is_written_where_there_are_no_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: object) -> None:
-        raise PermissionError(1, "no hard links here")
-
-    monkeypatch.setattr(os, "link", none)
-    write_file(tmp_path / "a", "one")
-    with pytest.raises(Ending, match="is there already"):
-        write_file(tmp_path / "a", "two")
-    write_file(tmp_path / "a", "three", overwrite=True)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "three")]
-
-
-def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(Ending, match="none/a cannot be written"):
-        write_file(tmp_path / "none" / "a", "one")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(Ending, match="folder"):
-        write_file(tmp_path / "folder", "one", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

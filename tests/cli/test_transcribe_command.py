@@ -17,7 +17,7 @@ import pytest
 from starlette.responses import JSONResponse
 from support.beep_audio import hears_beeps, write
 from support.paths import ROOT
-from support.prem_program import Ended, OnTerminal, Prem, on_terminal, run
+from support.prem_program import Prem, Result, TerminalProcess, run, run_on_terminal
 from support.scripted_upstream import Heard, Upstream
 
 from prem_core._audio.batch import AUDIO_TIMEOUT
@@ -73,15 +73,15 @@ def by_name(heard: Heard) -> dict[str, Any]:
     ],
 )
 def test_a_recording_is_written_to_standard_output(
-    prem: Prem, there: dict[str, str], recordings: Path, form: list[str], out: str
+    prem: Prem, upstream_env: dict[str, str], recordings: Path, form: list[str], out: str
 ) -> None:
-    assert prem("transcribe", "a.wav", *form, **there) == Ended(0, out, "")
+    assert prem("transcribe", "a.wav", *form, **upstream_env) == Result(0, out, "")
 
 
-def test_json_has_the_text_and_its_times(prem: Prem, there: dict[str, str], recordings: Path) -> None:
-    ended = prem("transcribe", "a.wav", "--format", "json", **there)
-    assert (ended.status, ended.err) == (0, "")
-    assert json.loads(ended.out) == {
+def test_json_has_the_text_and_its_times(prem: Prem, upstream_env: dict[str, str], recordings: Path) -> None:
+    result = prem("transcribe", "a.wav", "--format", "json", **upstream_env)
+    assert (result.status, result.err) == (0, "")
+    assert json.loads(result.out) == {
         "file": "a.wav",
         "task": "transcribe",
         "model": "openai/whisper-large-v3",
@@ -96,7 +96,7 @@ def test_json_has_the_text_and_its_times(prem: Prem, there: dict[str, str], reco
 
 
 def test_text_of_several_has_each_name_above_in_the_order_given(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     first_may_go = threading.Event()
 
@@ -108,41 +108,43 @@ def test_text_of_several_has_each_name_above_in_the_order_given(
         return by_name(heard)
 
     upstream.transcribes(later_first)
-    ended = prem("transcribe", "b.mp3", "a.wav", **there)
-    assert ended == Ended(0, "==> b.mp3 <==\nThis is b.mp3.\n\n==> a.wav <==\nThis is a.wav.\n", "")
+    result = prem("transcribe", "b.mp3", "a.wav", **upstream_env)
+    assert result == Result(0, "==> b.mp3 <==\nThis is b.mp3.\n\n==> a.wav <==\nThis is a.wav.\n", "")
 
 
 def test_json_of_several_is_an_object_a_line(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     upstream.transcribes(by_name)
-    ended = prem("transcribe", "a.wav", "b.mp3", "c.flac", "--format", "json", **there)
-    objects = [json.loads(line) for line in ended.out.splitlines()]
+    result = prem("transcribe", "a.wav", "b.mp3", "c.flac", "--format", "json", **upstream_env)
+    objects = [json.loads(line) for line in result.out.splitlines()]
     assert [each["text"] for each in objects] == ["This is a.wav.", "This is b.mp3.", "This is c.flac."]
 
 
 def test_a_directory_stands_for_its_recordings(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     (recordings / "note.txt").write_text("no recording")
-    assert prem("transcribe", ".", "--format", "json", **there).out.count("\n") == 3
+    assert prem("transcribe", ".", "--format", "json", **upstream_env).out.count("\n") == 3
     assert sorted(each.name for each in upstream.heard) == ["a.wav", "b.mp3", "c.flac"]
 
 
-def test_standard_input_can_be_a_recording(prem: Prem, there: dict[str, str], upstream: Upstream) -> None:
-    ended = prem("transcribe", "-", stdin=SAMPLE.read_bytes(), **there)
-    assert ended == Ended(0, "Hello there. 1 < 2.\n", "")
+def test_standard_input_can_be_a_recording(
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream
+) -> None:
+    result = prem("transcribe", "-", stdin=SAMPLE.read_bytes(), **upstream_env)
+    assert result == Result(0, "Hello there. 1 < 2.\n", "")
     (heard,) = upstream.heard
     assert heard.data == SAMPLE.read_bytes()
     assert heard.name.endswith(".wav")
 
 
 def test_options_reach_the_model(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     options = ["--language", "de", "--prompt", "Ramipril", "--temperature", "0.25", "--model", "m"]
-    assert prem("transcribe", "a.wav", *options, **there).status == 0
-    assert prem("transcribe", "a.wav", "--translate", **there).status == 0
+    assert prem("transcribe", "a.wav", *options, **upstream_env).status == 0
+    assert prem("transcribe", "a.wav", "--translate", **upstream_env).status == 0
     first, second = upstream.heard
     assert first.task == "transcribe"
     assert {name: first.params[name] for name in ("language", "prompt", "temperature", "model")} == {
@@ -169,13 +171,13 @@ def test_options_reach_the_model(
         (["-", "-"], "once"),
         (["empty"], "no recording in empty"),
         (["a.wav", "x/a.mp3", "--output-dir", "out"], "would both be written to out/a.txt"),
-        (["a.wav", "b.mp3", "--output-dir", "taken"], "taken/b.txt is there already"),
+        (["a.wav", "b.mp3", "--output-dir", "taken"], "taken/b.txt already exists"),
         (["a.wav", "--output-dir", "a.wav"], "cannot be made"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_sent(
     prem: Prem,
-    there: dict[str, str],
+    upstream_env: dict[str, str],
     upstream: Upstream,
     recordings: Path,
     arguments: list[str],
@@ -184,20 +186,22 @@ def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_sent(
     (recordings / "empty").mkdir()
     (recordings / "taken").mkdir()
     (recordings / "taken" / "b.txt").write_text("mine")
-    prem("transcribe", *arguments, **there).in_one_line(2, "prem transcribe: ", said)
+    prem("transcribe", *arguments, **upstream_env).assert_error(2, "prem transcribe: ", said)
     assert upstream.heard == []
     assert (recordings / "taken" / "b.txt").read_text() == "mine"
 
 
 def test_each_gets_a_file_of_its_own_with_the_permissions_of_the_umask(
-    there: dict[str, str], recordings: Path, tmp_path: Path
+    upstream_env: dict[str, str], recordings: Path, tmp_path: Path
 ) -> None:
     before = os.umask(0o027)
     try:
-        ended = run("transcribe", "a.wav", "b.mp3", "--format", "srt", "--output-dir", "new/subs", **there)
+        result = run(
+            "transcribe", "a.wav", "b.mp3", "--format", "srt", "--output-dir", "new/subs", **upstream_env
+        )
     finally:
         os.umask(before)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
     written = sorted((tmp_path / "new" / "subs").iterdir())
     assert [path.name for path in written] == ["a.srt", "b.srt"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
@@ -205,34 +209,34 @@ def test_each_gets_a_file_of_its_own_with_the_permissions_of_the_umask(
 
 
 def test_a_file_that_is_there_is_replaced_only_by_force(
-    prem: Prem, there: dict[str, str], recordings: Path
+    prem: Prem, upstream_env: dict[str, str], recordings: Path
 ) -> None:
     (recordings / "a.txt").write_text("mine")
-    prem("transcribe", "a.wav", "--output-dir", ".", **there).in_one_line(
-        2, "a.txt is there already", "--force"
+    prem("transcribe", "a.wav", "--output-dir", ".", **upstream_env).assert_error(
+        2, "a.txt already exists", "--force"
     )
     assert (recordings / "a.txt").read_text() == "mine"
-    assert prem("transcribe", "a.wav", "--output-dir", ".", "--force", **there) == Ended(0, "", "")
+    assert prem("transcribe", "a.wav", "--output-dir", ".", "--force", **upstream_env) == Result(0, "", "")
     assert (recordings / "a.txt").read_text() == "Hello there. 1 < 2.\n"
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     def meanwhile(heard: Heard) -> dict[str, Any]:
         (recordings / "a.txt").write_text("mine")
         return SAID
 
     upstream.transcribes(meanwhile)
-    ended = prem("transcribe", "a.wav", "--output-dir", ".", **there)
-    assert ended.status == 1
-    assert "a.txt is there already" in ended.err
+    result = prem("transcribe", "a.wav", "--output-dir", ".", **upstream_env)
+    assert result.status == 1
+    assert "a.txt already exists" in result.err
     assert (recordings / "a.txt").read_text() == "mine"
     assert [path.name for path in recordings.iterdir() if path.name.startswith(".")] == []
 
 
 def test_one_that_fails_does_not_lose_the_others_and_has_a_line(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     def refuses_b(heard: Heard) -> Any:
         if heard.name == "b.mp3":
@@ -241,12 +245,12 @@ def test_one_that_fails_does_not_lose_the_others_and_has_a_line(
 
     upstream.transcribes(refuses_b)
     (recordings / "empty.wav").write_bytes(b"")
-    ended = prem(
-        "transcribe", "none.wav", "a.wav", "b.mp3", "empty.wav", "c.flac", "--format", "json", **there
+    result = prem(
+        "transcribe", "none.wav", "a.wav", "b.mp3", "empty.wav", "c.flac", "--format", "json", **upstream_env
     )
-    assert ended.status == 1
-    assert [json.loads(line)["file"] for line in ended.out.splitlines()] == ["a.wav", "c.flac"]
-    none, b, empty, last = ended.err.splitlines()
+    assert result.status == 1
+    assert [json.loads(line)["file"] for line in result.out.splitlines()] == ["a.wav", "c.flac"]
+    none, b, empty, last = result.err.splitlines()
     assert none == "prem transcribe: there is no such file: none.wav"
     assert b.startswith("prem transcribe: b.mp3: ")
     assert "support_" in b
@@ -255,23 +259,23 @@ def test_one_that_fails_does_not_lose_the_others_and_has_a_line(
     assert last == "prem transcribe: 3 of 5 recordings could not be heard"
 
 
-def test_an_error_of_all_is_said_once(prem: Prem, there: dict[str, str], recordings: Path) -> None:
-    wrong = {**there, "PREM_API_KEY": "sk_test_wrong"}
-    prem("transcribe", "a.wav", "b.mp3", **wrong).in_one_line(1, "support_")
-    prem("transcribe", "a.wav", "b.mp3", PREM_API_KEY="").in_one_line(2, "PREM_API_KEY")
+def test_an_error_of_all_is_said_once(prem: Prem, upstream_env: dict[str, str], recordings: Path) -> None:
+    wrong = {**upstream_env, "PREM_API_KEY": "sk_test_wrong"}
+    prem("transcribe", "a.wav", "b.mp3", **wrong).assert_error(1, "support_")
+    prem("transcribe", "a.wav", "b.mp3", PREM_API_KEY="").assert_error(2, "PREM_API_KEY")
 
 
 def test_subtitles_without_times_are_an_error(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     upstream.transcribes({"text": "Hello."})
-    ended = prem("transcribe", "a.wav", "--format", "srt", **there)
-    assert (ended.status, ended.out) == (1, "")
-    assert "prem transcribe: a.wav: the service gave no times" in ended.err
+    result = prem("transcribe", "a.wav", "--format", "srt", **upstream_env)
+    assert (result.status, result.out) == (1, "")
+    assert "prem transcribe: a.wav: the service gave no times" in result.err
 
 
 def test_no_more_than_the_jobs_are_heard_at_once(
-    prem: Prem, there: dict[str, str], upstream: Upstream, recordings: Path
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     busy, most, lock = 0, 0, threading.Lock()
 
@@ -287,7 +291,7 @@ def test_no_more_than_the_jobs_are_heard_at_once(
 
     upstream.transcribes(counts)
     names = [shutil.copy("a.wav", f"{number}.wav") for number in range(6)]
-    assert prem("transcribe", *names, "--jobs", "2", **there).status == 0
+    assert prem("transcribe", *names, "--jobs", "2", **upstream_env).status == 0
     assert most == 2
 
 
@@ -299,10 +303,10 @@ def test_the_default_timeout_is_the_loaders() -> None:
 
 
 def test_a_bar_is_on_the_terminal_and_the_text_alone_in_the_pipe(
-    there: dict[str, str], recordings: Path
+    upstream_env: dict[str, str], recordings: Path
 ) -> None:
     os.rename("a.wav", "a\x1b[31m.wav")
-    shown = on_terminal("transcribe", "a\x1b[31m.wav", "b.mp3", piped="stdout", **there)
+    shown = run_on_terminal("transcribe", "a\x1b[31m.wav", "b.mp3", piped="stdout", **upstream_env)
     assert shown.status == 0
     assert shown.piped.decode() == (
         "==> a\x1b[31m.wav <==\nHello there. 1 < 2.\n\n==> b.mp3 <==\nHello there. 1 < 2.\n"
@@ -312,12 +316,12 @@ def test_a_bar_is_on_the_terminal_and_the_text_alone_in_the_pipe(
     assert "b.mp3" in shown.terminal
     assert "\x1b[31m" not in shown.terminal
     assert shown.terminal.endswith("\x1b[2K")  # and it is gone at the end
-    piped = on_terminal("transcribe", "b.mp3", piped="stderr", **there)
+    piped = run_on_terminal("transcribe", "b.mp3", piped="stderr", **upstream_env)
     assert (piped.terminal, piped.piped) == ("Hello there. 1 < 2.\n", b"")
 
 
 def test_a_recording_of_more_than_25_mb_is_cut_its_times_go_on_and_the_bar_says_how_far_it_is(
-    there: dict[str, str], upstream: Upstream, tmp_path: Path
+    upstream_env: dict[str, str], upstream: Upstream, tmp_path: Path
 ) -> None:
     def slowly(heard: Heard) -> dict[str, Any]:
         if len(upstream.heard) == 2:
@@ -327,7 +331,7 @@ def test_a_recording_of_more_than_25_mb_is_cut_its_times_go_on_and_the_bar_says_
     upstream.transcribes(slowly)
     long = write(tmp_path / "long.wav", [3.0, 400.0, 770.0, 835.25, 850.5], 860)
     assert long.stat().st_size > MAX_FILE_BYTES
-    shown = on_terminal("transcribe", str(long), "--format", "srt", piped="stdout", **there)
+    shown = run_on_terminal("transcribe", str(long), "--format", "srt", piped="stdout", **upstream_env)
     assert shown.status == 0
     assert len(upstream.heard) == 2
     cues = shown.piped.decode().split("\n\n")
@@ -336,7 +340,7 @@ def test_a_recording_of_more_than_25_mb_is_cut_its_times_go_on_and_the_bar_says_
     assert re.search(r" 9\d%", shown.terminal)  # the first part was nearly all of it
 
 
-def test_ctrl_c_ends_it_quietly(there: dict[str, str], upstream: Upstream, recordings: Path) -> None:
+def test_ctrl_c_ends_it_quietly(upstream_env: dict[str, str], upstream: Upstream, recordings: Path) -> None:
     heard, over = threading.Event(), threading.Event()
 
     def never(recording: Heard) -> dict[str, Any]:
@@ -345,7 +349,7 @@ def test_ctrl_c_ends_it_quietly(there: dict[str, str], upstream: Upstream, recor
         return SAID
 
     upstream.transcribes(never)
-    running = OnTerminal("transcribe", "a.wav", "b.mp3", piped="stderr", **there)
+    running = TerminalProcess("transcribe", "a.wav", "b.mp3", piped="stderr", **upstream_env)
     try:
         assert heard.wait(20)
         running.process.send_signal(signal.SIGINT)
@@ -356,7 +360,7 @@ def test_ctrl_c_ends_it_quietly(there: dict[str, str], upstream: Upstream, recor
 
 
 def test_local_hears_on_this_machine() -> None:
-    ended = run("--local", "transcribe", str(SAMPLE), "--format", "vtt")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith(b"WEBVTT\n\n00:00:00.")
-    assert b"friday" in ended.stdout
+    result = run("--local", "transcribe", str(SAMPLE), "--format", "vtt")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(b"WEBVTT\n\n00:00:00.")
+    assert b"friday" in result.stdout

@@ -296,7 +296,7 @@ class TestWriting:
     def test_an_existing_file_is_replaced_only_on_request(self, path):
         before = path.read_bytes()
         other = EncryptionKeys(bytes(32), CIPHER_TEXT)
-        refused(lambda: other.save(path, KEK), match="is there already")
+        refused(lambda: other.save(path, KEK), match="already exists")
         assert path.read_bytes() == before
         other.save(path, KEK, overwrite=True)
         assert EncryptionKeys.load(path, KEK) == other
@@ -381,7 +381,7 @@ class TestWriting:
         monkeypatch.setattr(keyfile.os, "link", raiser(PermissionError(1, "Operation not permitted")))
         KEYS.save(tmp_path / "k", KEK)
         monkeypatch.setattr(keyfile, "check_not_exists", lambda *_, **__: None)  # it came after the check
-        refused(lambda: KEYS.save(tmp_path / "k", bytes(32)), match="is there already")
+        refused(lambda: KEYS.save(tmp_path / "k", bytes(32)), match="already exists")
         assert EncryptionKeys.load(tmp_path / "k", KEK) == KEYS
         assert left_in(tmp_path) == ["k"]
 
@@ -534,7 +534,7 @@ class TestKekFile:
     def test_a_kek_file_is_never_replaced(self, tmp_path):
         keyfile.write_kek(tmp_path / "kek", bytes(32))
         text = KEK.hex().encode()
-        refused(lambda: keyfile.write_kek(tmp_path / "kek", KEK), text, match="is there already")
+        refused(lambda: keyfile.write_kek(tmp_path / "kek", KEK), text, match="already exists")
         assert keyfile.read_kek(tmp_path / "kek") == bytes(32)
 
     @pytest.mark.parametrize("text", [KEK.hex(), KEK.hex() + "\r\n", base64.b64encode(KEK).decode() + " \n"])

@@ -126,9 +126,9 @@ def test_the_page_on_the_command_line_has_every_command() -> None:
     )
 
 
-def test_the_page_on_the_command_line_has_every_exit_status() -> None:
+def test_the_page_on_the_command_line_has_every_exit_code() -> None:
     page = DOCS / "command-line.md"
-    shown = re.findall(r"^\| (\d+) \|", section(page, "Exit status"), re.MULTILINE)
+    shown = re.findall(r"^\| (\d+) \|", section(page, "Exit codes"), re.MULTILINE)
     assert shown == re.findall(r"^(\d+) {2,}", prem_core.cli.__doc__ or "", re.MULTILINE)
 
 

@@ -1,15 +1,16 @@
-"""`prem` as a user runs it: a process of its own, its output in pipes or on a terminal."""
+"""Run the `prem` program: in pipes, on a pseudo-terminal, or as a server that keeps running."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import re
 import signal
 import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,17 @@ from prem_core.enclave import LocalEnclave
 
 PREM = [sys.executable, "-W", "error", "-m", "prem_core.cli"]
 
-#: Variables that would change how a terminal is written to.
-_LOOKS = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "COLUMNS", "LINES", "TERM", "COLORTERM")
+#: Seconds that a program may take before a test fails. No test passes because of it.
+TIMEOUT = 60
+
+#: Variables that change how a program writes to a terminal.
+_STYLE_VARIABLES = (
+    "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "COLUMNS", "LINES", "TERM", "COLORTERM",
+)  # fmt: skip
 
 
-def settings(prem: LocalEnclave) -> dict[str, str]:
-    """The environment in which `prem` asks this enclave."""
+def client_environment(prem: LocalEnclave) -> dict[str, str]:
+    """The variables with which `prem` uses this enclave."""
     return {
         "PREM_API_KEY": prem.api_key,
         "PREM_GATEWAY_URL": prem.gateway_url,
@@ -34,57 +40,57 @@ def settings(prem: LocalEnclave) -> dict[str, str]:
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment, without what would change the looks."""
-    return {**{name: value for name, value in os.environ.items() if name not in _LOOKS}, **more}
+    """This process's environment without style variables, and `more`."""
+    return {**{name: value for name, value in os.environ.items() if name not in _STYLE_VARIABLES}, **more}
 
 
 def run(*arguments: str, stdin: str | bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:
-    """Run `prem` with everything in pipes."""
+    """Run `prem` with all streams in pipes."""
     return subprocess.run(
         [*PREM, *arguments],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         env=environment(more),
-        timeout=60,
+        timeout=TIMEOUT,
     )
 
 
 @dataclass
-class Ended:
-    """How a call ended."""
+class Result:
+    """The exit code and output of `prem`."""
 
     status: int
     out: str
     err: str
 
-    def in_one_line(self, status: int, *said: str) -> None:
-        """It ended so, and standard error has nothing but a line with all of this."""
+    def assert_error(self, status: int, *parts: str) -> None:
+        """It exited with `status` and wrote one line to standard error that contains all `parts`."""
         assert self.status == status, self
         (line,) = self.err.splitlines()
         assert line.startswith("prem")
-        for words in said:
-            assert words in line, line
+        for part in parts:
+            assert part in line, line
 
 
-#: `prem` in this process: its arguments, `stdin=` and the environment.
-Prem = Callable[..., Ended]
+#: Runs `prem` in this process: arguments, `stdin=` and environment variables.
+Prem = Callable[..., Result]
 
 
 @dataclass
-class Shown:
-    """What a terminal got, its line ends as they were written, and what went into the pipe beside it."""
+class TerminalOutput:
+    """The exit code, and what was written to the terminal and to the pipe."""
 
     status: int
     terminal: str
     piped: bytes = b""
 
 
-class OnTerminal:
-    """`prem` on a terminal of its own.
+class TerminalProcess:
+    """`prem` on a pseudo-terminal.
 
     Args:
-        piped: "stdout" or "stderr": that one goes into a pipe instead.
-        stdin: What is piped in; the terminal where None.
+        piped: "stdout" or "stderr", to connect that stream to a pipe.
+        stdin: Text to pipe in; standard input is the terminal if None.
     """
 
     def __init__(
@@ -103,7 +109,7 @@ class OnTerminal:
             streams[piped] = subprocess.PIPE
         if stdin is not None:
             streams["stdin"] = subprocess.PIPE
-        # A child inherits what is ignored, as Ctrl-C is in a shell's background; what is caught it does not.
+        # A child process inherits an ignored SIGINT, which background jobs of a shell have, but not a handler.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [*PREM, *arguments],
@@ -113,6 +119,7 @@ class OnTerminal:
         )
         signal.signal(signal.SIGINT, before)
         os.close(slave)
+        self._changed = threading.Condition()
         self._terminal = bytearray()
         self._piped = bytearray()
         self._readers = [threading.Thread(target=self._read, args=(self._master, self._terminal))]
@@ -126,31 +133,84 @@ class OnTerminal:
             self.process.stdin.write(stdin.encode())
             self.process.stdin.close()
 
-    @staticmethod
-    def _read(descriptor: int, into: bytearray) -> None:
-        with contextlib.suppress(OSError):  # a terminal that nobody has open any more
+    def _read(self, descriptor: int, into: bytearray) -> None:
+        with contextlib.suppress(OSError):  # the program has closed the terminal
             while data := os.read(descriptor, 65536):
-                into += data
+                with self._changed:
+                    into += data
+                    self._changed.notify_all()
 
-    def wait_for(self, text: str, seconds: float = 30) -> None:
-        """Until the terminal has got `text`."""
-        end = time.monotonic() + seconds
-        while text.encode() not in self._terminal:
-            assert time.monotonic() < end, bytes(self._terminal)
-            time.sleep(0.01)
+    def wait_for(self, text: str) -> None:
+        """Wait until `text` is on the terminal."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: text.encode() in self._terminal, TIMEOUT), self._terminal
 
-    def end(self) -> Shown:
-        """Wait for the program's own end."""
-        status = self.process.wait(60)
+    def end(self) -> TerminalOutput:
+        """Wait for the program to exit."""
+        status = self.process.wait(TIMEOUT)
         for reader in self._readers:
-            reader.join(10)
+            reader.join(TIMEOUT)
         os.close(self._master)
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
-        return Shown(status, self._terminal.decode().replace("\r\n", "\n"), bytes(self._piped))
+        return TerminalOutput(status, self._terminal.decode().replace("\r\n", "\n"), bytes(self._piped))
 
 
-def on_terminal(*arguments: str, **options: Any) -> Shown:
-    """Run `prem` on a terminal until it ends."""
-    return OnTerminal(*arguments, **options).end()
+def run_on_terminal(*arguments: str, **options: Any) -> TerminalOutput:
+    """Run `prem` on a pseudo-terminal until it exits."""
+    return TerminalProcess(*arguments, **options).end()
+
+
+class ServerProcess:
+    """``prem enclave`` or ``prem proxy``, running.
+
+    Args:
+        arguments: The command line.
+        ready: What the server writes when it accepts connections.
+    """
+
+    def __init__(self, *arguments: str, ready: str, **more: str) -> None:
+        self.process = subprocess.Popen(
+            [*PREM, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(more),
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.output = ""
+        self.errors = ""
+        while ready not in self.output:
+            self.output += self._lines.get(timeout=TIMEOUT)
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """The variables in its `export` lines."""
+        return dict(re.findall(r"^export (\w+)=(.*)$", self.output, re.MULTILINE))
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        while not self._lines.empty():
+            self.output += self._lines.get()
+        with self.process.stderr as stderr:
+            self.errors = stderr.read()
+        return code
+
+    def kill(self) -> None:
+        """End the process if it still runs."""
+        if self.process.returncode is None:
+            self.stop(signal.SIGKILL)

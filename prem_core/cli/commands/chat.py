@@ -1,6 +1,6 @@
-"""``prem chat``: a question, and its answer as it comes.
+"""``prem chat``: send a question and write the answer as it arrives.
 
-The rule of this file: standard output holds the answer and nothing else.
+Standard output contains the answer and nothing else.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from prem_core._errors import PremError
-from prem_core.cli import FAILURE, STOPPED_SHORT, USAGE_ERROR
-from prem_core.cli.connection import Connection, connected
-from prem_core.cli.errors import Ending
-from prem_core.cli.output import clean, is_terminal, say, write, write_json
+from prem_core.cli import DEFAULT_CHAT_MODEL, EXIT_FAILURE, EXIT_TRUNCATED, EXIT_USAGE
+from prem_core.cli.connection import Connection, global_options, with_connection_options
+from prem_core.cli.errors import CliError
+from prem_core.cli.output import is_terminal, strip_controls, write, write_json, write_stderr
 
 if TYPE_CHECKING:
-    from prem_core import ChatCompletion, ChatCompletionChunk
+    from prem_core import ChatCompletion, ChatCompletionChunk, PremClient
 
-DEFAULT_MODEL: Final = "openai/gpt-oss-120b"
-
-#: Bytes of standard input: far beyond any model's context, and an end to what has none.
+#: Bytes of standard input: far more than any model's context.
 MAX_INPUT: Final = 16 * 1024 * 1024
 
-#: Why an answer may end before it is finished, and what to say of it.
-_SHORT: Final = {"length": "at its token limit", "content_filter": "at the service's content filter"}
+#: The finish reasons of a truncated answer, in words.
+_TRUNCATION_REASONS: Final = {"length": "the token limit", "content_filter": "the service's content filter"}
 
 
 class Effort(StrEnum):
-    """How much to reason."""
+    """How much a model reasons."""
 
     NONE = "none"
     MINIMAL = "minimal"
@@ -40,66 +38,84 @@ class Effort(StrEnum):
     HIGH = "high"
 
 
-@connected()
+@with_connection_options()
 def chat(
+    ctx: typer.Context,
     connection: Connection,
     question: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUESTION", help="What to ask; several words are joined. - reads standard input."
+            metavar="QUESTION",
+            help="The question; several words are joined. - reads it from standard input.",
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="The model to ask (prem models).")
-    ] = DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions to the model.")] = None,
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Model to use (see prem models). Default: {DEFAULT_CHAT_MODEL}; with --upstream, its first model.",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message: instructions for the model.")
+    ] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATH|URL",
-            help="An image to show: a PNG, JPEG, GIF or WebP file of up to 20 MB, or a URL. May be repeated.",
+            help="Image to send: a PNG, JPEG, GIF or WebP file of up to 20 MB, or a URL. Can be repeated.",
         ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature, 0 to 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to generate.")] = None,
-    reasoning_effort: Annotated[Effort | None, typer.Option(help="How much to reason.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Sampling temperature, 0 to 2.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Maximum number of tokens to generate.")
+    ] = None,
+    reasoning_effort: Annotated[
+        Effort | None,
+        typer.Option(
+            metavar="EFFORT", help="How much the model reasons: none, minimal, low, medium or high."
+        ),
+    ] = None,
     reasoning: Annotated[
         bool | None,
         typer.Option(
             "--reasoning/--no-reasoning",
-            help="Write the model's reasoning to standard error, dim on a terminal. By default where both outputs "
+            help="Write the model's reasoning to standard error. Default: only if standard output and standard error "
             "are terminals.",
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Write the whole answer as one JSON object, when it is complete.")
+        bool, typer.Option("--json", help="Write the complete response as one JSON object.")
     ] = False,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Write tokens and times to standard error, behind the answer.")
+        bool, typer.Option("--stats", help="Write token counts and timing to standard error.")
     ] = False,
 ) -> None:
-    """Ask a model, and write its answer as it comes.
+    """Ask a model a question.
 
-    Text piped in is the question, or stands below it, after an empty line, where QUESTION is given too. In a loop
-    that reads lines, add </dev/null, or the first call takes them all.
+    Piped text is used as the question, or appended to QUESTION after an empty line. In a shell loop that reads lines,
+    add </dev/null; otherwise the first call reads them all.
 
-    Standard output holds the answer and nothing else. Exit status 3: the answer stopped at a limit, such as
-    --max-tokens; what there is was written. An answer that was cut on its way is an error, 1.
+    Only the answer is written to standard output, as it arrives. Exit code 3 means that the answer was truncated, for
+    example by --max-tokens. An answer that breaks off on the way is an error (exit code 1).
 
     \b
     Examples:
       prem chat "What is an enclave?"
       prem chat "Summarise this letter." < letter.txt
-      prem chat --image scan.png --json "What is the total?" | jq -r '.choices[0].message.content'
+      prem chat --image scan.png "What is the total?"
+      prem chat --json "Hello" | jq -r '.choices[0].message.content'
     """
     if reasoning is None:
         reasoning = is_terminal(sys.stdout) and is_terminal(sys.stderr) and not as_json
-    answer = _Answer(shown=not as_json, reasoning=reasoning)
-    # What is wrong with the settings is said before anybody types a question.
+    printer = _StreamPrinter(answer=not as_json, reasoning=reasoning)
+    # The client first: wrong settings are reported before a user types a question.
     with connection.client() as client:
         request: dict[str, Any] = {
-            "messages": _messages(system, _ask(question or []), image or []),
-            "model": model,
+            "messages": _messages(system, _read_question(question or []), image or []),
+            "model": model or _default_model(client, upstream=global_options(ctx).upstream is not None),
             # None means "not given".
             "temperature": temperature,
             "max_tokens": max_tokens,
@@ -107,110 +123,112 @@ def chat(
             "stream_options": {"include_usage": True},
         }
         try:
-            answer.asked()
+            printer.start()
             with client.chat.completions.create(stream=True, **request) as stream:
                 for chunk in stream:
-                    answer.add(chunk)
+                    printer.add(chunk)
         except PremError as error:
-            if answer.written:
-                raise Ending(
-                    f"the answer is cut, what stands above is not all of it: {error}", FAILURE
-                ) from error
+            if printer.wrote_answer:
+                raise CliError(f"the answer above is incomplete: {error}", EXIT_FAILURE) from error
             raise
         finally:
-            answer.end()
-    _finish(answer, as_json=as_json, stats=stats)
+            printer.finish()
+    _report(printer, as_json=as_json, stats=stats)
 
 
-def _ask(words: list[str]) -> str:
-    """The question: the command line's, standard input's, or one above the other."""
-    given = " ".join(words)
-    if given == "-":
-        text = _read_input()
+def _default_model(client: PremClient, *, upstream: bool) -> str:
+    listed = client.models.list(type="CHAT") if upstream else []
+    return next((each.request_name for each in listed), DEFAULT_CHAT_MODEL)
+
+
+def _read_question(words: list[str]) -> str:
+    """Read the question from the arguments, from standard input, or from both."""
+    argument = " ".join(words)
+    if argument == "-":
+        text = _read_stdin()
     else:
-        piped = "" if sys.stdin is None or is_terminal(sys.stdin) else _read_input()
-        text = "\n\n".join(each for each in (given, piped) if each.strip())
+        piped = "" if sys.stdin is None or is_terminal(sys.stdin) else _read_stdin()
+        text = "\n\n".join(each for each in (argument, piped) if each.strip())
     if not text.strip():
-        raise Ending(
-            "no question: write it behind the command, or pipe it in (see prem chat --help)", USAGE_ERROR
-        )
+        raise CliError('no question: use prem chat "QUESTION", or pipe text in', EXIT_USAGE)
     return text
 
 
-def _read_input() -> str:
+def _read_stdin() -> str:
     data = sys.stdin.buffer.read(MAX_INPUT + 1)
     if len(data) > MAX_INPUT:
-        raise Ending(f"standard input has more than {MAX_INPUT // 1024**2} MB", USAGE_ERROR)
+        raise CliError(f"standard input is longer than {MAX_INPUT // 1024**2} MB", EXIT_USAGE)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Ending("standard input is not text in UTF-8", USAGE_ERROR) from None
+        raise CliError("standard input is not UTF-8 text", EXIT_USAGE) from None
 
 
 def _messages(system: str | None, question: str, images: list[str]) -> list[dict[str, Any]]:
     try:
         f"{system}{question}".encode()
-    except UnicodeEncodeError:  # bytes of a command line that are no text
-        raise Ending("the question is not text in UTF-8", USAGE_ERROR) from None
+    except UnicodeEncodeError:  # the command line has bytes that are not text
+        raise CliError("the question is not UTF-8 text", EXIT_USAGE) from None
     content: str | list[dict[str, Any]] = question
     if images:
         from prem_core._adapters.content import text_part
-        from prem_core.cli.images import part_of
+        from prem_core.cli.images import image_content
 
-        content = [text_part(question), *map(part_of, images)]
-    asked = {"role": "user", "content": content}
-    return [asked] if system is None else [{"role": "system", "content": system}, asked]
+        content = [text_part(question), *map(image_content, images)]
+    user = {"role": "user", "content": content}
+    return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
-class _Answer:
-    """An answer on its way: shown as it comes, and kept as a whole.
+class _StreamPrinter:
+    """Writes a streamed answer as it arrives, and keeps the whole completion.
 
     Args:
-        shown: Whether to write it to standard output.
-        reasoning: Whether to write the reasoning to standard error.
+        answer: Write the answer to standard output.
+        reasoning: Write the reasoning to standard error.
     """
 
-    def __init__(self, *, shown: bool, reasoning: bool) -> None:
+    def __init__(self, *, answer: bool, reasoning: bool) -> None:
         from prem_core._protocol.accumulator import CompletionBuilder
 
-        self._shown = shown
-        self._reasons = _dim_writer() if reasoning else None
+        self._prints_answer = answer
+        self._write_reasoning = _reasoning_writer() if reasoning else None
         self._builder = CompletionBuilder()
-        self._begun = 0.0
-        #: Seconds until the first token; None before it came.
+        self._started = 0.0
+        #: Seconds until the first token, or None.
         self.first_token: float | None = None
-        #: Whether some of the answer stands on standard output.
-        self.written = False
-        # What the last piece of either kind ended with.
+        #: Whether a part of the answer is on standard output.
+        self.wrote_answer = False
+        # The last character of each text so far.
         self._reasoning_end = self._answer_end = "\n"
 
     @property
     def seconds(self) -> float:
-        """Since it was asked for."""
-        return time.monotonic() - self._begun
+        """Time since `start`."""
+        return time.monotonic() - self._started
 
-    def asked(self) -> None:
-        """The clock starts."""
-        self._begun = time.monotonic()
+    def start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
 
     def add(self, chunk: ChatCompletionChunk) -> None:
-        """Take the next chunk."""
+        """Write the next chunk."""
         self._builder.add(chunk)
         for choice in chunk.choices:
             delta = choice.delta
             if self.first_token is None and (delta.content or delta.reasoning_content):
                 self.first_token = self.seconds
-            if delta.reasoning_content and self._reasons is not None:
-                self._reasons(delta.reasoning_content)
+            # State first: Ctrl-C may arrive right after the text is written.
+            if delta.reasoning_content and self._write_reasoning is not None:
                 self._reasoning_end = delta.reasoning_content[-1]
-            if delta.content and self._shown:
+                self._write_reasoning(delta.reasoning_content)
+            if delta.content and self._prints_answer:
                 self._end_reasoning()
-                write(delta.content)
-                self.written = True
+                self.wrote_answer = True
                 self._answer_end = delta.content[-1]
+                write(delta.content)
 
-    def end(self) -> None:
-        """Nothing more comes: the cursor goes to a line of its own."""
+    def finish(self) -> None:
+        """End the last line."""
         self._end_reasoning()
         if self._answer_end != "\n":
             self._answer_end = "\n"
@@ -221,52 +239,52 @@ class _Answer:
         return self._builder.build()
 
     def _end_reasoning(self) -> None:
-        if self._reasoning_end != "\n" and self._reasons is not None:
-            self._reasons("\n\n")
+        if self._reasoning_end != "\n" and self._write_reasoning is not None:
+            self._write_reasoning("\n\n")
         self._reasoning_end = "\n"
 
 
-def _dim_writer() -> Any:
-    """What writes pieces of text to standard error: dim where it is a terminal that can do that."""
+def _reasoning_writer() -> Any:
+    """A function that writes text to standard error: dim on a terminal that supports it."""
     if not is_terminal(sys.stderr):
 
-        def plain(text: str) -> None:
+        def write_plain(text: str) -> None:
             sys.stderr.write(text)
             sys.stderr.flush()
 
-        return plain
+        return write_plain
 
     from rich.console import Console
     from rich.text import Text
 
     console = Console(stderr=True)
 
-    def dim(text: str) -> None:
-        console.print(Text(clean(text), style="dim"), end="", soft_wrap=True)
+    def write_dim(text: str) -> None:
+        console.print(Text(strip_controls(text), style="dim"), end="", soft_wrap=True)
 
-    return dim
+    return write_dim
 
 
-def _finish(answer: _Answer, *, as_json: bool, stats: bool) -> None:
-    completion = answer.completion()
+def _report(printer: _StreamPrinter, *, as_json: bool, stats: bool) -> None:
+    completion = printer.completion()
     if as_json:
         write_json(completion.model_dump(mode="json", exclude_none=True))
     if stats:
-        say(_figures(answer, completion))
+        write_stderr(_format_stats(printer, completion))
     for choice in completion.choices:
         if choice.message.refusal and not choice.message.content:
-            raise Ending(f"the model refused: {choice.message.refusal}", FAILURE)
-        if choice.finish_reason in _SHORT:
-            raise Ending(f"the answer stopped {_SHORT[choice.finish_reason]}", STOPPED_SHORT)
+            raise CliError(f"the model refused: {choice.message.refusal}", EXIT_FAILURE)
+        if reason := _TRUNCATION_REASONS.get(choice.finish_reason or ""):
+            raise CliError(f"the answer was truncated by {reason}", EXIT_TRUNCATED)
 
 
-def _figures(answer: _Answer, completion: ChatCompletion) -> str:
-    seconds = answer.seconds
+def _format_stats(printer: _StreamPrinter, completion: ChatCompletion) -> str:
+    total = printer.seconds
     parts = [completion.model]
     if usage := completion.usage:
-        reasoned = (usage.completion_tokens_details or {}).get("reasoning_tokens")
-        of_these = f" ({reasoned} reasoning)" if reasoned else ""
-        parts.append(f"{usage.prompt_tokens} + {usage.completion_tokens}{of_these} tokens")
-    if answer.first_token is not None:
-        parts.append(f"first token after {answer.first_token:.2f} s")
-    return ", ".join([*filter(None, parts), f"all after {seconds:.2f} s"])
+        reasoning = (usage.completion_tokens_details or {}).get("reasoning_tokens")
+        of_these = f" ({reasoning} for reasoning)" if reasoning else ""
+        parts.append(f"{usage.prompt_tokens} input and {usage.completion_tokens} output{of_these} tokens")
+    if printer.first_token is not None:
+        parts.append(f"first token after {printer.first_token:.2f} s")
+    return ", ".join([*filter(None, parts), f"total {total:.2f} s"])

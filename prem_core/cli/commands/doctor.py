@@ -1,53 +1,59 @@
-"""``prem doctor``: what is installed, set, reachable and allowed; and what nobody has verified."""
+"""``prem doctor``: check the installation, settings, service and API key."""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from typing import TYPE_CHECKING, Annotated
+import textwrap
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from prem_core.cli import FAILURE
-from prem_core.cli.command import Call
-from prem_core.cli.connection import Connection, connected
-from prem_core.cli.errors import Ending
+from prem_core.cli import EXIT_FAILURE
+from prem_core.cli.connection import Connection, global_options, with_connection_options
+from prem_core.cli.errors import CliError
 from prem_core.cli.output import is_terminal, one_line, write, write_json
 
 if TYPE_CHECKING:
     from prem_core.cli.checks import Check
 
-_STYLES = {"ok": "green", "failed": "bold red", "not verified": "yellow", "not tried": "dim", "info": "dim"}
+_STYLES: Final = {
+    "ok": "green", "failed": "bold red", "not verified": "yellow", "skipped": "dim", "info": "dim",
+}  # fmt: skip
+
+#: Columns of a line before the detail: the state and the name.
+_INDENT: Final = 14 + 17
 
 
-@connected()
+@with_connection_options()
 def doctor(
     ctx: typer.Context,
     connection: Connection,
     calls: Annotated[
         bool,
         typer.Option(
-            "--calls/--no-calls",
-            help="Ask for the smallest answer there is, of one token, to see that chat works.",
+            "--calls/--no-calls", help="Check chat with a request for one token.", show_default=False
         ),
     ] = True,
     audio: Annotated[
-        bool,
-        typer.Option("--audio", help="Have a second of silence transcribed too, to see that audio works."),
+        bool, typer.Option("--audio", help="Check transcription with a second of silence.")
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The chat model to ask. By default the first one listed."),
+        typer.Option(metavar="NAME", help="Chat model to use. Default: the first one listed."),
     ] = None,
     fingerprint: Annotated[
         str | None,
-        typer.Option(metavar="SHA256", help="What the SHA-256 of the enclave's key must be, in hex."),
+        typer.Option(metavar="SHA256", help="Expected SHA-256 of the enclave's key, in hex."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every check.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="List the undocumented points by name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write all checks as one JSON object.")] = False,
 ) -> None:
-    """Check installation, settings, service and API key.
+    """Check the installation, settings, service and API key.
 
-    A line for each check: ok, failed, not tried, info where there is nothing to judge, and, so that nobody thinks it
-    was checked, what is not verified. No secret is shown. Exit status 1: a check failed.
+    Each check has one line: ok, failed, skipped, info, or not verified for what no check can tell. A failed check
+    says what to do. No secret is shown. Exit code 1 means that a check failed.
 
     \b
     Examples:
@@ -55,30 +61,69 @@ def doctor(
       prem doctor --no-calls --json | jq '.checks[] | select(.state == "failed")'
       prem --local doctor --audio
     """
-    from prem_core.cli import checks as service_checks
+    from prem_core.cli.checks import Options, all_checks
 
-    call = ctx.find_object(Call) or Call()
-    made: list[Check] = []
-    for check in service_checks.all_checks(
-        connection, local=call.local, calls=calls, audio=audio, model=model, fingerprint=fingerprint
-    ):
-        made.append(check)
+    options = Options(
+        connection=connection,
+        local=global_options(ctx).local,
+        calls=calls,
+        audio=audio,
+        model=model,
+        fingerprint=fingerprint,
+        verbose=verbose,
+    )
+    results: list[Check] = []
+    for check in all_checks(options):
+        results.append(check)
         if not as_json:
-            _show(check)
-    failed = [each.name for each in made if each.state == "failed"]
+            _print_check(check)
+    failed = [each.name for each in results if each.state == "failed"]
     if as_json:
-        checks = [{"name": each.name, "state": str(each.state), "detail": each.detail} for each in made]
-        write_json({"ok": not failed, "checks": checks})
+        write_json({"ok": not failed, "checks": [_as_dict(each) for each in results]})
+    else:
+        _print_counts(results)
     if failed:
-        raise Ending(f"failed: {', '.join(failed)}", FAILURE)
+        raise CliError(f"failed: {', '.join(failed)}", EXIT_FAILURE)
 
 
-def _show(check: Check) -> None:
-    state, rest = f"{check.state:<13}", f"{check.name:<18}{one_line(check.detail)}"
+def _as_dict(check: Check) -> dict[str, str]:
+    remedy = {"remedy": check.remedy} if check.remedy else {}
+    return {"name": check.name, "state": str(check.state), "detail": check.detail, **remedy}
+
+
+def _print_check(check: Check) -> None:
+    name, indent = f"{check.name:<17}", " " * _INDENT
+    detail, remedy = one_line(check.detail), one_line(check.remedy)
+    if is_terminal(sys.stdout):
+        detail, remedy = _wrap(detail), _wrap(remedy, "  ")
+    _print((f"{check.state:<14}", _STYLES[check.state]), (f"{name}{detail}\n", ""))
+    if remedy:
+        _print((f"{indent}→ {remedy}\n", ""))
+
+
+def _wrap(text: str, hang: str = "") -> str:
+    """Wrap for the terminal, with the following lines indented. A long word, such as a key, is not broken."""
+    indent = " " * _INDENT + hang
+    width = max(shutil.get_terminal_size().columns, 60)
+    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+                          break_on_hyphens=False)  # fmt: skip
+    return "\n".join(lines).removeprefix(indent)
+
+
+def _print_counts(results: list[Check]) -> None:
+    counts = Counter(str(each.state) for each in results)
+    parts: list[tuple[str, str]] = [("\n", "")]
+    for state in ("ok", "failed", "not verified", "skipped"):
+        parts += [(f"{counts[state]} {state}", _STYLES[state] if counts[state] else "dim"), (", ", "")]
+    _print(*parts[:-1], ("\n", ""))
+
+
+def _print(*parts: tuple[str, str]) -> None:
+    """Write text with styles, which only a terminal gets."""
     if not is_terminal(sys.stdout):
-        write(f"{state}{rest}\n")
+        write("".join(text for text, _ in parts))
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console().print(Text.assemble((state, _STYLES[check.state]), rest), soft_wrap=True)
+    Console().print(Text.assemble(*parts), end="", soft_wrap=True)

@@ -1,64 +1,65 @@
-"""``prem enclave``: the embedded enclave as a process of its own."""
+"""``prem enclave``: run the embedded enclave as a server."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
-import threading
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prem_core._errors import ConfigurationError
+from prem_core._config import VARIABLES
+from prem_core.cli.connection import read_variable
+from prem_core.cli.serving import serve_until_stopped
 
 if TYPE_CHECKING:
     from prem_core.enclave import LocalEnclave
 
 
 class Tier(StrEnum):
-    """The limits that can be simulated."""
+    """The rate limits to simulate."""
 
     BASE = "base"
     OFF = "off"
 
 
 def enclave(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's port; 0 for a free one.")] = 3100,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the gateway; 0 picks a free port.")
+    ] = 3100,
     enclave_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The enclave's port; 0 for a free one.")
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the enclave; 0 picks a free port.")
     ] = 3101,
     upstream: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="An OpenAI-compatible server (Ollama, vLLM, llama.cpp) that answers. "
-            "By default the built-in extractive engine does.",
+            help="An OpenAI-compatible server (Ollama, vLLM, llama.cpp) that answers instead of the built-in engine.",
         ),
     ] = None,
     upstream_api_key_env: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The environment variable that holds the upstream server's key."),
+        typer.Option(metavar="NAME", help="Read the API key of --upstream from this environment variable."),
     ] = None,
     tier: Annotated[
-        Tier, typer.Option(help="Limit requests as the BASE tier does, or not at all.")
+        Tier, typer.Option(metavar="TIER", help="Rate limits to simulate: base (Prem's BASE tier) or off.")
     ] = Tier.OFF,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A model to offer, instead of the usual ones. May be repeated."),
+        typer.Option(metavar="NAME", help="Model to offer instead of the default ones. Can be repeated."),
     ] = None,
     api_key_env: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The environment variable that holds the key to accept. By default a fresh key is made.",
+            help="Accept the API key in this environment variable. Default: a new random key.",
         ),
     ] = None,
 ) -> None:
-    """Run a gateway and an enclave here, for development.
+    """Run a gateway and an enclave on this machine, for development.
 
-    They listen on this machine's loopback only, and keep nothing. Stop with Ctrl-C, which is no error here.
+    They accept connections from this machine only and store nothing. The command prints the settings to paste in
+    another terminal. Ctrl-C stops it (exit code 0).
 
     \b
     Examples:
@@ -68,49 +69,24 @@ def enclave(
     from prem_core.enclave import LocalEnclave
     from prem_core.enclave.local import DEFAULT_MODELS
 
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    try:
-        prem = LocalEnclave(
-            api_key=_from_environment(api_key_env),
-            port=port,
-            enclave_port=enclave_port,
-            upstream=upstream,
-            upstream_api_key=_from_environment(upstream_api_key_env),
-            tier=tier.value,
-            models=model or DEFAULT_MODELS,
-        ).start()
-    except OSError as error:  # a port
-        raise ConfigurationError(str(error)) from error
-    try:
-        _show(prem)
-        # With a timeout: on Windows a wait without one is not interrupted by Ctrl-C.
-        while not stopped.wait(0.5):
-            pass
-    finally:
-        prem.stop()
+    prem = LocalEnclave(
+        api_key=read_variable(api_key_env) if api_key_env else None,
+        port=port,
+        enclave_port=enclave_port,
+        upstream=upstream,
+        upstream_api_key=read_variable(upstream_api_key_env) if upstream_api_key_env else None,
+        tier=tier.value,
+        models=model or DEFAULT_MODELS,
+    )
+    serve_until_stopped(prem, lambda: _print_settings(prem))
 
 
-def _show(prem: LocalEnclave) -> None:
-    typer.echo(f"proxy        {prem.gateway_url}")
+def _print_settings(prem: LocalEnclave) -> None:
+    typer.echo(f"gateway      {prem.gateway_url}")
     typer.echo(f"enclave      {prem.enclave_url}")
     typer.echo(f"API key      {prem.api_key}")
     typer.echo(f"enclave key  sha256:{prem.public_key.fingerprint()}")
-    typer.echo()
-    for name, value in (
-        ("PREM_API_KEY", prem.api_key),
-        ("PREM_GATEWAY_URL", prem.gateway_url),
-        ("PREM_ENCLAVE_URL", prem.enclave_url),
-    ):
-        typer.echo(f"export {name}={shlex.quote(value)}")
-
-
-def _from_environment(name: str | None) -> str | None:
-    """The variable's value, or None where no variable was named."""
-    if name is None:
-        return None
-    value = os.environ.get(name)
-    if not value:
-        raise ConfigurationError(f"the environment variable {name} is not set")
-    return value
+    typer.echo("\nPaste these lines in another terminal to use this enclave there:\n")
+    for setting, value in prem.client_options.items():
+        typer.echo(f"export {VARIABLES[setting][0]}={shlex.quote(value)}")
+    typer.echo("\nPress Ctrl-C here to stop.")

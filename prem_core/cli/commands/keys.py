@@ -1,7 +1,7 @@
-"""``prem keys``: encryption keys in a file, sealed with your own master key. No secret is ever printed.
+"""``prem keys``: encryption keys in a file, encrypted with the user's own master key (KEK). No secret is printed.
 
-Here exit status 1 is: the enclave's key cannot be had, a file cannot be written, or one is damaged, open to others or
-does not open; and 2: an option, no KEK, a file that is there already.
+Exit code 1 means that the enclave's key could not be fetched, or that a file could not be written, is damaged, is
+readable by other users, or does not open. Exit code 2 means a wrong option, a missing KEK or an existing file.
 """
 
 from __future__ import annotations
@@ -13,46 +13,43 @@ from typing import Annotated
 import typer
 
 from prem_core._errors import ConfigurationError, PremError
-from prem_core.cli import FAILURE, USAGE_ERROR
-from prem_core.cli.command import Command
-from prem_core.cli.connection import find_kek
-from prem_core.cli.errors import ending_in
+from prem_core.cli import EXIT_FAILURE, EXIT_USAGE
+from prem_core.cli.connection import find_kek, parse_enclave_key
+from prem_core.cli.errors import exit_with
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="Keep encryption keys in a file, sealed with a KEK.\n\n"
-    "The KEK is yours: 32 random bytes, in hex or base64, in CLIENT_KEK or in a file.",
+    help="Store encryption keys in a file.\n\n"
+    "The file is encrypted with your own master key (KEK): 32 random bytes in hex or base64, in the environment "
+    "variable CLIENT_KEK or in a file.",
 )
 
 KekFile = Annotated[
-    str | None,
-    typer.Option(metavar="PATH", help="The file that holds the KEK. By default CLIENT_KEK does."),
+    str | None, typer.Option(metavar="PATH", help="File with the KEK. Default: the variable CLIENT_KEK.")
 ]
 
 
-@keys.command(cls=Command)
+@keys.command()
 def generate(
     path: Annotated[str, typer.Argument(metavar="PATH", help="The file to write.")],
     enclave_url: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="The enclave to ask for its key. By default PREM_ENCLAVE_URL, or Prem's."
+            metavar="URL",
+            help="URL from which the enclave's key is fetched. Default: PREM_ENCLAVE_URL, or Prem's enclave.",
         ),
     ] = None,
     enclave_public_key: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Its key, in hex or base64: nothing is fetched then."),
+        typer.Option(metavar="KEY", help="The enclave's public key (hex or base64), instead of fetching it."),
     ] = None,
     kek_file: KekFile = None,
     new_kek: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH", help="Draw a new KEK and keep it in this file, which must not be there yet."
-        ),
+        str | None, typer.Option(metavar="PATH", help="Generate a KEK and store it in this new file.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace PATH where it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace PATH if it exists.")] = False,
 ) -> None:
-    """Make encryption keys for an enclave, and keep them in PATH.
+    """Generate encryption keys for an enclave and store them in PATH.
 
     \b
     Example:
@@ -60,26 +57,27 @@ def generate(
     """
     from prem_core import generate_encryption_keys
     from prem_core._crypto import keyfile
-    from prem_core._protocol.response_body import parse_public_key
 
-    # Whatever can be refused is refused before the enclave is asked.
-    with ending_in(USAGE_ERROR):
-        _refuse_overlap(path, kek_file, new_kek)
+    # Check all options before the enclave is contacted.
+    with exit_with(EXIT_USAGE):
+        _check_paths(path, kek_file, new_kek)
         kek = keyfile.new_kek() if new_kek else find_kek(kek_file)
         if kek is None:
-            raise ConfigurationError("no KEK: set CLIENT_KEK, or give --kek-file or --new-kek")
+            raise ConfigurationError("no KEK: set CLIENT_KEK, or use --kek-file or --new-kek")
         if new_kek:
             keyfile.check_not_exists(new_kek)
+        if not force and os.path.isfile(path):
+            raise ConfigurationError(f"{keyfile.quote_path(path)} already exists; --force replaces it")
         keyfile.check_not_exists(path, overwrite=force)
-        pinned = None if enclave_public_key is None else parse_public_key(enclave_public_key)
+    pinned = parse_enclave_key(enclave_public_key)
     made = generate_encryption_keys(enclave_url=enclave_url, enclave_public_key=pinned)
-    with ending_in(FAILURE):
+    with exit_with(EXIT_FAILURE):
         if new_kek:
             keyfile.write_kek(new_kek, kek)
         try:
             made.save(path, kek, overwrite=force)
         except PremError:
-            if new_kek:  # it seals nothing
+            if new_kek:  # no file is encrypted with it
                 os.unlink(new_kek)
             raise
     typer.echo(f"keys         {keyfile.quote_path(path)}")
@@ -89,15 +87,15 @@ def generate(
     typer.echo(f"cipher text  sha256:{hashlib.sha256(made.cipher_text).hexdigest()}")
 
 
-@keys.command(cls=Command)
+@keys.command()
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A file of encryption keys.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file with encryption keys.")],
     kek_file: KekFile = None,
 ) -> None:
-    """Show what a file of encryption keys says of itself, and whether the KEK opens it.
+    """Show the contents of a key file, and whether the KEK opens it.
 
-    Without the KEK nothing shown is proven. Exit status 1: it is no such file, is damaged, open to others, or does
-    not open.
+    Without the KEK, the contents are not verified. Exit code 1 means that the file is not a key file, is damaged, is
+    readable by other users, or does not open.
 
     \b
     Example:
@@ -105,14 +103,14 @@ def inspect(
     """
     from prem_core._crypto import keyfile
 
-    with ending_in(USAGE_ERROR):
+    with exit_with(EXIT_USAGE):
         kek = find_kek(kek_file)
-    with ending_in(FAILURE):
+    with exit_with(EXIT_FAILURE):
         file = keyfile.read_header(path)
         typer.echo(f"version      {file.version}")
         typer.echo(f"created      {file.created.isoformat()}")
-        known = file.enclave_fingerprint
-        typer.echo(f"enclave key  {f'sha256:{known}' if known else 'unknown'}")
+        fingerprint = file.enclave_fingerprint
+        typer.echo(f"enclave key  {f'sha256:{fingerprint}' if fingerprint else 'unknown'}")
         typer.echo(f"cipher text  sha256:{hashlib.sha256(file.cipher_text).hexdigest()}")
         typer.echo(f"mode         {file.mode:04o}")
         try:
@@ -121,14 +119,14 @@ def inspect(
         except ConfigurationError:
             typer.echo("opens        no")
             raise
-        typer.echo(f"opens        {'not tried: no KEK' if kek is None else 'yes'}")
+        typer.echo(f"opens        {'not checked (no KEK)' if kek is None else 'yes'}")
         file.check_mode()
 
 
-def _refuse_overlap(path: str, kek_file: str | None, new_kek: str | None) -> None:
+def _check_paths(path: str, kek_file: str | None, new_kek: str | None) -> None:
     if kek_file and new_kek:
-        raise ConfigurationError("--kek-file and --new-kek: give one of them")
-    # With --force the keys would otherwise take the place of the KEK that opens them, and maybe others.
+        raise ConfigurationError("--kek-file and --new-kek cannot be combined")
+    # Otherwise --force could replace the KEK by the keys that it opens.
     kek = kek_file or new_kek
     if kek and os.path.realpath(kek) == os.path.realpath(path):
-        raise ConfigurationError("PATH and the KEK's file must be two files")
+        raise ConfigurationError("PATH and the KEK must be two different files")

@@ -1,48 +1,48 @@
-"""``prem proxy``: an OpenAI-compatible server on this machine that seals what it is asked and opens what comes back."""
+"""``prem proxy``: a local OpenAI-compatible server that encrypts requests and decrypts responses."""
 
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from typing import Annotated, Final
 
 import typer
 
 from prem_core._config import DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import ConfigurationError
-from prem_core.cli import USAGE_ERROR
-from prem_core.cli.command import Call
-from prem_core.cli.connection import Connection, connected
-from prem_core.cli.errors import ending_in
-from prem_core.cli.output import say
+from prem_core.cli import EXIT_USAGE
+from prem_core.cli.connection import Connection, global_options, parse_enclave_key, with_connection_options
+from prem_core.cli.errors import exit_with
+from prem_core.cli.output import write_stderr
+from prem_core.cli.serving import serve_until_stopped
 
-#: Of the service's own proxy too.
+#: The port of Prem's own proxy, so that existing configurations keep working.
 PORT: Final = 3000
 
 _UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
-@connected()
+@with_connection_options()
 def proxy(
     ctx: typer.Context,
     connection: Connection,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for a free one.")] = PORT,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0 picks a free port.")
+    ] = PORT,
     api_key_from_env: Annotated[
         bool,
         typer.Option(
             "--api-key-from-env",
-            help="Ask with the key in PREM_API_KEY for every caller, whatever key it sends: whoever reaches the port "
-            "then uses your key. By default every caller's own key is used.",
+            help="Use the API key in PREM_API_KEY for all requests, whatever key a caller sends: anyone who can reach "
+            "the port then uses your key. Default: each caller's own key.",
         ),
     ] = False,
     drop_unsupported: Annotated[
         bool,
         typer.Option(
             "--drop-unsupported",
-            help="Leave out parameters that Prem's published schema does not have, and name them in the header "
-            "x-prem-dropped. By default they are refused.",
+            help="Remove parameters that Prem does not support, and list them in the response header x-prem-dropped. "
+            "Default: reject such requests.",
         ),
     ] = False,
     max_concurrency: Annotated[
@@ -50,62 +50,60 @@ def proxy(
         typer.Option(
             min=0,
             metavar="N",
-            help="Requests of one key on their way at once; others wait. 0 for any number.",
+            help="Maximum concurrent requests per API key; others wait. 0 means unlimited.",
         ),
     ] = DEFAULT_MAX_CONCURRENCY,
     audio_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for the answer to a recording.")
+        float, typer.Option(metavar="SECONDS", help="Seconds to wait for a transcription.")
     ] = 300.0,
     body_limit: Annotated[
-        str, typer.Option(metavar="SIZE", help="The largest request, such as 500kb, 32mb or 1gb.")
+        str, typer.Option(metavar="SIZE", help="Maximum request size, for example 500kb, 32mb or 1gb.")
     ] = "32mb",
     allow_remote: Annotated[
         bool,
         typer.Option(
             "--allow-remote",
-            help="Listen on an address that other machines reach. Prompts, replies and keys travel to the proxy "
-            "unencrypted, and whoever reaches it can use it.",
+            help="Allow an address that other machines can reach. Prompts, answers and API keys then travel to the "
+            "proxy unencrypted, and anyone who reaches it can use it.",
         ),
     ] = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A further name by which callers may ask, such as host.docker.internal. May be repeated.",
+            help="Additional host name that callers may use, such as host.docker.internal. Can be repeated.",
         ),
     ] = None,
 ) -> None:
-    """Serve OpenAI's API on this machine, encrypted to Prem.
+    """Run a local OpenAI-compatible server for any client.
 
-    Point any OpenAI client's base URL to http://127.0.0.1:3000/v1. Chat completions (streamed and whole, tools,
-    structured output, reasoning), transcriptions, translations and the models list. Stop with Ctrl-C, which is no error
-    here. Where the proxy has tried again by itself, it tells callers not to; --max-retries 0 leaves that to them.
+    Set the base URL of an OpenAI client to http://127.0.0.1:3000/v1. Supported are chat completions (with streaming,
+    tools, structured output and reasoning), transcriptions, translations and the models list. Ctrl-C stops the proxy
+    (exit code 0).
+
+    The proxy retries failed requests itself and tells callers not to retry; --max-retries 0 leaves retries to callers.
 
     \b
     Examples:
       prem proxy
       prem --local proxy --port 8080
-      OPENAI_BASE_URL=http://127.0.0.1:3000/v1 OPENAI_API_KEY=$PREM_API_KEY python app.py
     """
     from prem_core.proxy import LocalProxy
 
-    # An embedded enclave knows one key, which no caller has.
-    local = (ctx.find_object(Call) or Call()).local
+    # The embedded enclave accepts one key, which no caller has.
+    local = global_options(ctx).local
     if connection.api_key_env and not api_key_from_env:
         raise ConfigurationError(
-            "--api-key-env goes with --api-key-from-env: by default callers send their keys"
+            "--api-key-env needs --api-key-from-env: by default callers send their own keys"
         )
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    with ending_in(USAGE_ERROR):
+    with exit_with(EXIT_USAGE):
         served = LocalProxy(
             host=host,
             port=port,
             api_key=connection.api_key() if api_key_from_env or local else None,
             gateway_url=connection.gateway_url,
             enclave_url=connection.enclave_url,
-            enclave_public_key=connection.enclave_public_key,
+            enclave_public_key=parse_enclave_key(connection.enclave_public_key),
             encryption_keys=connection.encryption_keys(),
             timeout=connection.timeout,
             audio_timeout=audio_timeout,
@@ -117,26 +115,20 @@ def proxy(
             allow_hosts=allow_host or (),
             allow_insecure=connection.allow_insecure,
         )
-    try:
-        served.start()
-    except OSError as error:  # a port
-        raise ConfigurationError(str(error)) from error
-    try:
+
+    def announce() -> None:
         if allow_remote:
-            say(f"prem proxy: prompts, replies and keys travel unencrypted between {host} and those who ask")
-        whose = (
-            "whoever reaches it uses your API key" if api_key_from_env else "callers send their own API keys"
+            write_stderr(f"prem proxy: prompts, answers and API keys travel to {host} unencrypted")
+        keys = "every caller uses your API key" if api_key_from_env else "callers send their own API keys"
+        typer.echo(
+            f"prem proxy: {served.base_url} ({'embedded enclave' if local else keys}; Ctrl-C stops it)"
         )
-        typer.echo(f"prem proxy: {served.base_url} ({'an embedded enclave' if local else whose})")
-        # With a timeout: on Windows a wait without one is not interrupted by Ctrl-C.
-        while not stopped.wait(0.5):
-            pass
-    finally:
-        served.stop()
+
+    serve_until_stopped(served, announce)
 
 
 def _size(text: str) -> int:
-    """Bytes, from a figure with a unit: ``32mb``."""
+    """Parse a size with a unit, such as ``32mb``, into bytes."""
     found = re.fullmatch(r"(\d+)\s*([kmg]?)(?:i?b)?", text.strip().lower())
     if found is None or not int(found[1]):
         raise ConfigurationError("--body-limit must be a size such as 500kb, 32mb or 1gb")

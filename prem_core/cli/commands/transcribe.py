@@ -25,10 +25,10 @@ from prem_core._errors import (
     PermissionDeniedError,
     PremError,
 )
-from prem_core.cli import FAILURE, USAGE_ERROR
-from prem_core.cli.connection import Connection, connected
-from prem_core.cli.errors import Ending
-from prem_core.cli.output import as_json, say, write
+from prem_core.cli import EXIT_FAILURE, EXIT_USAGE
+from prem_core.cli.connection import Connection, with_connection_options
+from prem_core.cli.errors import CliError
+from prem_core.cli.output import as_json, write, write_stderr
 
 if TYPE_CHECKING:
     from prem_core import AsyncPremClient
@@ -58,7 +58,7 @@ class Format(StrEnum):
 _SUFFIXES: Final = {Format.TEXT: ".txt", Format.JSON: ".json", Format.SRT: ".srt", Format.VTT: ".vtt"}
 
 
-@connected(timeout=TIMEOUT)
+@with_connection_options(timeout=TIMEOUT)
 def transcribe(
     connection: Connection,
     files: Annotated[
@@ -79,7 +79,9 @@ def transcribe(
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Names and terms to expect, in the language spoken.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature, 0 to 1.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Sampling temperature, 0 to 1.")
+    ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="The model that hears.")] = DEFAULT_MODEL,
     output_dir: Annotated[
         str | None,
@@ -111,9 +113,9 @@ def transcribe(
     from prem_core._protocol.request_schema import audio_plaintext
 
     if translate and language is not None:
-        raise Ending("--translate and --language: a translation finds out by itself", USAGE_ERROR)
+        raise CliError("--translate and --language: a translation finds out by itself", EXIT_USAGE)
     if force and output_dir is None:
-        raise Ending("--force is for the files of --output-dir", USAGE_ERROR)
+        raise CliError("--force is for the files of --output-dir", EXIT_USAGE)
     hearing = Hearing(
         model=model,
         task="translate" if translate else "transcribe",
@@ -124,7 +126,7 @@ def transcribe(
     audio_plaintext(hearing.task, hearing.params())  # what is wrong with these is every recording's error
     sources = _sources(files)
     if output_dir is None and len(sources) > 1 and format in (Format.SRT, Format.VTT):
-        raise Ending(f"{format} files of several recordings need --output-dir", USAGE_ERROR)
+        raise CliError(f"{format} files of several recordings need --output-dir", EXIT_USAGE)
     if output_dir is None:
         take = _printer(heads=format is Format.TEXT and len(sources) > 1)
     else:
@@ -135,14 +137,14 @@ def transcribe(
 
     missed = asyncio.run(_hear_all(connection, sources, hearing, form, take, jobs))
     if missed:
-        raise Ending(f"{missed} of {len(sources)} recordings could not be heard", FAILURE)
+        raise CliError(f"{missed} of {len(sources)} recordings could not be heard", EXIT_FAILURE)
 
 
 def _sources(files: Sequence[str]) -> list[Source]:
     from prem_core._audio.sources import source_of, sources_at
 
     if files.count("-") > 1:
-        raise Ending("- can be given once: standard input is one recording", USAGE_ERROR)
+        raise CliError("- can be given once: standard input is one recording", EXIT_USAGE)
     found: list[Source] = []
     for name in files:
         if name == "-":
@@ -186,10 +188,10 @@ async def _hear_all(
                             take(source, text)
                     except _EVERYBODYS:
                         raise
-                    except (PremError, Ending) as error:
+                    except (PremError, CliError) as error:
                         missed += 1
                         with bars.aside():
-                            say(f"prem transcribe: {_about(source, error)}")
+                            write_stderr(f"prem transcribe: {_about(source, error)}")
             finally:
                 for task in tasks:
                     task.cancel()
@@ -244,7 +246,7 @@ class _Read:
         return self._file.tell(), self._size
 
 
-def _about(source: Source, error: PremError | Ending) -> str:
+def _about(source: Source, error: PremError | CliError) -> str:
     text = str(error)
     if isinstance(error, InvalidParameterError):
         # Where a file is at fault, the text names it, and the parameter, which is none here.
@@ -299,24 +301,33 @@ def _writer(form: Format, folder: Path, sources: Sequence[Source], *, overwrite:
     """Writes each to a file of its own.
 
     Raises:
-        Ending: Two of them would have one name, or one is there already; nothing was sent yet.
+        CliError: Two of them would have one name, or one is there already; nothing was sent yet.
     """
-    from prem_core.cli.files import taken, write_file
+    from prem_core._crypto.files import write_atomically
+
+    def exists(path: Path) -> str:
+        return f"{path} already exists; --force replaces it"
 
     paths: dict[str, Path] = {}
     for source in sources:
         path = folder / Path(source.name).with_suffix(_SUFFIXES[form]).name
         if other := next((name for name, each in paths.items() if each == path), None):
-            raise Ending(f"{other} and {source.source} would both be written to {path}", USAGE_ERROR)
+            raise CliError(f"{other} and {source.source} would both be written to {path}", EXIT_USAGE)
         if not overwrite and path.exists():
-            raise Ending(taken(path), USAGE_ERROR)
+            raise CliError(exists(path), EXIT_USAGE)
         paths[source.source] = path
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Ending(f"--output-dir: {folder} cannot be made ({error.strerror})", USAGE_ERROR) from None
+        raise CliError(f"--output-dir: {folder} cannot be made ({error.strerror})", EXIT_USAGE) from None
 
     def take(source: Source, text: str) -> None:
-        write_file(paths[source.source], text, overwrite=overwrite)
+        path = paths[source.source]
+        try:
+            write_atomically(path, text.encode("utf-8", "surrogateescape"), overwrite=overwrite)
+        except FileExistsError:
+            raise CliError(exists(path), EXIT_FAILURE) from None
+        except OSError as error:
+            raise CliError(f"{path} cannot be written ({error.strerror})", EXIT_FAILURE) from None
 
     return take

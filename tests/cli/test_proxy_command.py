@@ -1,0 +1,146 @@
+"""``prem proxy``: what it prints, its options, and how it stops."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import httpx
+import openai
+import pytest
+from support.prem_program import Prem, ServerProcess
+from support.proxies import chat
+from support.scripted_upstream import Upstream, chunk
+
+from prem_core.cli.commands.proxy import _size
+from prem_core.enclave import LocalEnclave
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start ``prem proxy`` with these options and environment variables."""
+    running: list[ServerProcess] = []
+
+    def start(*options: str, before: tuple[str, ...] = (), **environment: str) -> ServerProcess:
+        command = [*before, "proxy", "--port", "0", *options]
+        running.append(ServerProcess(*command, ready="\n", **environment))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.kill()
+
+
+def base_url(server: ServerProcess) -> str:
+    return server.output.split()[2]
+
+
+def urls(enclave: LocalEnclave) -> dict[str, str]:
+    return {"PREM_GATEWAY_URL": enclave.gateway_url, "PREM_ENCLAVE_URL": enclave.enclave_url}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_prints_its_url_and_stops_cleanly_on_a_signal(
+    start: Start, enclave: LocalEnclave, number: int
+) -> None:
+    server = start(**urls(enclave))
+    with openai.OpenAI(base_url=base_url(server), api_key=enclave.api_key) as client:
+        assert client.chat.completions.create(**chat()).choices
+    assert server.stop(number) == 0
+    assert server.errors == ""
+    assert len(server.output.splitlines()) == 1
+    assert "their own API keys" in server.output
+
+
+def test_it_stops_cleanly_while_a_stream_is_open(
+    start: Start, upstream_enclave: LocalEnclave, upstream: Upstream
+) -> None:
+    upstream.stalls(chunk("Hel"))
+    server = start(**urls(upstream_enclave))
+    key = upstream_enclave.api_key
+    with openai.OpenAI(base_url=base_url(server), api_key=key, max_retries=0) as client:
+        stream = client.chat.completions.create(**chat(), stream=True)
+        next(stream)
+        assert server.stop() == 0
+        with pytest.raises(openai.APIError):
+            next(stream)
+    assert server.errors == ""
+    assert upstream.left.wait(60)
+
+
+def test_api_key_from_env_uses_the_key_of_the_environment_for_every_caller(
+    start: Start, enclave: LocalEnclave
+) -> None:
+    server = start("--api-key-from-env", "--api-key-env", "MINE", MINE=enclave.api_key, **urls(enclave))
+    assert httpx.get(f"{base_url(server)}/models", trust_env=False).status_code == 200
+    assert "your API key" in server.output
+    assert enclave.api_key not in server.output
+    other = start(PREM_API_KEY=enclave.api_key, **urls(enclave))
+    assert httpx.get(f"{base_url(other)}/models", trust_env=False).status_code == 401
+
+
+def test_the_options_reach_the_proxy(start: Start, enclave: LocalEnclave) -> None:
+    server = start(
+        "--drop-unsupported", "--body-limit", "1kb", "--allow-host", "proxy.local:1", **urls(enclave)
+    )
+    headers = {"authorization": f"Bearer {enclave.api_key}", "host": "proxy.local:1"}
+    url = f"{base_url(server)}/chat/completions"
+    reply = httpx.post(url, json=chat(user="anna"), headers=headers, trust_env=False)
+    assert (reply.status_code, reply.headers["x-prem-dropped"]) == (200, "user")
+    assert httpx.post(url, json=chat("a" * 1024), headers=headers, trust_env=False).status_code == 413
+
+
+def test_local_needs_no_api_key_and_takes_an_upstream(start: Start, upstream: Upstream) -> None:
+    server = start(before=("--local", "--upstream", upstream.url))  # type: ignore[arg-type]
+    assert "embedded enclave" in server.output
+    response = httpx.post(f"{base_url(server)}/chat/completions", json=chat(), trust_env=False)
+    assert response.json()["choices"][0]["message"]["content"] == "Hello"
+    assert server.stop() == 0
+    assert server.errors == ""
+
+
+def test_allow_remote_prints_a_warning(start: Start, enclave: LocalEnclave) -> None:
+    server = start("--host", "0.0.0.0", "--allow-remote", **urls(enclave))
+    assert httpx.get(base_url(server).replace("/v1", "/health"), trust_env=False).status_code == 200
+    assert server.stop() == 0
+    (line,) = server.errors.splitlines()
+    assert "unencrypted" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "--allow-remote"),
+        (["--host", "no.such.host.invalid", "--allow-remote"], "no.such.host.invalid"),
+        (["--port", "70000"], "65535"),
+        (["--body-limit", "much"], "--body-limit"),
+        (["--body-limit", "0"], "--body-limit"),
+        (["--timeout", "0"], "--timeout"),
+        (["--audio-timeout", "0"], "--audio-timeout"),
+        (["--enclave-public-key", "abc"], "--enclave-public-key"),
+        (["--gateway-url", "http://gateway.example"], "--gateway-url is plain http"),
+        (["--api-key-from-env"], "PREM_API_KEY"),
+        (["--api-key-env", "MINE"], "--api-key-from-env"),
+        (["--keys", "/no/such/file"], "KEK"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error_on_one_line(prem: Prem, options: list[str], message: str) -> None:
+    prem("proxy", "--port", "0", *options).assert_error(2, "prem proxy: ", message)
+
+
+def test_a_port_in_use_is_a_usage_error_on_one_line(prem: Prem) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        prem("proxy", "--port", port).assert_error(2, "prem proxy: ", port)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("7", 7), ("500kb", 512_000), ("32MB", 32 << 20), ("1 GiB", 1 << 30), ("2m", 2 << 20)]
+)
+def test_sizes_are_read_in_their_usual_spellings(text: str, size: int) -> None:
+    assert _size(text) == size
