@@ -1,8 +1,8 @@
-"""`PremWhisperParser` and `PremWhisperLoader`: recordings as LangChain documents, heard in Prem's enclave."""
+"""`PremWhisperParser` and `PremWhisperLoader`: recordings as LangChain documents, transcribed in Prem's enclave."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from os import PathLike
 from pathlib import PurePath
@@ -12,15 +12,21 @@ import httpx
 from langchain_core.document_loaders import BaseBlobParser, BaseLoader, BlobLoader
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, field_validator
 from typing_extensions import override
 
 from langchain_prem._errors import core_errors, translate
-from prem_core import InvalidParameterError
-from prem_core._adapters.audio_settings import LoaderSettings, TranscriptionSettings
-from prem_core._audio.batch import TranscriptionFailedWarning, Watch, ahear, ahear_all, hear, hear_all
-from prem_core._audio.sources import Source, source_of, sources_at, suffix_of_type
-from prem_core._audio.transcripts import Passage
+from prem_core import InvalidParameterError, PremError
+from prem_core._adapters.audio_settings import (
+    AudioSource,
+    LoaderSettings,
+    TimedText,
+    TranscriptionFailedWarning,
+    TranscriptionSettings,
+    source_of,
+    sources_at,
+    suffix_of_type,
+)
 from prem_core._crypto.redaction import without_traceback
 
 __all__ = ["PremWhisperLoader", "PremWhisperParser", "TranscriptionFailedWarning"]
@@ -40,35 +46,36 @@ class _Whisper(TranscriptionSettings):
 
 
 class PremWhisperParser(_Whisper, BaseBlobParser):
-    """Makes documents of recordings given as blobs, whatever loaded them.
+    """Transcribes audio blobs into documents.
 
-    The recording is sealed in this process to a hardware enclave's key, and what was said is opened in it. One
-    that is longer than 25 MB is cut at its pauses and sent in parts; the documents' times go on across them.
+    A recording is encrypted in this process for a hardware enclave, and its transcript is decrypted here. A recording
+    of more than 25 MB is split at pauses and sent in chunks; the documents' times continue across chunks.
 
     Setup:
-        Install ``prem-encrypted[langchain]`` and set ``PREM_API_KEY``. Cutting long recordings other than PCM WAV
+        Install ``prem-encrypted[langchain]`` and set ``PREM_API_KEY``. Splitting long recordings other than PCM WAV
         needs ``prem-encrypted[audio]``.
 
-    Key init args:
+    Key init args — transcription:
         model: str
             Name of the model. Default ``openai/whisper-large-v3``.
         task: "transcribe" | "translate"
-            "translate" gives English.
+            "translate" writes English.
         language: str | None
-            What is spoken, an ISO-639-1 code. None lets the model find out.
+            The spoken language, an ISO-639-1 code. None lets the model detect it.
         prompt: str | None
             Names and terms to expect.
         temperature: float | None
             0 to 1.
-        mode: "full" | "segments"
+        mode: "document" | "segments"
             A document of each recording, or of each segment.
-        group_seconds: float | None
+        max_segment_seconds: float | None
             In mode "segments", joins segments up to this length.
+
+    Key init args — client:
         timeout: float
-            Seconds. Default 300: an answer begins when the whole recording was heard.
-        api_key, gateway_url, enclave_url, enclave_public_key, encryption_keys, max_retries, total_timeout,
-        max_concurrency, requests_per_second, limits, allow_insecure, http_client, ...
-            As for `ChatPremEncrypted`.
+            Seconds to wait for a transcription. Default 300.
+        api_key, gateway_url, limits, max_retries, http_client, ...
+            The client settings of `ChatPremEncrypted`.
 
     Parse:
         .. code-block:: python
@@ -76,64 +83,63 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
             from langchain_core.documents.base import Blob
             from langchain_prem import PremWhisperParser
 
-            parser = PremWhisperParser(mode="segments", group_seconds=60)
+            parser = PremWhisperParser(mode="segments", max_segment_seconds=60)
             for document in parser.lazy_parse(Blob.from_path("call.mp3")):
                 print(document.metadata["start"], document.page_content)
 
         With a blob loader of langchain-community: ``GenericLoader(blob_loader, parser)``.
 
     Metadata:
-        The blob's own, and source, chunk, start, end, duration (seconds), language, model and task; what the service
-        does not say is left out. The document's id is the same for every run.
+        The blob's own, and source, segment (counted from 0), start, end, duration (seconds), language, model and task.
+        Values that the service does not return are left out. A document's id is the same in every run.
 
-    A recording always gives a document, if an empty one. Errors are `prem_core`'s and langchain-core's, and name the
-    source.
+    A silent recording gives an empty document. Errors are `prem_core`'s and langchain-core's, and name the source.
 
     Raises:
-        ValueError: A setting cannot work; the message names it.
+        ValueError: A setting is not valid; the message names it.
     """
 
     @override
     def lazy_parse(self, blob: Blob) -> Iterator[Document]:
-        """The blob's documents. It is heard when the first one is asked for."""
+        """The blob's documents. The blob is transcribed when the first one is requested."""
         with core_errors():
             source = _blob_source(blob)
-            passages = hear(self._sync(), source, self._hearing())
-        yield from _documents(source, passages)
+            texts = self._transcribe(source)
+        yield from _documents(source, texts)
 
     async def alazy_parse(self, blob: Blob) -> AsyncIterator[Document]:
-        """`lazy_parse`, without a thread for the network."""
+        """`lazy_parse`, asynchronously."""
         with core_errors():
             source = _blob_source(blob)
-            passages = await ahear(self._async(), source, self._hearing())
-        for document in _documents(source, passages):
+            texts = await self._atranscribe(source)
+        for document in _documents(source, texts):
             yield document
 
 
 class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
-    """Loads recordings from paths, directories or blobs as documents.
+    """Loads recordings from paths, directories or blobs, and transcribes them into documents.
 
-    Takes every setting of `PremWhisperParser`, and these:
+    It takes every setting of `PremWhisperParser`, and these:
 
     Args:
-        path: A file, a directory, or many of them.
-        glob: Which files of a directory. Default ``**/*``.
-        suffixes: How the names of a directory's files must end. Default: the formats that Whisper takes, or any
-            where there is a `glob`. A directory without such a file is an error.
+        path: A file, a directory, or a list of them.
+        glob: Selects the files of a directory. Default ``**/*``.
+        suffixes: Selects files of a directory by the end of their names. Default: the formats that Whisper accepts, or
+            any if there is a `glob`. A directory without a matching file is an error.
         blobs: Blobs, or a blob loader, instead of `path`.
-        max_concurrency: Recordings heard at once by `alazy_load` and `aload`. Default 5; each may take more than
-            twice its size in memory on its way. Also requests on their way, where no `limits` say otherwise.
-        show_progress: Whether to show a progress bar, with tqdm.
         on_error: "raise" the first error. Or "collect": the other recordings are loaded, `errors` holds a source and
-            an error for each that was not, and a warning says how many there were. A wrong key or setting is
-            raised in any case.
+            an error for each that failed, and a warning counts them. A wrong key, permission or setting is always
+            raised.
+        show_progress: Whether to show a progress bar. It needs tqdm.
+        max_concurrent_recordings: Recordings in progress at once in `alazy_load` and `aload`. Default 5. Each takes
+            about twice its size in memory and sends one request at a time; `max_concurrency` limits the requests.
 
     Load:
         .. code-block:: python
 
             from langchain_prem import PremWhisperLoader
 
-            loader = PremWhisperLoader("calls/", glob="2026-*.mp3", mode="segments", group_seconds=60)
+            loader = PremWhisperLoader("calls/", glob="2026-*.mp3", mode="segments", max_segment_seconds=60)
             for document in loader.lazy_load():
                 print(document.metadata["source"], document.metadata["start"], document.page_content)
 
@@ -143,28 +149,25 @@ class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
             async for document in loader.alazy_load():
                 ...
 
-        Several recordings are heard at once; documents come in the order of the recordings all the same.
+        Several recordings are transcribed at once; documents keep the order of the recordings.
 
     Attributes:
-        errors: With ``on_error="collect"``: a source and an error for each recording of the latest load that could not
-            be heard.
+        errors: With ``on_error="collect"``: a source and an error for each recording of the latest load that failed.
 
     Raises:
-        ValueError: A setting cannot work; the message names it.
+        ValueError: A setting is not valid; the message names it.
     """
 
     path: Path_ | list[Path_] | None = None
-    """A file, a directory, or many of them."""
+    """A file, a directory, or a list of them."""
     glob: str | None = Field(default=None, min_length=1)
-    """Which files of a directory."""
+    """Selects the files of a directory."""
     suffixes: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """How the names of a directory's files must end."""
+    """Selects files of a directory by the end of their names."""
     blobs: Any = Field(default=None, exclude=True, repr=False)
     """Blobs, or a blob loader, instead of `path`."""
 
     _shared: ClassVar[frozenset[str]] = frozenset({"blobs"})
-
-    _errors: list[tuple[str, Exception]] = PrivateAttr(default_factory=list)
 
     @without_traceback
     def __init__(self, path: Path_ | Iterable[Path_] | None = None, **settings: Any) -> None:
@@ -173,79 +176,75 @@ class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
 
     @field_validator("path", mode="before")
     @classmethod
-    def _many_as_list(cls, value: Any) -> Any:
+    def _iterable_to_list(cls, value: Any) -> Any:
         return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
 
     @field_validator("suffixes", mode="before")
     @classmethod
-    def _one_as_many(cls, value: Any) -> Any:
+    def _one_to_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @override
     def _check(self) -> None:
         super()._check()
         if (self.path is None) == (self.blobs is None):
-            raise InvalidParameterError("path: give a path or blobs, and not both", param="path")
+            raise InvalidParameterError("path: set either path or blobs", param="path")
         if self.path is None and (self.glob is not None or self.suffixes is not None):
-            raise InvalidParameterError("glob, suffixes: choose among a directory's files", param="glob")
+            raise InvalidParameterError(
+                "glob, suffixes: they select files of a path, not blobs", param="glob"
+            )
         if isinstance(self.path, list) and not self.path:
             raise InvalidParameterError("path: the list is empty", param="path")
 
     @property
     def errors(self) -> list[tuple[str, Exception]]:
-        """The recordings of the latest load that could not be heard: each source, and its error."""
+        """The recordings of the latest load that could not be transcribed: each source, and its error."""
         return self._errors
 
     @override
     def lazy_load(self) -> Iterator[Document]:
-        """The documents, recording by recording; one is heard when its first document is asked for."""
-        client = self._sync()
-        sources, watch = self._sources_and_watch()
-        for source, passages in hear_all(client, sources, self._hearing(), watch):
-            yield from _documents(source, passages)
+        """The documents, recording by recording; each is transcribed when its first document is requested."""
+        with core_errors():
+            for source, texts in self._transcribe_many(*self._sources()):
+                yield from _documents(source, texts)
 
     @override
     async def alazy_load(self) -> AsyncIterator[Document]:
-        """The documents, in the same order, with up to `max_concurrency` recordings heard at once."""
-        client = self._async()
-        sources, watch = self._sources_and_watch()
-        heard = ahear_all(client, sources, self._hearing(), watch, self.max_concurrency)
-        async with aclosing(heard) as each:
-            async for source, passages in each:
-                for document in _documents(source, passages):
-                    yield document
+        """The documents, in the same order; up to `max_concurrent_recordings` are transcribed at once."""
+        with core_errors():
+            async with aclosing(self._atranscribe_many(*self._sources())) as found:
+                async for source, texts in found:
+                    for document in _documents(source, texts):
+                        yield document
 
-    def _sources_and_watch(self) -> tuple[Iterable[Source], Watch]:
-        sources: Iterable[Source]
-        total = None
-        if self.path is not None:
-            paths = self.path if isinstance(self.path, list) else [self.path]
-            with core_errors():
-                sources = sources_at(paths, self.glob, self.suffixes)
-            total = len(sources)
-        elif isinstance(self.blobs, BlobLoader):
-            sources = map(_blob_source, self.blobs.yield_blobs())
-        else:
-            total = len(self.blobs) if isinstance(self.blobs, list | tuple) else None
-            sources = map(_blob_source, self.blobs)
-        # A list of its own for every load: two may be running.
+    @staticmethod
+    @override
+    def _translate_error(error: PremError) -> PremError:
+        return translate(error)
+
+    def _sources(self) -> tuple[Iterable[AudioSource], int | None]:
+        """The recordings, and how many they are, if that is known."""
+        # A new list for every load: two loads may run at once.
         self._errors = []
-        return sources, Watch(
-            self.on_error, self._errors, progress=self.show_progress, total=total, translate=translate
-        )
+        if self.path is not None:
+            sources = sources_at(
+                self.path if isinstance(self.path, list) else [self.path], self.glob, self.suffixes
+            )
+            return sources, len(sources)
+        blobs = self.blobs.yield_blobs() if isinstance(self.blobs, BlobLoader) else self.blobs
+        return map(_blob_source, blobs), len(blobs) if isinstance(blobs, list | tuple) else None
 
 
-def _blob_source(blob: Blob) -> Source:
+def _blob_source(blob: Blob) -> AudioSource:
     if blob.data is None and blob.path is not None:
-        return source_of(blob.path, source=blob.source, name=PurePath(blob.path).name, about=blob.metadata)
+        return source_of(blob.path, source=blob.source, name=PurePath(blob.path).name, metadata=blob.metadata)
     name = PurePath(blob.path or blob.source or "").name
     if not PurePath(name).suffix:
-        # Nothing but its type says what a nameless blob is, where its content does not.
+        # The media type of a blob without a name may be all that tells its format.
         name = (name or "audio") + suffix_of_type(blob.mimetype)
-    return source_of(blob.as_bytes(), source=blob.source, name=name, about=blob.metadata)
+    return source_of(blob.as_bytes(), source=blob.source, name=name, metadata=blob.metadata)
 
 
-def _documents(source: Source, passages: Iterable[Passage]) -> Iterator[Document]:
-    about: Mapping[str, Any] = source.about
-    for passage in passages:
-        yield Document(passage.text, id=passage.id, metadata={**about, **passage.metadata})
+def _documents(source: AudioSource, texts: Iterable[TimedText]) -> Iterator[Document]:
+    for text in texts:
+        yield Document(text.text, id=text.id, metadata={**source.metadata, **text.metadata})

@@ -28,6 +28,10 @@ DEFAULT_TIMEOUT: Final = 30.0
 DEFAULT_MAX_BUFFER_SIZE: Final = 10 * 1024 * 1024
 DEFAULT_MAX_RETRIES: Final = 2
 
+#: Seconds to wait for a transcription. The response starts only after the whole recording was processed, and 25 MB
+#: can be two hours of speech.
+AUDIO_TIMEOUT: Final = 300.0
+
 #: Open requests: as many as the BASE tier allows an organisation.
 DEFAULT_MAX_CONCURRENCY: Final = 5
 

@@ -1,53 +1,84 @@
-"""The settings of recording loaders and parsers."""
+"""Settings of the audio loaders, readers and parsers, and how these transcribe."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from typing_extensions import override
 
 from prem_core._adapters.settings import ClientSettings
-from prem_core._audio.batch import AUDIO_TIMEOUT, LEAST_PART_BYTES, MAX_CONCURRENCY, OnError
-from prem_core._audio.transcripts import Hearing, Mode, Task
-from prem_core._audio.upload import DEFAULT_MODEL, MAX_FILE_BYTES
-from prem_core._config import (
-    DEFAULT_MAX_CONCURRENCY,
-    DEFAULT_TIMEOUT,
+from prem_core._audio.batch import (
+    ErrorCollector,
+    OnError,
+    TranscriptionFailedWarning,
+    atranscribe,
+    atranscribe_many,
+    transcribe,
+    transcribe_many,
 )
-from prem_core._errors import InvalidParameterError
+from prem_core._audio.chunking import MIN_CHUNK_BYTES
+from prem_core._audio.sources import WHISPER_SUFFIXES, AudioSource, source_of, sources_at, suffix_of_type
+from prem_core._audio.transcripts import (
+    EXCLUDED_METADATA_KEYS,
+    Mode,
+    Task,
+    TimedText,
+    TranscriptionRequest,
+    segments,
+)
+from prem_core._audio.upload import DEFAULT_MODEL, AudioFile
+from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY, DEFAULT_TIMEOUT
+from prem_core._errors import InvalidParameterError, PremError
 from prem_core._protocol.request_schema import audio_plaintext
+from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
-# --- settings ---------------------------------------------------------------------------------------------
+#: What the adapters need of `prem_core._audio`.
+__all__ = [
+    "EXCLUDED_METADATA_KEYS",
+    "WHISPER_SUFFIXES",
+    "AudioFile",
+    "AudioSource",
+    "LoaderSettings",
+    "TimedText",
+    "TranscriptionFailedWarning",
+    "TranscriptionSettings",
+    "source_of",
+    "sources_at",
+    "suffix_of_type",
+]
 
 
 class TranscriptionSettings(ClientSettings):
-    """How recordings are heard, and the settings of the client that hears them."""
+    """How recordings are transcribed, and the settings of the client that sends them."""
 
     model: str = Field(default=DEFAULT_MODEL, min_length=1)
     """Name of the model."""
     task: Task = "transcribe"
-    """"transcribe" what is said, or "translate" it into English."""
+    """"transcribe", or "translate" into English."""
     language: str | None = None
-    """What is spoken, an ISO-639-1 code. None lets the model find out. Transcriptions only."""
+    """The spoken language, an ISO-639-1 code. None lets the model detect it. Transcriptions only."""
     prompt: str | None = Field(default=None, repr=False)
-    """Text that leads the model's style: names and terms to expect."""
+    """Text that guides the model's style: names and terms to expect."""
     temperature: float | None = None
-    """0 to 1."""
-    mode: Mode = "full"
-    """"full" makes one document of a recording, "segments" one of each segment."""
-    group_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """In mode "segments": join segments up to this length, never splitting one."""
-    max_part_bytes: int = Field(default=MAX_FILE_BYTES, ge=LEAST_PART_BYTES, le=MAX_FILE_BYTES)
-    """A recording of more bytes is sent in parts, cut at pauses."""
+    """Sampling temperature, 0 to 1."""
+    mode: Mode = "document"
+    """"document" makes one document of a recording, "segments" one of each segment."""
+    max_segment_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """In mode "segments": join segments up to this length. A segment is never split."""
+    max_chunk_bytes: int = Field(default=MAX_AUDIO_BYTES, ge=MIN_CHUNK_BYTES, le=MAX_AUDIO_BYTES)
+    """A recording of more bytes is split at pauses and sent in chunks."""
 
     timeout: float = Field(default=AUDIO_TIMEOUT, gt=0, allow_inf_nan=False)
-    """Seconds to wait for an answer, which begins when the whole recording was heard; 30 at most to connect."""
+    """Seconds to wait for a transcription, which starts only after the whole recording was processed. Connecting may
+    take 30 seconds at most."""
 
     @field_validator("language", "prompt", "temperature")
     @classmethod
-    def _as_published(cls, value: Any, info: ValidationInfo) -> Any:
+    def _follows_schema(cls, value: Any, info: ValidationInfo) -> Any:
         audio_plaintext("transcribe", {"model": "m", str(info.field_name): value})
         return value
 
@@ -56,41 +87,91 @@ class TranscriptionSettings(ClientSettings):
         super()._check()
         if self.task == "translate" and self.language is not None:
             raise InvalidParameterError(
-                "language: a translation finds out by itself; the schema has it for transcriptions only",
+                "language: not available with task='translate', where the model detects the language",
                 param="language",
             )
-        if self.group_seconds is not None and self.mode != "segments":
-            raise InvalidParameterError("group_seconds: needs mode='segments'", param="group_seconds")
+        if self.max_segment_seconds is not None and self.mode != "segments":
+            raise InvalidParameterError(
+                "max_segment_seconds: set mode='segments' too", param="max_segment_seconds"
+            )
 
-    def _hearing(self) -> Hearing:
-        return Hearing(
+    @override
+    def _client_timeout(self) -> httpx.Timeout:
+        # Transcribing takes long; connecting to the gateway does not.
+        return httpx.Timeout(self.timeout, connect=min(self.timeout, DEFAULT_TIMEOUT))
+
+    def _request(self) -> TranscriptionRequest:
+        return TranscriptionRequest(
             model=self.model,
             task=self.task,
             language=self.language,
             prompt=self.prompt,
             temperature=self.temperature,
             mode=self.mode,
-            group_seconds=self.group_seconds,
-            max_part_bytes=self.max_part_bytes,
+            max_segment_seconds=self.max_segment_seconds,
+            max_chunk_bytes=self.max_chunk_bytes,
         )
 
-    @override
-    def _client_timeout(self) -> httpx.Timeout:
-        # It is the hearing that takes long, not finding the gateway.
-        return httpx.Timeout(self.timeout, connect=min(self.timeout, DEFAULT_TIMEOUT))
+    def _transcribe(self, source: AudioSource) -> list[TimedText]:
+        request = self._request()
+        return segments(source.source, transcribe(self._sync(), source, request), request)
+
+    async def _atranscribe(self, source: AudioSource) -> list[TimedText]:
+        request = self._request()
+        return segments(source.source, await atranscribe(self._async(), source, request), request)
 
 
 class LoaderSettings(TranscriptionSettings):
-    """... and what is done with many of them."""
+    """The settings of a transcription, and of a run over many recordings."""
 
     on_error: OnError = "raise"
-    """"raise" the first error, or "collect" them in `errors` and go on."""
+    """"raise" the first error, or "collect": the other recordings are transcribed, `errors` holds a source and an error
+    for each that failed, and a `TranscriptionFailedWarning` counts them. A wrong key, permission or setting is always
+    raised."""
     show_progress: bool = False
-    """Whether to show a progress bar (tqdm's)."""
-    max_concurrency: int | None = Field(default=MAX_CONCURRENCY, ge=1, strict=True)
-    """Recordings heard at once, in asynchronous calls; and requests on their way, where no `limits` say otherwise. None
-    for the default, and any number of requests."""
+    """Whether to show a progress bar. It needs tqdm."""
+    max_concurrent_recordings: int = Field(default=DEFAULT_MAX_CONCURRENCY, ge=1, strict=True)
+    """Recordings in progress at once, in asynchronous calls. Each takes about twice its size in memory, and sends one
+    request at a time; `max_concurrency` limits the requests."""
 
-    @override
-    def _limited_to(self) -> int | None:
-        return DEFAULT_MAX_CONCURRENCY  # here it says how many recordings are held in memory, too
+    _errors: list[tuple[str, Exception]] = PrivateAttr(default_factory=list)
+
+    @staticmethod
+    def _translate_error(error: PremError) -> PremError:
+        """The error that is collected for `error`; an adapter may have classes of its own."""
+        return error
+
+    def _transcribe_many(
+        self, sources: Iterable[AudioSource], total: int | None
+    ) -> Iterator[tuple[AudioSource, list[TimedText]]]:
+        client, request = self._sync(), self._request()
+        with self._collector(total) as collector:
+            found = transcribe_many(client, sources, request, collector.on_failure, collector.on_progress)
+            for source, transcripts in found:
+                yield source, segments(source.source, transcripts, request)
+
+    async def _atranscribe_many(
+        self, sources: Iterable[AudioSource], total: int | None
+    ) -> AsyncGenerator[tuple[AudioSource, list[TimedText]], None]:
+        client, request = self._async(), self._request()
+        with self._collector(total) as collector:
+            found = atranscribe_many(
+                client,
+                sources,
+                request,
+                collector.on_failure,
+                collector.on_progress,
+                max_recordings=self.max_concurrent_recordings,
+            )
+            async with aclosing(found):
+                async for source, transcripts in found:
+                    yield source, segments(source.source, transcripts, request)
+
+    def _collector(self, total: int | None) -> ErrorCollector:
+        return ErrorCollector(
+            self.on_error,
+            self._errors,
+            show_progress=self.show_progress,
+            total=total,
+            translate=self._translate_error,
+        )

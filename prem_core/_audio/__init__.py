@@ -1,1 +1,1 @@
-"""Recordings: reading, cutting and transcribing them, and what comes back."""
+"""Recordings: finding, reading, splitting and transcribing them, and making texts and subtitles of the result."""

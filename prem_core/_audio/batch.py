@@ -1,152 +1,209 @@
-"""Hearing recordings for the loaders of both frameworks: where they come from, and one or many of them.
-
-The two sides differ in `await` alone. The rule of this file: an error names its recording, and none is skipped
-without one.
-"""
+"""Transcribes one recording or many. Errors name their recording, and no recording is left out without one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import PurePath
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any, Final, Literal, Self
 
-from prem_core._audio.chunking import Piece, split
-from prem_core._audio.sources import WHISPER_SUFFIXES, Source, _by_content, _reading, _refused
-from prem_core._audio.transcripts import Answered, Hearing, Passage, passages
-from prem_core._audio.upload import MAX_FILE_BYTES
+from prem_core._audio.chunking import AudioChunk, chunks_of
+from prem_core._audio.sources import AudioSource
+from prem_core._audio.transcripts import ChunkTranscript, TranscriptionRequest
 from prem_core._client.client import AsyncPremClient, PremClient
-from prem_core._errors import AuthenticationError, ConfigurationError, PremError
-from prem_core._protocol.response_types import Transcription
+from prem_core._config import DEFAULT_MAX_CONCURRENCY
+from prem_core._errors import AuthenticationError, ConfigurationError, PermissionDeniedError, PremError
+
+#: Gets a recording, and how much of it is done: 0 when it starts, 1 once when it has ended, with or without an error.
+OnProgress = Callable[[AudioSource, float], None]
+
+#: Gets a recording that could not be transcribed, and its error. It may raise the error to end the batch.
+OnFailure = Callable[[AudioSource, PremError], None]
 
 OnError = Literal["raise", "collect"]
 
-#: Seconds. An answer begins only when the whole recording was heard, and 25 MB can be two hours of speech: the 30
-#: that do for a chat would cut it off.
-AUDIO_TIMEOUT: Final = 300.0
-
-#: Recordings heard at once. Each may take twice its size in memory while it is sent.
-MAX_CONCURRENCY: Final = 5
-
-#: Bytes. Below that a part would hold a second or two.
-LEAST_PART_BYTES: Final = 256 * 1024
+#: Errors that every recording of a batch would get: a wrong setting, key or permission. They always end the batch.
+FATAL_ERRORS: Final = (ConfigurationError, AuthenticationError, PermissionDeniedError)
 
 
 class TranscriptionFailedWarning(UserWarning):
-    """Some recordings could not be heard; the loader's `errors` says which, and why."""
+    """Some recordings could not be transcribed; `errors` of the loader or reader has each with its error."""
 
 
-# --- hearing one ------------------------------------------------------------------------------------------
+def _ignore_progress(source: AudioSource, done: float) -> None:
+    pass
 
 
-def hear(client: PremClient, source: Source, hearing: Hearing) -> list[Passage]:
-    """What is said in a recording; in parts, one after the other, where it is too long for one request.
+# --- one recording ----------------------------------------------------------------------------------------
+
+
+def transcribe(
+    client: PremClient,
+    source: AudioSource,
+    request: TranscriptionRequest,
+    on_progress: OnProgress = _ignore_progress,
+) -> list[ChunkTranscript]:
+    """Transcribe a recording; if it is too long for one request, in chunks, one after the other.
 
     Raises:
-        PremError: As `client.audio` raises it, or as the file cannot be read or cut; the message names the source.
+        PremError: What `client.audio` raises, or the file cannot be read or split. The message names the source.
     """
-    answers: list[Answered] = []
-    create: Any = (
-        client.audio.translations if hearing.task == "translate" else client.audio.transcriptions
-    ).create
-    with contextlib.closing(pieces(source, hearing.max_part_bytes)) as parts:
-        for part in parts:
-            with _named(source):
-                said: Transcription = create(file=(part.name, part.data), **hearing.params())
-            answers.append(Answered(said, part.offset, part.seconds))
-            del part  # before the next one is made
-    return passages(source.source, answers, hearing)
-
-
-async def ahear(client: AsyncPremClient, source: Source, hearing: Hearing) -> list[Passage]:
-    """`hear`, awaited. Files are read and cut in a thread."""
-    answers: list[Answered] = []
-    create: Any = (
-        client.audio.translations if hearing.task == "translate" else client.audio.transcriptions
-    ).create
-    parts = pieces(source, hearing.max_part_bytes)
+    transcripts: list[ChunkTranscript] = []
+    create = _resource(client, request).create
+    on_progress(source, 0.0)
     try:
-        while (part := await asyncio.to_thread(next, parts, None)) is not None:
-            with _named(source):
-                said: Transcription = await create(file=(part.name, part.data), **hearing.params())
-            answers.append(Answered(said, part.offset, part.seconds))
-            del part  # before the next one is made
+        with contextlib.closing(chunks_of(source, request.max_chunk_bytes)) as chunks:
+            for chunk in chunks:
+                with _source_in_errors(source):
+                    transcription = create(file=(chunk.name, chunk.data), **request.params())
+                transcripts.append(ChunkTranscript(transcription, chunk.offset, chunk.seconds))
+                _report(chunk, source, on_progress)
+                del chunk  # frees its memory before the next one is made
     finally:
-        # A thread that is at work on it when the task is cancelled cannot be stopped; the file is closed after it.
+        on_progress(source, 1.0)
+    return transcripts
+
+
+async def atranscribe(
+    client: AsyncPremClient,
+    source: AudioSource,
+    request: TranscriptionRequest,
+    on_progress: OnProgress = _ignore_progress,
+) -> list[ChunkTranscript]:
+    """`transcribe`, awaited. Files are read and split in a thread."""
+    transcripts: list[ChunkTranscript] = []
+    create = _resource(client, request).create
+    on_progress(source, 0.0)
+    chunks = chunks_of(source, request.max_chunk_bytes)
+    try:
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            with _source_in_errors(source):
+                transcription = await create(file=(chunk.name, chunk.data), **request.params())
+            transcripts.append(ChunkTranscript(transcription, chunk.offset, chunk.seconds))
+            _report(chunk, source, on_progress)
+            del chunk  # frees its memory before the next one is made
+    finally:
+        # If the task is cancelled while a thread runs the generator, the thread closes the file when it ends.
         with contextlib.suppress(ValueError):
-            parts.close()
-    return passages(source.source, answers, hearing)
+            chunks.close()
+        on_progress(source, 1.0)
+    return transcripts
 
 
-def pieces(source: Source, limit: int = MAX_FILE_BYTES) -> Generator[Piece, None, None]:
-    """A recording as it is sent: whole where it has at most `limit` bytes, else cut at its pauses.
-
-    Raises:
-        InvalidParameterError: It cannot be read, it is empty, or it is too long and cannot be cut.
-    """
-    with contextlib.ExitStack() as stack:
-        with _reading(source.source):
-            file = stack.enter_context(source.opened())
-            size = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            head = file.read(64)
-            if not isinstance(head, bytes):
-                raise _refused(f"{source.source} must be open in binary mode")
-            if not head:
-                raise _refused(f"the recording is empty: {source.source}")
-        name = source.name
-        if PurePath(name).suffix.lower() not in WHISPER_SUFFIXES:
-            # The service goes by the suffix.
-            name += PurePath(_by_content(head)).suffix
-        if size > limit:
-            parts = split(name, file, limit, called=source.source)
-            while True:
-                with _reading(source.source):
-                    part = next(parts, None)
-                if part is None:
-                    return
-                yield part
-                del part
-        with _reading(source.source):
-            file.seek(0)
-            data = file.read()
-        yield Piece(name, data)
+def _resource(client: PremClient | AsyncPremClient, request: TranscriptionRequest) -> Any:
+    return client.audio.translations if request.task == "translate" else client.audio.transcriptions
 
 
-@contextmanager
-def _named(source: Source) -> Iterator[None]:
+def _report(chunk: AudioChunk, source: AudioSource, on_progress: OnProgress) -> None:
+    if chunk.progress < 1:
+        on_progress(source, chunk.progress)
+
+
+@contextlib.contextmanager
+def _source_in_errors(source: AudioSource) -> Iterator[None]:
     """Put the source's name before the message of the service's errors."""
     try:
         yield
     except PremError as error:
-        # In place: its class, its values and where it comes from stay.
+        # In place, so that its class, values and traceback stay.
         error.args = (f"{source.source}: {error.args[0] if error.args else ''}", *error.args[1:])
         raise
 
 
-# --- hearing many -----------------------------------------------------------------------------------------
+# --- many recordings --------------------------------------------------------------------------------------
 
 
-class Watch:
-    """What happens to errors while many recordings are heard, and the progress bar.
+def transcribe_many(
+    client: PremClient,
+    sources: Iterable[AudioSource],
+    request: TranscriptionRequest,
+    on_failure: OnFailure,
+    on_progress: OnProgress = _ignore_progress,
+) -> Iterator[tuple[AudioSource, list[ChunkTranscript]]]:
+    """Each recording with its transcripts, in order. A recording is transcribed when it is asked for."""
+    for source in sources:
+        try:
+            transcripts = transcribe(client, source, request, on_progress)
+        except FATAL_ERRORS:
+            raise
+        except PremError as error:
+            on_failure(source, error)
+        else:
+            yield source, transcripts
 
-    A wrong setting or key is raised in any case: it would be every recording's error.
+
+async def atranscribe_many(
+    client: AsyncPremClient,
+    sources: Iterable[AudioSource],
+    request: TranscriptionRequest,
+    on_failure: OnFailure,
+    on_progress: OnProgress = _ignore_progress,
+    *,
+    max_recordings: int = DEFAULT_MAX_CONCURRENCY,
+    max_ahead: int | None = None,
+) -> AsyncGenerator[tuple[AudioSource, list[ChunkTranscript]], None]:
+    """`transcribe_many`, with several recordings at once. The order is that of `sources` all the same.
+
+    When the generator is closed, or an error is raised, transcriptions in progress are cancelled.
 
     Args:
-        on_error: "raise" the first error, or "collect" them: the other recordings are heard, and at the end a
-            warning says how many were not.
-        errors: Where they are collected, each with its source.
-        progress: Whether to show a progress bar.
-        total: How many recordings there are, where that is known.
-        translate: Makes a framework's error of one of ours.
+        client: The client.
+        sources: The recordings. They are taken in a thread, because a blob loader may read from a disk.
+        request: How they are transcribed.
+        on_failure: Called in the order of `sources`.
+        on_progress: Called in the order of events.
+        max_recordings: Most recordings in progress at once, each of them in memory.
+        max_ahead: Most recordings that are started before the first of them has been yielded; `max_recordings` if
+            None. With more, a long recording does not hold up those that follow.
+    """
+    running = asyncio.Semaphore(max_recordings)
+
+    async def run(source: AudioSource) -> list[ChunkTranscript]:
+        async with running:
+            return await atranscribe(client, source, request, on_progress)
+
+    remaining = iter(sources)
+    started: deque[tuple[AudioSource, asyncio.Task[list[ChunkTranscript]]]] = deque()
+    try:
+        while True:
+            while len(started) < (max_ahead or max_recordings):
+                source = await asyncio.to_thread(next, remaining, None)
+                if source is None:
+                    break
+                started.append((source, asyncio.create_task(run(source))))
+            if not started:
+                break
+            source, task = started.popleft()
+            try:
+                transcripts = await task
+            except FATAL_ERRORS:
+                raise
+            except PremError as error:
+                on_failure(source, error)
+            else:
+                yield source, transcripts
+    finally:
+        for _, task in started:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in started), return_exceptions=True)
+
+
+class ErrorCollector:
+    """Raises or collects the errors of a batch, and shows a progress bar. Use it as a context manager.
+
+    At the end it warns how many recordings failed.
+
+    Args:
+        on_error: "raise" the first error, or "collect" all and transcribe the other recordings.
+        errors: The list for collected errors, each with its source.
+        show_progress: Whether to show a progress bar.
+        total: The number of recordings, if it is known.
+        translate: Turns one of our errors into a framework's, before it is collected.
 
     Raises:
-        ImportError: A progress bar without tqdm.
+        ImportError: A progress bar needs tqdm.
     """
 
     def __init__(
@@ -154,16 +211,16 @@ class Watch:
         on_error: OnError,
         errors: list[tuple[str, Exception]],
         *,
-        progress: bool = False,
+        show_progress: bool = False,
         total: int | None = None,
         translate: Callable[[PremError], PremError] = lambda error: error,
     ) -> None:
         self._on_error = on_error
         self._errors = errors
         self._translate = translate
-        self._missed = 0
-        self._heard = 0
-        self._bar = _progress_bar(total) if progress else None
+        self._failed = 0
+        self._ended = 0
+        self._bar = _progress_bar(total) if show_progress else None
 
     def __enter__(self) -> Self:
         return self
@@ -171,30 +228,26 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        if kind is None and self._missed:
+        if kind is None and self._failed:
             warnings.warn(
-                f"{self._missed} of {self._missed + self._heard} recordings could not be heard: see errors",
+                f"{self._failed} of {self._ended} recordings could not be transcribed: see errors",
                 TranscriptionFailedWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
-    @contextmanager
-    def one(self, source: Source) -> Iterator[None]:
-        """Around the hearing of one recording."""
-        try:
-            yield
-        except PremError as error:
-            translated = self._translate(error)
-            if self._on_error == "raise" or isinstance(error, ConfigurationError | AuthenticationError):
-                if translated is error:
-                    raise
-                raise translated.with_traceback(error.__traceback__) from error.__cause__
-            self._errors.append((source.source, translated))
-            self._missed += 1
-        else:
-            self._heard += 1
-        if self._bar is not None:
-            self._bar.update()
+    def on_failure(self, source: AudioSource, error: PremError) -> None:
+        """Raise `error`, or collect it."""
+        if self._on_error == "raise":
+            raise error
+        self._errors.append((source.source, self._translate(error)))
+        self._failed += 1
+
+    def on_progress(self, source: AudioSource, done: float) -> None:
+        """Count a recording that has ended."""
+        if done == 1:
+            self._ended += 1
+            if self._bar is not None:
+                self._bar.update()
 
 
 def _progress_bar(total: int | None) -> Any:
@@ -202,56 +255,4 @@ def _progress_bar(total: int | None) -> Any:
         from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise ImportError("show_progress needs tqdm: pip install tqdm") from error
-    return tqdm(total=total, desc="Hearing recordings", unit="file")
-
-
-def hear_all(
-    client: PremClient, sources: Iterable[Source], hearing: Hearing, watch: Watch
-) -> Iterator[tuple[Source, list[Passage]]]:
-    """Each recording and its passages, in order; one is heard when it is asked for."""
-    with watch:
-        for source in sources:
-            found = None
-            with watch.one(source):
-                found = hear(client, source, hearing)
-            if found is not None:
-                yield source, found
-
-
-async def ahear_all(
-    client: AsyncPremClient,
-    sources: Iterable[Source],
-    hearing: Hearing,
-    watch: Watch,
-    max_concurrency: int | None = MAX_CONCURRENCY,
-) -> AsyncGenerator[tuple[Source, list[Passage]], None]:
-    """`hear_all`, with up to `max_concurrency` recordings at once, in the order of `sources` all the same.
-
-    No more than that many are ahead of the one that was given last. When the generator is closed, or an error is
-    raised, those on their way are cancelled.
-    """
-    waiting = iter(sources)
-    ahead: deque[tuple[Source, asyncio.Task[list[Passage]]]] = deque()
-    with watch:
-        try:
-            while True:
-                # Without a limit on requests there is still one on memory.
-                while len(ahead) < (max_concurrency or MAX_CONCURRENCY):
-                    # In a thread: a blob loader may read from a disk here.
-                    source = await asyncio.to_thread(next, waiting, None)
-                    if source is None:
-                        break
-                    ahead.append((source, asyncio.create_task(ahear(client, source, hearing))))
-                if not ahead:
-                    break
-                source, task = ahead[0]
-                found = None
-                with watch.one(source):
-                    found = await task
-                ahead.popleft()
-                if found is not None:
-                    yield source, found
-        finally:
-            for _, task in ahead:
-                task.cancel()
-            await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
+    return tqdm(total=total, desc="Transcribing", unit="file")

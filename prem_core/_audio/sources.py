@@ -1,4 +1,4 @@
-"""Where recordings come from: paths, directories, bytes, open files."""
+"""Finds recordings: paths, directories, bytes and open files, each as an `AudioSource`."""
 
 from __future__ import annotations
 
@@ -13,33 +13,37 @@ from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import IO, Any, Final
 
-from prem_core._audio.upload import AudioFile, read_recording
+from prem_core._audio.upload import (
+    AudioFile,
+    invalid_file,
+    invalid_file_type,
+    name_of,
+    split_name,
+    suffix_of_content,
+)
 from prem_core._errors import InvalidParameterError, PremError
 
-#: How the names of files end that the service takes, as OpenAI documents it for Whisper.
+#: File name suffixes that the service accepts, as OpenAI documents them for Whisper.
 WHISPER_SUFFIXES: Final = (
     ".flac", ".m4a", ".mp3", ".mp4", ".mpeg", ".mpga", ".oga", ".ogg", ".wav", ".webm",
 )  # fmt: skip
 
 
-# --- where recordings come from ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A recording that can be opened, as often as is needed.
+@dataclass(frozen=True, slots=True, eq=False)
+class AudioSource:
+    """A recording that can be opened any number of times.
 
     Attributes:
-        source: What names it in metadata, ids and errors.
-        name: The file's name, which is sent (sealed); its suffix is added where it has none that is known.
-        opened: Opens it, in binary mode and seekable.
-        about: What is known of it otherwise, for the metadata of its documents.
+        source: What identifies it in metadata, ids and errors.
+        name: The file name that is sent (sealed). `chunking.chunks_of` adds a suffix if it has none that is known.
+        open_file: Opens it in binary mode, seekable.
+        metadata: The caller's own metadata for the recording's documents.
     """
 
     source: str
     name: str = field(repr=False)
-    opened: Callable[[], AbstractContextManager[IO[bytes]]] = field(repr=False)
-    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    open_file: Callable[[], AbstractContextManager[IO[bytes]]] = field(repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def source_of(
@@ -48,70 +52,69 @@ def source_of(
     fs: Any = None,
     source: str | None = None,
     name: str | None = None,
-    about: Mapping[str, Any] | None = None,
-) -> Source:
-    """The recording that `file` stands for. A path is not looked at yet.
+    metadata: Mapping[str, Any] | None = None,
+) -> AudioSource:
+    """The `AudioSource` for `file`. A path is not opened yet.
 
     Args:
-        file: A path, bytes, a file open in binary mode (heard from where it stands now, every time), or a tuple of a
-            name and one of these.
-        fs: The fsspec file system that a path belongs to; this machine's where None.
-        source: What names it; else its path or name, else ``audio-`` and the beginning of its SHA-256.
-        name: Its file name; else from `source`.
-        about: See `Source`.
+        file: A path, bytes, a file open in binary mode (read from its current position, every time), or a tuple of
+            a name and one of these.
+        fs: The fsspec file system of a path; None for the local one.
+        source: What identifies it. By default its path or name, or ``audio-`` and the start of its SHA-256.
+        name: Its file name. By default taken from `source`.
+        metadata: See `AudioSource`.
 
     Raises:
-        InvalidParameterError: `file` is none of these.
+        InvalidParameterError: `file` is none of these, or cannot be read.
     """
-    if isinstance(file, tuple):
-        if len(file) != 2 or not isinstance(file[0], str) or not file[0]:
-            raise _refused("a tuple must be a name and the recording: ('call.wav', data)")
-        source, file = source or file[0], file[1]
-    about = about or {}
-    if isinstance(file, str | PathLike):
-        path = fspath(file)
+    given, recording = split_name(file)
+    source = source or given
+    metadata = metadata or {}
+    if isinstance(recording, str | PathLike):
+        path = fspath(recording)
         source = source or path
-        return Source(source, name or PurePath(path).name, functools.partial(_opened, path, fs), about)
-    if isinstance(file, bytes | bytearray | memoryview):
-        content = bytes(file)
-    elif hasattr(file, "read"):
-        named = getattr(file, "name", None)
-        if isinstance(named, str) and named and not named.startswith("<"):
-            source = source or named
-        with _reading(source or "a file without a name"):
-            if source and hasattr(file, "seekable") and file.seekable():
-                opened = functools.partial(_rewound, file, file.tell())
-                return Source(source, name or PurePath(source).name, opened, about)
-            # A stream can be read once, and without a name the content must do for one.
-            content = file.read()
+        return AudioSource(
+            source, name or PurePath(path).name, functools.partial(_open_path, path, fs), metadata
+        )
+    if isinstance(recording, bytes | bytearray | memoryview):
+        content = bytes(recording)
+    elif hasattr(recording, "read"):
+        source = source or name_of(recording)
+        label = source or "a file without a name"
+        with file_errors(label):
+            if source and hasattr(recording, "seekable") and recording.seekable():
+                reopen = functools.partial(_rewind, recording, recording.tell())
+                return AudioSource(source, name or PurePath(source).name, reopen, metadata)
+            # A stream can be read only once, and a file without a name is identified by its content.
+            content = recording.read()
         if not isinstance(content, bytes):
-            raise _refused(f"{source or 'a file without a name'} must be open in binary mode")
+            raise invalid_file(f"{label} must be open in binary mode")
     else:
-        raise _refused("must be a path, bytes, a file open in binary mode, or ('name', one of these)")
+        raise invalid_file_type(recording)
     if not source:
         digest = hashlib.sha256(content).hexdigest()[:16]
-        source = f"audio-{digest}{PurePath(name or '').suffix or PurePath(_by_content(content)).suffix}"
-    return Source(source, name or PurePath(source).name, lambda: io.BytesIO(content), about)
+        source = f"audio-{digest}{PurePath(name or '').suffix or suffix_of_content(content)}"
+    return AudioSource(source, name or PurePath(source).name, lambda: io.BytesIO(content), metadata)
 
 
 def sources_at(
     paths: Iterable[str | PathLike[str]], glob: str | None = None, suffixes: Iterable[str] | None = None
-) -> list[Source]:
-    """The recordings at some paths; of a directory those in it, sorted.
+) -> list[AudioSource]:
+    """The recordings at `paths`; for a directory the recordings in it, sorted.
 
     Args:
         paths: Files and directories.
-        glob: Which files of a directory; ``**/*`` where None.
-        suffixes: How their names must end, in any case. Where None, `WHISPER_SUFFIXES` without a `glob`, and any
-            with one.
+        glob: Selects the files of a directory; ``**/*`` if None.
+        suffixes: Selects files by the end of their names, in any case. If None: `WHISPER_SUFFIXES` without a `glob`,
+            and any suffix with one.
 
     Raises:
-        InvalidParameterError: A directory has no such file: most likely not what was meant.
+        InvalidParameterError: A directory has no such file, which is most likely a mistake.
     """
     if suffixes is None and glob is None:
         suffixes = WHISPER_SUFFIXES
     endings = None if suffixes is None else {each.lower() for each in suffixes}
-    found: list[Source] = []
+    found: list[AudioSource] = []
     for path in map(Path, paths):
         if not path.is_dir():
             found.append(source_of(path))
@@ -130,48 +133,39 @@ def sources_at(
     return found
 
 
-def suffix_of_type(mimetype: str | None) -> str:
-    """How the name of a file of this type ends; empty where nobody knows."""
-    return (mimetypes.guess_extension(mimetype) if mimetype else None) or ""
+def suffix_of_type(media_type: str | None) -> str:
+    """The file name suffix for a media type; empty if it is not known."""
+    return (mimetypes.guess_extension(media_type) if media_type else None) or ""
 
 
 @contextmanager
-def _opened(path: str, fs: Any) -> Iterator[IO[bytes]]:
-    with Path(path).open("rb") if fs is None else fs.open(path, "rb") as file:
-        yield file
-
-
-@contextmanager
-def _rewound(file: IO[bytes], start: int) -> Iterator[IO[bytes]]:
-    file.seek(start)
-    # What decodes a recording counts from a file's beginning.
-    yield file if start == 0 else io.BytesIO(file.read())
-    file.seek(start)
-
-
-def _by_content(content: bytes) -> str:
-    """A name with the suffix that `content` begins like."""
-    return read_recording(content[:64] or b"-").name
-
-
-def _refused(why: str) -> InvalidParameterError:
-    return InvalidParameterError(f"file: {why}", param="file")
-
-
-@contextmanager
-def _reading(called: str) -> Iterator[None]:
-    """Say of every error of a file system which file it is about."""
+def file_errors(label: str) -> Iterator[None]:
+    """Turn errors of reading a file into `InvalidParameterError`, with `label` in the message."""
     try:
         yield
     except PremError:
         raise
     except FileNotFoundError:
-        why = "there is no such file"
+        problem = "there is no such file"
     except IsADirectoryError:
-        why = "that is a directory"
+        problem = "that is a directory"
     except Exception as error:
-        # Other machines' file systems raise errors of their own kinds.
-        why = f"it cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
+        # File systems of other machines raise errors of their own classes.
+        problem = f"it cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
     else:
         return
-    raise _refused(f"{why}: {called}")
+    raise invalid_file(f"{problem}: {label}")
+
+
+@contextmanager
+def _open_path(path: str, fs: Any) -> Iterator[IO[bytes]]:
+    with Path(path).open("rb") if fs is None else fs.open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _rewind(file: IO[bytes], start: int) -> Iterator[IO[bytes]]:
+    file.seek(start)
+    # Decoders count positions from the start of a file.
+    yield file if start == 0 else io.BytesIO(file.read())
+    file.seek(start)

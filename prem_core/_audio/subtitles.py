@@ -1,7 +1,6 @@
-"""Subtitles, SubRip (srt) and WebVTT (vtt), from the passages of a recording.
+"""Makes subtitles, SubRip (srt) and WebVTT (vtt), from the segments of a recording.
 
-The rule of this file: pure, and every file it makes is one that players accept. Cues are in order, none lasts no time
-and none begins before the one before has ended, whatever times the service gave.
+Players accept every file: whatever times the service returned, cues are in order, do not overlap, and have a length.
 """
 
 from __future__ import annotations
@@ -11,76 +10,78 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prem_core._audio.transcripts import Passage
+from prem_core._audio.transcripts import TimedText
 from prem_core._errors import APIResponseValidationError
 
-#: Milliseconds: the shortest cue. WebVTT wants an end after the start.
-LEAST: Final = 1
+#: Milliseconds of the shortest cue. In WebVTT a cue must end after its start.
+MIN_CUE_MS: Final = 1
 
 
 @dataclass(slots=True)
 class Cue:
-    """Words, and when they are shown, in milliseconds."""
+    """A text, and when it is shown, in milliseconds."""
 
     start: int
     end: int
     text: str
 
 
-def srt(passages: Iterable[Passage]) -> str:
+def srt(segments: Iterable[TimedText]) -> str:
     """A SubRip file.
 
     Args:
-        passages: The recording's segments.
+        segments: The recording's segments.
 
     Raises:
         APIResponseValidationError: They have no times.
     """
     return "\n".join(
-        f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{_srt_text(cue.text)}\n"
-        for number, cue in enumerate(cues(passages), 1)
+        f"{number}\n{_timestamp(cue.start, ',')} --> {_timestamp(cue.end, ',')}\n{_srt_text(cue.text)}\n"
+        for number, cue in enumerate(cues(segments), 1)
     )
 
 
-def vtt(passages: Iterable[Passage]) -> str:
+def vtt(segments: Iterable[TimedText]) -> str:
     """A WebVTT file; see `srt`."""
     blocks = [
-        f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
-        for cue in cues(passages)
+        f"{_timestamp(cue.start, '.')} --> {_timestamp(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
+        for cue in cues(segments)
     ]
     return "\n".join(["WEBVTT\n", *blocks])
 
 
-def cues(passages: Iterable[Passage]) -> Sequence[Cue]:
-    """One cue for each passage that says something.
+def cues(segments: Iterable[TimedText]) -> Sequence[Cue]:
+    """One cue for each segment with words.
 
-    A cue that reaches into the next one ends where that begins. One that does not begin after the one before it shares
-    that one's time.
+    A cue that overlaps the next one ends where the next one starts. A cue that does not start after the one before
+    it shares that one's time.
     """
     made: list[Cue] = []
-    for passage in passages:
-        text = " ".join(filter(None, map(str.strip, passage.text.splitlines())))
+    for segment in segments:
+        text = " ".join(filter(None, map(str.strip, segment.text.splitlines())))
         if not text:
             continue
-        start, end = _milliseconds(passage, "start"), _milliseconds(passage, "end")
+        start, end = _milliseconds(segment, "start"), _milliseconds(segment, "end")
         if made:
             last = made[-1]
             if start <= last.start:
                 middle = (last.start + last.end) // 2
-                start, end = max(middle, last.start + LEAST), max(end, last.end)
+                start, end = max(middle, last.start + MIN_CUE_MS), max(end, last.end)
             last.end = min(last.end, start)
-        made.append(Cue(start, max(end, start + LEAST), text))
+        made.append(Cue(start, max(end, start + MIN_CUE_MS), text))
     return made
 
 
-def _milliseconds(passage: Passage, name: str) -> int:
-    seconds: float | None = passage.metadata.get(name)
+def _milliseconds(segment: TimedText, name: str) -> int:
+    seconds: float | None = segment.metadata.get(name)
     if seconds is None:
-        raise APIResponseValidationError("the service gave no times, and subtitles need them; ask for text")
+        raise APIResponseValidationError(
+            "the service returned no times, which subtitles need; use the text format"
+        )
     return max(0, round(seconds * 1000))
 
 
-def _clock(milliseconds: int, point: str) -> str:
+def _timestamp(milliseconds: int, point: str) -> str:
     seconds, thousandths = divmod(milliseconds, 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -88,5 +89,5 @@ def _clock(milliseconds: int, point: str) -> str:
 
 
 def _srt_text(text: str) -> str:
-    # The format has no escapes. Players take a line with this arrow for the times of a cue.
+    # SubRip has no escapes, and players read a line with this arrow as the times of a cue.
     return text.replace("-->", "->")

@@ -1,7 +1,7 @@
-"""What was said in a recording, as the passages that documents are made of.
+"""Turns the service's transcriptions of a recording into texts with times, for documents and subtitles.
 
-The rule of this file: pure functions of the service's answers, and every recording gives at least one passage, if
-an empty one: what is missing from an index must not be a recording that nobody could understand.
+Every recording gives at least one text, even an empty one: an index must not miss a recording only because nothing in
+it was understood.
 """
 
 from __future__ import annotations
@@ -13,33 +13,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from prem_core._audio.upload import DEFAULT_MODEL, MAX_FILE_BYTES
+from prem_core._audio.upload import DEFAULT_MODEL
 from prem_core._protocol.response_types import Transcription
+from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
 Task = Literal["transcribe", "translate"]
-Mode = Literal["full", "segments"]
+Mode = Literal["document", "segments"]
 
-#: Names of a passage's metadata that say where and how, not what: they do not belong into an embedding.
-NUMBERS: Final = ("chunk", "start", "end", "duration")
+#: Metadata that says where a text is and how it was made, not what it is about. It does not belong in an embedding, or
+#: in what an LLM reads.
+EXCLUDED_METADATA_KEYS: Final = ("segment", "start", "end", "duration", "model", "task")
 
-#: Of the passages' ids.
-_NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "https://prem.io/prem-encrypted/passages")
+#: The namespace of the texts' ids.
+_NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "https://prem.io/prem-encrypted/transcripts")
 
 
 @dataclass(frozen=True, slots=True)
-class Hearing:
-    """How recordings are to be heard. Its repr shows no prompt.
+class TranscriptionRequest:
+    """How recordings are transcribed. Its repr does not show the prompt.
 
     Attributes:
-        model: The model's name.
-        task: "transcribe" what is said, or "translate" it into English.
-        language: What is spoken, an ISO-639-1 code; None lets the model find out. Transcriptions only.
-        prompt: Text that leads the model's style. Every part of a long recording gets it.
+        model: Name of the model.
+        task: "transcribe", or "translate" into English.
+        language: The spoken language, an ISO-639-1 code; None lets the model detect it. Transcriptions only.
+        prompt: Text that guides the model's style. Every chunk of a long recording gets it.
         temperature: 0 to 1.
-        mode: "full" makes one passage of a recording, "segments" one of each segment.
-        group_seconds: In mode "segments": join segments up to this length. A segment is never split, and one that
-            is longer is a passage of its own.
-        max_part_bytes: A longer recording is sent in parts.
+        mode: "document" makes one text of a recording, "segments" one of each segment.
+        max_segment_seconds: In mode "segments": join segments up to this length. A segment is never split, and a
+            longer one is a text of its own.
+        max_chunk_bytes: A recording of more bytes is sent in chunks.
     """
 
     model: str = DEFAULT_MODEL
@@ -47,45 +49,45 @@ class Hearing:
     language: str | None = None
     prompt: str | None = field(default=None, repr=False)
     temperature: float | None = None
-    mode: Mode = "full"
-    group_seconds: float | None = None
-    max_part_bytes: int = MAX_FILE_BYTES
+    mode: Mode = "document"
+    max_segment_seconds: float | None = None
+    max_chunk_bytes: int = MAX_AUDIO_BYTES
 
     def params(self) -> dict[str, Any]:
-        """Arguments of ``client.audio.transcriptions.create``, or of its sister for translations."""
-        asked: dict[str, Any] = {
+        """Arguments of ``client.audio.transcriptions.create`` or ``client.audio.translations.create``."""
+        params: dict[str, Any] = {
             "model": self.model,
             "prompt": self.prompt,
             "temperature": self.temperature,
-            # Always: times and language come with no other.
+            # The only format with times and the language.
             "response_format": "verbose_json",
         }
-        return asked if self.task == "translate" else {**asked, "language": self.language}
+        return params if self.task == "translate" else {**params, "language": self.language}
 
 
-class Answered(NamedTuple):
-    """The answer to one part of a recording.
+class ChunkTranscript(NamedTuple):
+    """The transcription of one chunk of a recording.
 
     Attributes:
-        said: The answer, its times counted from the part's beginning.
-        offset: Seconds from the recording's beginning to the part's.
-        seconds: How long the part is; None where nobody measured.
+        transcription: The service's response; its times count from the chunk's start.
+        offset: Seconds from the recording's start to the chunk's.
+        seconds: How long the chunk is; None if it was not measured.
     """
 
-    said: Transcription
+    transcription: Transcription
     offset: float = 0.0
     seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """A stretch of what was said. Its repr does not show it.
+class TimedText:
+    """What was said in a part of a recording, and when. Its repr does not show the text.
 
     Attributes:
-        id: The same for every run over the same source in the same way.
+        id: The same whenever the same source is transcribed in the same way.
         text: What was said.
-        metadata: source, chunk (counted from 0), start, end and duration (of the recording) in seconds, language,
-            model and task. What is not known is not there: vector stores refuse a None.
+        metadata: source, segment (counted from 0), start, end and duration (of the recording) in seconds, language,
+            model and task. Unknown values are left out, because vector stores reject None.
     """
 
     id: str
@@ -93,125 +95,126 @@ class Passage:
     metadata: dict[str, Any]
 
 
-class _Stretch(NamedTuple):
+class _Span(NamedTuple):
     text: str
     start: float | None
     end: float | None
 
 
-def passages(source: str, answers: Sequence[Answered], hearing: Hearing) -> list[Passage]:
-    """The passages of one recording.
+def segments(
+    source: str, transcripts: Sequence[ChunkTranscript], request: TranscriptionRequest
+) -> list[TimedText]:
+    """The texts of one recording.
 
     Args:
-        source: What names the recording.
-        answers: The answers to its parts, in order.
-        hearing: How it was heard.
+        source: What identifies the recording.
+        transcripts: The transcriptions of its chunks, in order.
+        request: How it was transcribed.
 
     Returns:
-        At least one. In mode "segments", an answer without segments is one stretch, with its whole text; segments
-        without words are left out.
+        At least one text. In mode "segments", a transcription without segments is one text, and segments without words
+        are left out.
     """
-    duration = _duration(answers)
-    if hearing.mode == "segments":
-        stretches = [each for answer in answers for each in _segments(answer)]
-        found = [each for each in stretches if each.text.strip()] or [_Stretch("", 0.0, duration)]
-        if hearing.group_seconds is not None:
-            found = _grouped(found, hearing.group_seconds)
+    duration = _duration(transcripts)
+    if request.mode == "segments":
+        spans = [span for each in transcripts for span in _spans(each)]
+        spans = [span for span in spans if span.text.strip()] or [_Span("", 0.0, duration)]
+        if request.max_segment_seconds is not None:
+            spans = _joined(spans, request.max_segment_seconds)
     else:
         end = duration
         if end is None:
-            end = (
-                max((each.end or 0.0 for answer in answers for each in _segments(answer)), default=0.0)
-                or None
-            )
-        found = [_Stretch(join(_text(answer.said) for answer in answers), 0.0, end)]
-    language = next((answer.said.language for answer in answers if answer.said.language), None)
+            ends = (span.end or 0.0 for each in transcripts for span in _spans(each))
+            end = max(ends, default=0.0) or None
+        spans = [_Span(join(_text(each.transcription) for each in transcripts), 0.0, end)]
+    languages = (each.transcription.language for each in transcripts)
+    language = next((each for each in languages if each), None)
     return [
-        Passage(
-            passage_id(source, hearing, chunk),
-            each.text.strip(),
-            _known(
+        TimedText(
+            segment_id(source, request, number),
+            span.text.strip(),
+            _without_none(
                 source=source,
-                chunk=chunk,
-                start=_seconds(each.start),
-                end=_seconds(each.end),
+                segment=number,
+                start=_seconds(span.start),
+                end=_seconds(span.end),
                 duration=_seconds(duration),
                 language=language,
-                model=hearing.model,
-                task=hearing.task,
+                model=request.model,
+                task=request.task,
             ),
         )
-        for chunk, each in enumerate(found)
+        for number, span in enumerate(spans)
     ]
 
 
-def passage_id(source: str, hearing: Hearing, chunk: int) -> str:
-    """A UUID of the recording's name, the way it is heard and the passage's place.
+def segment_id(source: str, request: TranscriptionRequest, number: int) -> str:
+    """A UUID made from the recording's source, the way it is transcribed, and the segment's number.
 
-    Not of the words or the times, which may differ a little from run to run, and not of language, prompt and
-    temperature: hearing a recording again with these corrected replaces the passages of before.
+    It does not depend on words and times, which may differ slightly between runs, nor on language, prompt and
+    temperature: a new transcription with better ones replaces the old documents.
     """
-    name = [source, hearing.model, hearing.task, hearing.mode, hearing.group_seconds, chunk]
+    name = [source, request.model, request.task, request.mode, request.max_segment_seconds, number]
     return str(uuid.uuid5(_NAMESPACE, json.dumps(name, ensure_ascii=True)))
 
 
 def join(texts: Iterable[str]) -> str:
-    """Texts in a row, with a space between two where their script has spaces and there is none yet."""
+    """Join texts, with a space between two if their script uses spaces and there is none yet."""
     joined = ""
     for text in texts:
         if joined and text and not joined[-1].isspace() and not text[0].isspace():
-            joined += "" if _unspaced(joined[-1]) or _unspaced(text[0]) else " "
+            joined += "" if _is_unspaced(joined[-1]) or _is_unspaced(text[0]) else " "
         joined += text
     return joined.strip()
 
 
-def _unspaced(char: str) -> bool:
-    # Chinese and Japanese, their punctuation included; Korean is as wide, and has spaces.
+def _is_unspaced(char: str) -> bool:
+    # Chinese and Japanese, with their punctuation. Korean characters are as wide, but Korean uses spaces.
     return unicodedata.east_asian_width(char) in "WF" and not unicodedata.name(char, "").startswith("HANGUL")
 
 
-def _text(said: Transcription) -> str:
-    return said.text.strip() or join(each.text for each in said.segments or ())
+def _text(transcription: Transcription) -> str:
+    return transcription.text.strip() or join(each.text for each in transcription.segments or ())
 
 
-def _segments(answer: Answered) -> list[_Stretch]:
-    offset, longest = answer.offset, answer.seconds
-    segments = answer.said.segments or []
-    if not any(each.text.strip() for each in segments):
-        length = longest if longest is not None else answer.said.duration
-        return [_Stretch(answer.said.text, offset, None if length is None else offset + length)]
+def _spans(transcript: ChunkTranscript) -> list[_Span]:
+    transcription, offset, seconds = transcript
+    found = transcription.segments or []
+    if not any(each.text.strip() for each in found):
+        length = seconds if seconds is not None else transcription.duration
+        return [_Span(transcription.text, offset, None if length is None else offset + length)]
 
     def placed(at: float) -> float:
-        # Whisper counts the silence it fills the last half minute with; the next part begins before that.
-        return offset + (at if longest is None else min(at, longest))
+        # Whisper counts the silence that pads the last half minute; the next chunk starts before its end.
+        return offset + (at if seconds is None else min(at, seconds))
 
-    return [_Stretch(each.text, placed(each.start), placed(each.end)) for each in segments]
+    return [_Span(each.text, placed(each.start), placed(each.end)) for each in found]
 
 
-def _duration(answers: Sequence[Answered]) -> float | None:
-    if not answers:
+def _duration(transcripts: Sequence[ChunkTranscript]) -> float | None:
+    if not transcripts:
         return None
-    last = answers[-1]
-    length = last.seconds if last.seconds is not None else last.said.duration
-    return None if length is None else last.offset + length
+    transcription, offset, seconds = transcripts[-1]
+    length = seconds if seconds is not None else transcription.duration
+    return None if length is None else offset + length
 
 
-def _grouped(stretches: Iterable[_Stretch], seconds: float) -> list[_Stretch]:
-    groups: list[list[_Stretch]] = []
-    for each in stretches:
-        first = groups[-1][0].start if groups else None
-        # Where a time is not known, nothing can be said of a length.
-        if first is not None and each.end is not None and each.end - first <= seconds:
-            groups[-1].append(each)
+def _joined(spans: Iterable[_Span], seconds: float) -> list[_Span]:
+    groups: list[list[_Span]] = []
+    for span in spans:
+        start = groups[-1][0].start if groups else None
+        # Without times the length of a group is unknown.
+        if start is not None and span.end is not None and span.end - start <= seconds:
+            groups[-1].append(span)
         else:
-            groups.append([each])
-    return [_Stretch(join(each.text for each in group), group[0].start, group[-1].end) for group in groups]
+            groups.append([span])
+    return [_Span(join(each.text for each in group), group[0].start, group[-1].end) for group in groups]
 
 
 def _seconds(at: float | None) -> float | None:
-    # Adding offsets leaves 15.300000000000001; the service's own grain is 10 ms.
+    # Adding offsets leaves 15.300000000000001; the service itself counts in steps of 10 ms.
     return None if at is None else round(at, 3)
 
 
-def _known(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}

@@ -1,7 +1,4 @@
-"""Recordings: what may be sent, and what comes back.
-
-The rule of this file: everything that can be known to fail is refused here, before anything is sealed.
-"""
+"""Reads a recording into memory and checks it before anything is sealed."""
 
 from __future__ import annotations
 
@@ -11,12 +8,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from prem_core._errors import InvalidParameterError
+from prem_core._media import audio_format
+from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
-#: The one model the service offers for recordings at present.
+#: The only audio model that the service offers at present.
 DEFAULT_MODEL: Final = "openai/whisper-large-v3"
-
-#: Bytes of a recording, before it is sealed: the service's 25 MB.
-MAX_FILE_BYTES: Final = 25 * 1024 * 1024
 
 Path_ = str | os.PathLike[str]
 
@@ -25,61 +21,83 @@ AudioFile = (
     Path_ | bytes | bytearray | memoryview | IO[bytes] | tuple[str, Path_ | bytes | bytearray | IO[bytes]]
 )
 
-#: How recordings begin, for naming those that come without a name: the service goes by the suffix.
-_BEGINNINGS: Final = (
-    (0, b"RIFF", ".wav"),
-    (0, b"fLaC", ".flac"),
-    (0, b"OggS", ".ogg"),
-    (0, b"ID3", ".mp3"),
-    (0, b"\xff\xfb", ".mp3"),
-    (0, b"\xff\xf3", ".mp3"),
-    (0, b"\xff\xf2", ".mp3"),
-    (4, b"ftyp", ".m4a"),
-    (0, b"\x1a\x45\xdf\xa3", ".webm"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One recording, read and within the limit. Its repr shows neither name nor content."""
+    """One recording in memory, within the size limit. Its repr shows neither name nor content."""
 
     name: str = field(repr=False)
     data: bytes = field(repr=False)
 
 
 def read_recording(file: AudioFile) -> Recording:
-    """`file` as bytes with a name.
+    """Read `file` into memory and give it a name.
 
     Args:
-        file: A path (its name is sent, sealed), bytes, a file open in binary mode (read from where it stands),
+        file: A path (its name is sent, sealed), bytes, a file open in binary mode (read from its current position),
             or a tuple of a name and one of these.
 
     Raises:
-        InvalidParameterError: There is no such file, it is empty, or it is larger than `MAX_FILE_BYTES`.
+        InvalidParameterError: The file does not exist, is empty, or is larger than `MAX_AUDIO_BYTES`.
     """
-    name = None
-    if isinstance(file, tuple):
-        if len(file) != 2 or not isinstance(file[0], str) or not file[0]:
-            raise _refused("a tuple must be a name and the recording: ('call.wav', data)")
-        name, file = file
+    name, content = split_name(file)
     data: Any
-    if isinstance(file, str | os.PathLike):
-        data = _read_path(Path(file))
-        name = name or Path(file).name
-    elif isinstance(file, bytes | bytearray | memoryview):
-        data = file if isinstance(file, bytes) else bytes(file)
-    elif hasattr(file, "read"):
-        name = name or _name_of(file)
-        # One byte more than is allowed tells a file that is too large from one that just fits.
-        data = file.read(MAX_FILE_BYTES + 1)
+    if isinstance(content, str | os.PathLike):
+        data = _read_path(Path(content))
+        name = name or Path(content).name
+    elif isinstance(content, bytes | bytearray | memoryview):
+        data = content if isinstance(content, bytes) else bytes(content)
+    elif hasattr(content, "read"):
+        path = name_of(content)
+        name = name or (None if path is None else Path(path).name)
+        # One byte more than allowed tells a file that is too large from one that just fits.
+        data = content.read(MAX_AUDIO_BYTES + 1)
         if not isinstance(data, bytes):
-            raise _refused("the file must be open in binary mode")
+            raise invalid_file("must be open in binary mode")
     else:
-        raise _refused("must be a path, bytes, a file open in binary mode, or ('name', one of these)")
+        raise invalid_file_type(content)
     if not data:
-        raise _refused("the recording is empty" + (f" ({name})" if name else ""))
+        raise invalid_file("the recording is empty" + (f" ({name})" if name else ""))
     _check_size(len(data), name)
-    return Recording(name or "audio" + _suffix(data), data)
+    return Recording(name or "audio" + suffix_of_content(data), data)
+
+
+def split_name(file: AudioFile) -> tuple[str | None, Any]:
+    """The name and the rest of a ``(name, file)`` tuple; None and `file` for anything else.
+
+    Raises:
+        InvalidParameterError: It is a tuple of another form.
+    """
+    if not isinstance(file, tuple):
+        return None, file
+    if len(file) != 2 or not isinstance(file[0], str) or not file[0]:
+        raise invalid_file("a tuple must be a name and a recording, as in ('call.wav', data)")
+    return file
+
+
+def name_of(file: Any) -> str | None:
+    """The name or path that an open file has; None for a stream without one."""
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) and name and not name.startswith("<") else None
+
+
+def suffix_of_content(data: bytes) -> str:
+    """The file name suffix for a recording that starts with `data`; empty if its format is not recognised."""
+    found = audio_format(data)
+    return "" if found is None else found.suffix
+
+
+def invalid_file(problem: str) -> InvalidParameterError:
+    """The error for a recording that cannot be sent."""
+    return InvalidParameterError(f"file: {problem}", param="file")
+
+
+def invalid_file_type(file: object) -> InvalidParameterError:
+    """The error for an object that is not a recording at all."""
+    return invalid_file(
+        "must be a path, bytes, a file open in binary mode, or a tuple of a name and one of these, "
+        f"not {type(file).__name__}"
+    )
 
 
 def _read_path(path: Path) -> bytes:
@@ -87,28 +105,15 @@ def _read_path(path: Path) -> bytes:
         _check_size(path.stat().st_size, path.name)
         return path.read_bytes()
     except FileNotFoundError:
-        why = "there is no such file"
+        problem = "there is no such file"
     except IsADirectoryError:
-        why = "that is a directory"
+        problem = "that is a directory"
     except OSError as error:
-        why = f"it cannot be read ({error.strerror})"
-    raise _refused(f"{why}: {path}")
+        problem = f"it cannot be read ({error.strerror})"
+    raise invalid_file(f"{problem}: {path}")
 
 
 def _check_size(size: int, name: str | None) -> None:
-    if size > MAX_FILE_BYTES:
+    if size > MAX_AUDIO_BYTES:
         named = f" ({name})" if name else ""
-        raise _refused(f"a recording may be 25 MB ({MAX_FILE_BYTES:,} bytes) at most{named}; split it")
-
-
-def _name_of(file: Any) -> str | None:
-    name = getattr(file, "name", None)
-    return Path(name).name if isinstance(name, str) and name and not name.startswith("<") else None
-
-
-def _suffix(data: bytes) -> str:
-    return next((suffix for at, mark, suffix in _BEGINNINGS if data[at : at + len(mark)] == mark), "")
-
-
-def _refused(why: str) -> InvalidParameterError:
-    return InvalidParameterError(f"file: {why}", param="file")
+        raise invalid_file(f"the recording is larger than 25 MB ({MAX_AUDIO_BYTES:,} bytes){named}; split it")

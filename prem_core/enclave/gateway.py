@@ -23,15 +23,13 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prem_core._protocol.assumptions import ROUTE_SCOPES, encode_binary
+from prem_core._protocol.routes import MAX_AUDIO_BYTES
 from prem_core.enclave.quota import LimitReached, Metered, Tier
 from prem_core.enclave.schema_check import Refused, envelope, read_body
 
 CHAT_PATH: Final = "/rvenc/chat/completions"
 AUDIO_PATHS: Final = ("/rvenc/audio/transcriptions", "/rvenc/audio/translations")
 MODELS_PATH: Final = "/models"
-
-#: Bytes of one audio file before it is sealed: the documented 25 MB, read as 25 * 1024 * 1024.
-MAX_AUDIO_BYTES: Final = 25 * 1024 * 1024
 
 #: How much longer a sealed file is, and how many characters a byte takes on the wire: the gateway sees
 #: lengths, and nothing else of the file.

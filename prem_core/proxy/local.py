@@ -37,9 +37,6 @@ HOST: Final = "127.0.0.1"
 #: Bytes of one request body: a recording of 25 MB in its form, and images in a prompt.
 DEFAULT_BODY_LIMIT: Final = 32 * 1024 * 1024
 
-#: Seconds for the answer to a recording: it begins only when the recording has been heard.
-DEFAULT_AUDIO_TIMEOUT: Final = 300.0
-
 #: API keys whose clients are kept.
 DEFAULT_MAX_CLIENTS: Final = 64
 
@@ -106,7 +103,7 @@ class LocalProxy:
         enclave_public_key: PublicKey | bytes | str | None = None,
         encryption_keys: EncryptionKeys | None = None,
         timeout: float | httpx.Timeout = _config.DEFAULT_TIMEOUT,
-        audio_timeout: float = DEFAULT_AUDIO_TIMEOUT,
+        audio_timeout: float = _config.AUDIO_TIMEOUT,
         max_retries: int = _config.DEFAULT_MAX_RETRIES,
         max_concurrency: int | None = _config.DEFAULT_MAX_CONCURRENCY,
         max_clients: int = DEFAULT_MAX_CLIENTS,

@@ -10,7 +10,7 @@ import json
 from typing import Any, Final
 
 from prem_core._audio.subtitles import srt, vtt
-from prem_core._audio.transcripts import Answered, Hearing, passages
+from prem_core._audio.transcripts import ChunkTranscript, TranscriptionRequest, segments
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model, Transcription
 from prem_core.proxy.errors import Refusal
 
@@ -89,8 +89,8 @@ def transcription(answer: Transcription | str, form: str | None) -> tuple[str, b
     if isinstance(answer, str):
         return TEXT, answer.encode()
     if form in SUBTITLES:
-        spoken = passages("", [Answered(answer)], Hearing(mode="segments"))
-        return TEXT, SUBTITLES[form](spoken).encode()
+        request = TranscriptionRequest(mode="segments")
+        return TEXT, SUBTITLES[form](segments("", [ChunkTranscript(answer)], request)).encode()
     return JSON, _json(answer.model_dump(exclude_unset=True, exclude_none=True, warnings=False))
 
 

@@ -1,4 +1,4 @@
-"""Passages: what was said, where, and under which id."""
+"""Transcripts as texts with times and ids."""
 
 from __future__ import annotations
 
@@ -8,36 +8,40 @@ from typing import Any
 
 import pytest
 
-from prem_core._audio.transcripts import Answered, Hearing, join, passage_id, passages
+from prem_core._audio.transcripts import ChunkTranscript as Chunk
+from prem_core._audio.transcripts import TranscriptionRequest as Request
+from prem_core._audio.transcripts import join, segment_id, segments
 from prem_core._protocol.response_types import Transcription
 
-SEGMENTS = Hearing(mode="segments")
+SEGMENTS = Request(mode="segments")
 
 
-def said(*segments: tuple[float, float, str], **more: Any) -> Transcription:
-    """A Whisper's answer."""
+def transcription(*spans: tuple[float, float, str], **more: Any) -> Transcription:
+    """A transcription with these segments."""
     return Transcription.model_validate(
         {
-            "text": "".join(text for _, _, text in segments).strip(),
-            "segments": [{"start": start, "end": end, "text": text} for start, end, text in segments],
+            "text": "".join(text for _, _, text in spans).strip(),
+            "segments": [{"start": start, "end": end, "text": text} for start, end, text in spans],
             **more,
         }
     )
 
 
-ROUND = said((0, 2.5, " Anna may go home."), (2.5, 4, " On Friday."), duration=4.2, language="english")
+VISIT = transcription(
+    (0, 2.5, " Anna may go home."), (2.5, 4, " On Friday."), duration=4.2, language="english"
+)
 
 
-def told(found: list[Any]) -> list[tuple[float | None, float | None, str]]:
+def times_and_texts(found: list[Any]) -> list[tuple[float | None, float | None, str]]:
     return [(each.metadata.get("start"), each.metadata.get("end"), each.text) for each in found]
 
 
-def test_mode_full_makes_one_passage_with_all_that_is_known():
-    (passage,) = passages("ward.wav", [Answered(ROUND)], Hearing())
-    assert passage.text == "Anna may go home. On Friday."
-    assert passage.metadata == {
+def test_mode_document_makes_one_text_with_all_metadata():
+    (text,) = segments("ward.wav", [Chunk(VISIT)], Request())
+    assert text.text == "Anna may go home. On Friday."
+    assert text.metadata == {
         "source": "ward.wav",
-        "chunk": 0,
+        "segment": 0,
         "start": 0.0,
         "end": 4.2,
         "duration": 4.2,
@@ -47,91 +51,103 @@ def test_mode_full_makes_one_passage_with_all_that_is_known():
     }
 
 
-def test_mode_segments_makes_one_of_each_segment():
-    found = passages("ward.wav", [Answered(ROUND)], SEGMENTS)
-    assert told(found) == [(0, 2.5, "Anna may go home."), (2.5, 4, "On Friday.")]
-    assert [each.metadata["chunk"] for each in found] == [0, 1]
+def test_mode_segments_makes_one_text_of_each_segment():
+    found = segments("ward.wav", [Chunk(VISIT)], SEGMENTS)
+    assert times_and_texts(found) == [(0, 2.5, "Anna may go home."), (2.5, 4, "On Friday.")]
+    assert [each.metadata["segment"] for each in found] == [0, 1]
     assert all(each.metadata["duration"] == 4.2 and each.metadata["language"] == "english" for each in found)
 
 
-def test_times_go_on_across_parts_and_the_duration_is_that_of_all():
-    parts = [Answered(ROUND, 0.0, 4.5), Answered(ROUND, 4.5, 4.2)]
-    assert told(passages("w", parts, SEGMENTS))[2:] == [
+def test_times_continue_across_chunks_and_the_duration_is_the_whole_recordings():
+    chunks = [Chunk(VISIT, 0.0, 4.5), Chunk(VISIT, 4.5, 4.2)]
+    assert times_and_texts(segments("w", chunks, SEGMENTS))[2:] == [
         (4.5, 7.0, "Anna may go home."),
         (7.0, 8.5, "On Friday."),
     ]
-    (whole,) = passages("w", parts, Hearing())
+    (whole,) = segments("w", chunks, Request())
     assert whole.text == "Anna may go home. On Friday. Anna may go home. On Friday."
     assert (whole.metadata["end"], whole.metadata["duration"]) == (8.7, 8.7)
 
 
-def test_a_segment_does_not_reach_into_the_next_part():
-    late = said((0, 30, " Hello."))
-    assert told(passages("w", [Answered(late, 10.0, 4.0)], SEGMENTS)) == [(10.0, 14.0, "Hello.")]
+def test_a_segment_does_not_overlap_the_next_chunk():
+    late = transcription((0, 30, " Hello."))
+    assert times_and_texts(segments("w", [Chunk(late, 10.0, 4.0)], SEGMENTS)) == [(10.0, 14.0, "Hello.")]
 
 
-def test_sums_of_times_have_no_tail():
-    assert told(passages("w", [Answered(said((0.1, 0.2, "x")), 15.1, 9.0)], SEGMENTS)) == [(15.2, 15.3, "x")]
+def test_added_times_are_rounded():
+    assert times_and_texts(segments("w", [Chunk(transcription((0.1, 0.2, "x")), 15.1, 9.0)], SEGMENTS)) == [
+        (15.2, 15.3, "x")
+    ]
 
 
-def test_segments_are_joined_up_to_the_length_asked_for_and_never_split():
-    five = said(
+def test_segments_are_joined_up_to_max_segment_seconds_and_never_split():
+    five = transcription(
         *((n * 10, n * 10 + 9, f" {n}.") for n in range(5)), (50, 90, " A long one."), (91, 95, " 7.")
     )
-    found = passages("w", [Answered(five)], Hearing(mode="segments", group_seconds=30))
-    assert told(found) == [(0, 29, "0. 1. 2."), (30, 49, "3. 4."), (50, 90, "A long one."), (91, 95, "7.")]
+    found = segments("w", [Chunk(five)], Request(mode="segments", max_segment_seconds=30))
+    assert times_and_texts(found) == [
+        (0, 29, "0. 1. 2."),
+        (30, 49, "3. 4."),
+        (50, 90, "A long one."),
+        (91, 95, "7."),
+    ]
 
 
-def test_groups_go_on_across_parts():
-    found = passages(
-        "w", [Answered(ROUND, 0, 5), Answered(ROUND, 5, 5)], Hearing(mode="segments", group_seconds=8)
+def test_segments_are_joined_across_chunks():
+    found = segments(
+        "w",
+        [Chunk(VISIT, 0, 5), Chunk(VISIT, 5, 5)],
+        Request(mode="segments", max_segment_seconds=8),
     )
-    assert told(found) == [(0, 7.5, "Anna may go home. On Friday. Anna may go home."), (7.5, 9, "On Friday.")]
+    assert times_and_texts(found) == [
+        (0, 7.5, "Anna may go home. On Friday. Anna may go home."),
+        (7.5, 9, "On Friday."),
+    ]
 
 
-def test_without_segments_the_whole_text_is_one_passage():
+def test_a_transcription_without_segments_is_one_text():
     answer = Transcription(text="Hello.", duration=3.0)
-    assert told(passages("w", [Answered(answer)], SEGMENTS)) == [(0, 3, "Hello.")]
-    assert told(passages("w", [Answered(answer), Answered(answer, 3.0, 3.5)], SEGMENTS))[1] == (
+    assert times_and_texts(segments("w", [Chunk(answer)], SEGMENTS)) == [(0, 3, "Hello.")]
+    assert times_and_texts(segments("w", [Chunk(answer), Chunk(answer, 3.0, 3.5)], SEGMENTS))[1] == (
         3,
         6.5,
         "Hello.",
     )
 
 
-def test_without_times_nothing_is_made_up():
-    (passage,) = passages("w", [Answered(Transcription(text="Hello."))], SEGMENTS)
-    assert not {"end", "duration", "language"} & passage.metadata.keys()
-    assert None not in passage.metadata.values()
+def test_missing_times_are_left_out():
+    (text,) = segments("w", [Chunk(Transcription(text="Hello."))], SEGMENTS)
+    assert not {"end", "duration", "language"} & text.metadata.keys()
+    assert None not in text.metadata.values()
 
 
-def test_without_a_duration_a_text_ends_with_its_last_segment():
-    (passage,) = passages("w", [Answered(said((0, 2, " a"), (2, 5, " b")))], Hearing())
-    assert passage.metadata["end"] == 5 and "duration" not in passage.metadata
+def test_without_a_duration_a_document_ends_with_its_last_segment():
+    (text,) = segments("w", [Chunk(transcription((0, 2, " a"), (2, 5, " b")))], Request())
+    assert text.metadata["end"] == 5 and "duration" not in text.metadata
 
 
-def test_without_a_text_the_segments_are_the_text():
-    answer = said((0, 1, " a"), (1, 2, " b"))
+def test_without_a_text_the_segments_are_joined():
+    answer = transcription((0, 1, " a"), (1, 2, " b"))
     answer.text = ""
-    assert passages("w", [Answered(answer)], Hearing())[0].text == "a b"
+    assert segments("w", [Chunk(answer)], Request())[0].text == "a b"
 
 
-@pytest.mark.parametrize("mode", ["full", "segments"])
-@pytest.mark.parametrize("answer", [Transcription(duration=3.0), said((0, 3, "  "), duration=3.0)])
-def test_silence_is_a_passage_without_words(mode, answer):
-    (passage,) = passages("w", [Answered(answer)], Hearing(mode=mode))
-    assert passage.text == "" and passage.metadata["end"] == 3.0
+@pytest.mark.parametrize("mode", ["document", "segments"])
+@pytest.mark.parametrize("answer", [Transcription(duration=3.0), transcription((0, 3, "  "), duration=3.0)])
+def test_a_silent_recording_gives_an_empty_text(mode, answer):
+    (text,) = segments("w", [Chunk(answer)], Request(mode=mode))
+    assert text.text == "" and text.metadata["end"] == 3.0
 
 
 def test_segments_without_words_are_left_out():
-    found = passages("w", [Answered(said((0, 1, " a"), (1, 2, "  "), (2, 3, " c")))], SEGMENTS)
+    found = segments("w", [Chunk(transcription((0, 1, " a"), (1, 2, "  "), (2, 3, " c")))], SEGMENTS)
     assert [each.text for each in found] == ["a", "c"]
-    assert [each.metadata["chunk"] for each in found] == [0, 1]
+    assert [each.metadata["segment"] for each in found] == [0, 1]
 
 
-def test_the_language_is_that_of_the_first_part_that_has_one():
-    parts = [Answered(Transcription(text="")), Answered(ROUND, 5, 5)]
-    assert passages("w", parts, Hearing())[0].metadata["language"] == "english"
+def test_the_language_is_that_of_the_first_chunk_that_has_one():
+    chunks = [Chunk(Transcription(text="")), Chunk(VISIT, 5, 5)]
+    assert segments("w", chunks, Request())[0].metadata["language"] == "english"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +162,7 @@ def test_the_language_is_that_of_the_first_part_that_has_one():
         ([], ""),
     ],
 )
-def test_texts_are_joined_as_their_script_is_written(texts, joined):
+def test_texts_are_joined_with_a_space_if_their_script_uses_spaces(texts, joined):
     assert join(texts) == joined
 
 
@@ -154,46 +170,46 @@ def test_texts_are_joined_as_their_script_is_written(texts, joined):
 
 
 def test_ids_are_the_same_in_every_process():
-    code = "from prem_core._audio.transcripts import *; print(passage_id('ward/ü.wav', Hearing(), 3))"
+    code = "from prem_core._audio.transcripts import *; print(segment_id('ward/ü.wav', TranscriptionRequest(), 3))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (
-        run.stdout.strip() == passage_id("ward/ü.wav", Hearing(), 3) == "c18e2a0d-bef0-5abe-8b0c-e11901cddc59"
+        run.stdout.strip() == segment_id("ward/ü.wav", Request(), 3) == "9fb49785-3ddb-58ca-8649-1dc8f2fad0be"
     )
 
 
-def test_ids_tell_apart_what_differs_in_what_is_asked():
+def test_ids_differ_by_source_request_and_segment():
     ways = [
-        Hearing(),
-        Hearing(model="m"),
-        Hearing(task="translate"),
+        Request(),
+        Request(model="m"),
+        Request(task="translate"),
         SEGMENTS,
-        Hearing(mode="segments", group_seconds=30),
+        Request(mode="segments", max_segment_seconds=30),
     ]
-    ids = {passage_id(source, way, chunk) for source in ("a", "b") for way in ways for chunk in (0, 1)}
+    ids = {segment_id(source, way, chunk) for source in ("a", "b") for way in ways for chunk in (0, 1)}
     assert len(ids) == 2 * len(ways) * 2
 
 
-def test_hearing_again_with_a_better_language_or_prompt_replaces():
-    better = Hearing(language="de", prompt="Ramipril", temperature=0.2)
-    assert passage_id("a", better, 0) == passage_id("a", Hearing(), 0)
+def test_ids_do_not_depend_on_language_prompt_and_temperature():
+    better = Request(language="de", prompt="Ramipril", temperature=0.2)
+    assert segment_id("a", better, 0) == segment_id("a", Request(), 0)
 
 
-# --- what is asked
+# --- requests
 
 
-def test_times_and_language_are_always_asked_for():
-    asked = Hearing(language="de", prompt="Ramipril", temperature=0.0).params()
-    assert asked == {
+def test_a_request_always_uses_the_format_with_times_and_language():
+    params = Request(language="de", prompt="Ramipril", temperature=0.0).params()
+    assert params == {
         "model": "openai/whisper-large-v3",
         "language": "de",
         "prompt": "Ramipril",
         "temperature": 0.0,
         "response_format": "verbose_json",
     }
-    assert Hearing().params()["language"] is None
-    assert "language" not in Hearing(task="translate").params()
+    assert Request().params()["language"] is None
+    assert "language" not in Request(task="translate").params()
 
 
-def test_nothing_said_is_in_a_repr():
-    shown = repr(passages("ward.wav", [Answered(ROUND)], SEGMENTS)) + repr(Hearing(prompt="Ramipril"))
+def test_no_repr_shows_a_transcript_or_a_prompt():
+    shown = repr(segments("ward.wav", [Chunk(VISIT)], SEGMENTS)) + repr(Request(prompt="Ramipril"))
     assert "Anna" not in shown and "Friday" not in shown and "Ramipril" not in shown

@@ -10,11 +10,12 @@ from support.wire_schemas import DATA, schema
 
 from prem_core import AsyncPremClient, InvalidParameterError, PremClient, Transcription
 from prem_core import _errors as errors
-from prem_core._audio.upload import MAX_FILE_BYTES, read_recording
+from prem_core._audio.upload import read_recording
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._protocol.request_schema import audio_plaintext
 from prem_core._protocol.response_body import read_transcription
+from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
 TRANSLATION = schema("audio-translation-params")
 REQUEST = schema("audio-request")
@@ -158,12 +159,12 @@ def test_an_invalid_recording_is_rejected(given, why):
 def test_a_recording_above_25_mb_is_rejected_with_the_limit(tmp_path):
     exact = tmp_path / "exact.wav"
     with exact.open("wb") as file:
-        file.truncate(MAX_FILE_BYTES)
-    assert len(read_recording(exact).data) == MAX_FILE_BYTES
+        file.truncate(MAX_AUDIO_BYTES)
+    assert len(read_recording(exact).data) == MAX_AUDIO_BYTES
     larger = tmp_path / "larger.wav"
     with larger.open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
-    for given in (larger, bytes(MAX_FILE_BYTES + 1), larger.open("rb")):
+        file.truncate(MAX_AUDIO_BYTES + 1)
+    for given in (larger, bytes(MAX_AUDIO_BYTES + 1), larger.open("rb")):
         with pytest.raises(InvalidParameterError, match="25 MB"):
             read_recording(given)
     given.close()

@@ -27,7 +27,6 @@ from support.documentation import (
 )
 
 from prem_core import _config, _errors
-from prem_core._audio.batch import AUDIO_TIMEOUT
 from prem_core._client.options import DEFAULTS
 from prem_core._errors import PremError
 from prem_core._protocol import assumptions
@@ -80,7 +79,7 @@ def test_the_settings_table_has_the_defaults_of_a_client() -> None:
     assert {name for name, default in shown.items() if default == "none"} <= {
         name for name, default in DEFAULTS.items() if default is None
     }
-    assert AUDIO_TIMEOUT == 300
+    assert _config.AUDIO_TIMEOUT == 300
     assert "loaders 300" in dict(rows)["timeout"]
 
 

@@ -215,14 +215,6 @@ def test_a_setting_that_cannot_work_is_named(kind: Any, settings: dict[str, Any]
         kind(**{"model": MODEL, "api_key": "k", **settings})
 
 
-def test_a_loaders_recordings_at_once_and_its_organisations_limits_are_two_things() -> None:
-    limits = Limits(9)
-    loader = PremWhisperLoader("calls/", api_key="k", limits=limits, max_concurrency=2)
-    assert (loader.max_concurrency, loader._sync().limits) == (2, limits)
-    alone = PremWhisperLoader("calls/", api_key="k", max_concurrency=2)
-    assert alone._sync().limits.max_concurrency == 2
-
-
 def test_every_timeout_and_limit_reaches_the_client() -> None:
     settings = {
         "total_timeout": 7.0,

@@ -1,4 +1,4 @@
-"""Recordings as LangChain documents: the parser, the loader, and what is wrong with OpenAIWhisperParser."""
+"""Recordings as LangChain documents: the parser, the loader, and defects of OpenAIWhisperParser."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import builtins
 import copy
 import pickle
-import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,36 +20,22 @@ from langchain_core.exceptions import ModelInvalidRequestError, ModelRateLimitEr
 from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.vectorstores import InMemoryVectorStore
 from starlette.responses import JSONResponse
-from support.beep_audio import hears_beeps, write
+from support.beep_audio import SHORT_BEEP_TIMES, transcribe_beeps, write_beeps
 from support.paths import CLINIC_NOTE
+from support.recordings import TRANSCRIPTION, WAV, Overlap, fill_directory, source_names
 from support.scripted_upstream import Heard, Upstream
 
 from langchain_prem import PremWhisperLoader, PremWhisperParser, TranscriptionFailedWarning
 from prem_core import BadRequestError, InvalidParameterError, RateLimitError
 from prem_core.enclave import LocalEnclave
 
-SAMPLE = CLINIC_NOTE
-WAV = SAMPLE.read_bytes()
-AT = [0.4, 1.6, 3.0, 4.4, 6.0, 7.3, 9.1, 11.0, 12.5, 15.0, 17.7, 19.0]
-
-ANSWER = {
-    "task": "transcribe",
-    "language": "german",
-    "duration": 4.5,
-    "text": "Anna darf nach Hause. Am Freitag.",
-    "segments": [
-        {"id": 0, "start": 0.0, "end": 2.5, "text": " Anna darf nach Hause."},
-        {"id": 1, "start": 2.5, "end": 4.0, "text": " Am Freitag."},
-    ],
-}
-
 Make = Callable[..., Any]
 
 
 @pytest.fixture
 def parser(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
-    """Makes parsers whose enclave answers as the test says."""
-    upstream.transcribes(ANSWER)
+    """Makes parsers for an enclave that returns TRANSCRIPTION."""
+    upstream.transcribes(TRANSCRIPTION)
     return lambda **settings: PremWhisperParser(
         **{**upstream_enclave.client_options, "max_retries": 0, **settings}
     )
@@ -59,8 +43,8 @@ def parser(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
 
 @pytest.fixture
 def loader(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
-    """Makes loaders whose enclave answers as the test says."""
-    upstream.transcribes(ANSWER)
+    """Makes loaders for an enclave that returns TRANSCRIPTION."""
+    upstream.transcribes(TRANSCRIPTION)
     return lambda *args, **settings: PremWhisperLoader(
         *args, **{**upstream_enclave.client_options, "max_retries": 0, **settings}
     )
@@ -69,26 +53,23 @@ def loader(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
 @pytest.fixture
 def calls(tmp_path: Path) -> Path:
     """A directory with three recordings."""
-    for name in ("a.wav", "b.wav", "c.wav"):
-        shutil.copy(SAMPLE, tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no recording")
-    return tmp_path
+    return fill_directory(tmp_path)
 
 
-# --- with the enclave's own recogniser
+# --- with the embedded enclave's recogniser
 
 
-def test_the_parser_hears_the_sample(enclave: LocalEnclave) -> None:
+def test_the_parser_transcribes_the_sample(enclave: LocalEnclave) -> None:
     parser = PremWhisperParser(**enclave.client_options, mode="segments")
-    first, second = parser.lazy_parse(Blob.from_path(SAMPLE))
+    first, second = parser.lazy_parse(Blob.from_path(CLINIC_NOTE))
     assert first.page_content == "the doctor will see the patient again on friday"
     assert second.page_content == "the hospital will be open on saturday and sunday"
     assert first.metadata["end"] <= second.metadata["start"] < second.metadata["end"] <= 7.4
-    assert second.metadata["source"] == str(SAMPLE) and second.metadata["language"] == "english"
+    assert second.metadata["source"] == str(CLINIC_NOTE) and second.metadata["language"] == "english"
 
 
-async def test_the_loader_hears_the_sample(enclave: LocalEnclave) -> None:
-    loader = PremWhisperLoader(SAMPLE, **enclave.client_options)
+async def test_the_loader_transcribes_the_sample(enclave: LocalEnclave) -> None:
+    loader = PremWhisperLoader(CLINIC_NOTE, **enclave.client_options)
     (document,) = loader.load()
     assert document.page_content.startswith("the doctor will see the patient")
     assert [each async for each in loader.alazy_load()] == [document]
@@ -97,13 +78,13 @@ async def test_the_loader_hears_the_sample(enclave: LocalEnclave) -> None:
 # --- the parser
 
 
-def test_metadata_is_the_blobs_and_that_of_the_passage(parser: Make) -> None:
-    (document,) = parser().parse(Blob.from_path(SAMPLE, metadata={"patient": 7}))
+def test_metadata_is_the_blobs_and_the_transcripts(parser: Make) -> None:
+    (document,) = parser().parse(Blob.from_path(CLINIC_NOTE, metadata={"patient": 7}))
     assert document.page_content == "Anna darf nach Hause. Am Freitag."
     assert document.metadata == {
         "patient": 7,
-        "source": str(SAMPLE),
-        "chunk": 0,
+        "source": str(CLINIC_NOTE),
+        "segment": 0,
         "start": 0.0,
         "end": 4.5,
         "duration": 4.5,
@@ -113,14 +94,14 @@ def test_metadata_is_the_blobs_and_that_of_the_passage(parser: Make) -> None:
     }
 
 
-def test_segments_and_groups(parser: Make) -> None:
-    blob = Blob.from_path(SAMPLE)
+def test_mode_segments_makes_a_document_of_each_segment_or_joins_them(parser: Make) -> None:
+    blob = Blob.from_path(CLINIC_NOTE)
     segments = parser(mode="segments").parse(blob)
     assert [(each.page_content, each.metadata["start"]) for each in segments] == [
         ("Anna darf nach Hause.", 0.0),
         ("Am Freitag.", 2.5),
     ]
-    (group,) = parser(mode="segments", group_seconds=30).parse(blob)
+    (group,) = parser(mode="segments", max_segment_seconds=30).parse(blob)
     assert group.page_content == "Anna darf nach Hause. Am Freitag."
     assert len({each.id for each in (*segments, group)}) == 3
 
@@ -134,11 +115,11 @@ def test_segments_and_groups(parser: Make) -> None:
             "https://ward.example/7.wav",
             "7.wav",
         ),
-        (Blob.from_path(SAMPLE, metadata={"source": "note 7"}), "note 7", "clinic_note.wav"),
+        (Blob.from_path(CLINIC_NOTE, metadata={"source": "note 7"}), "note 7", "clinic_note.wav"),
         (Blob.from_data(b"\0" * 50, mime_type="audio/mpeg", metadata={"source": "7"}), "7", "7.mp3"),
     ],
 )
-def test_blobs_of_every_kind_keep_their_source(
+def test_every_kind_of_blob_keeps_its_source(
     parser: Make, upstream: Upstream, blob: Blob, source: str, name: str
 ) -> None:
     (document,) = parser().lazy_parse(blob)
@@ -146,7 +127,7 @@ def test_blobs_of_every_kind_keep_their_source(
     assert upstream.heard[0].name == name
 
 
-def test_data_without_a_source_is_known_by_its_content(parser: Make, upstream: Upstream) -> None:
+def test_data_without_a_source_is_identified_by_its_content(parser: Make, upstream: Upstream) -> None:
     first, again, other = (
         parser().parse(Blob.from_data(data, mime_type="audio/wav"))[0] for data in (WAV, WAV, WAV + b"\0\0")
     )
@@ -155,14 +136,14 @@ def test_data_without_a_source_is_known_by_its_content(parser: Make, upstream: U
     assert first.id == again.id != other.id
 
 
-async def test_the_parser_is_asynchronous_too(parser: Make) -> None:
-    blob = Blob.from_path(SAMPLE)
+async def test_the_parser_works_asynchronously(parser: Make) -> None:
+    blob = Blob.from_path(CLINIC_NOTE)
     made = parser(mode="segments")
     assert [each async for each in made.alazy_parse(blob)] == made.parse(blob)
 
 
 class Folder(BlobLoader):
-    """A blob loader, as langchain-community's FileSystemBlobLoader is one."""
+    """A blob loader like langchain-community's FileSystemBlobLoader."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -173,7 +154,7 @@ class Folder(BlobLoader):
 
 
 class Generic(BaseLoader):
-    """langchain-community's GenericLoader, to the letter of its lazy_load."""
+    """A loader with the same lazy_load as langchain-community's GenericLoader."""
 
     def __init__(self, blob_loader: BlobLoader, blob_parser: BaseBlobParser) -> None:
         self.blob_loader = blob_loader
@@ -191,7 +172,7 @@ def test_the_parser_composes_with_a_generic_loader(parser: Make, upstream: Upstr
     assert [Path(each.metadata["source"]).name for each in documents] == ["b.wav", "c.wav"]
 
 
-def test_a_parser_has_no_setting_it_would_ignore() -> None:
+def test_a_parser_rejects_the_settings_of_a_loader() -> None:
     for name in ("on_error", "show_progress"):
         with pytest.raises(ValueError, match=name):
             PremWhisperParser(**{name: True})
@@ -200,23 +181,19 @@ def test_a_parser_has_no_setting_it_would_ignore() -> None:
 # --- the loader
 
 
-def names(documents: list[Document]) -> list[str]:
-    return [Path(each.metadata["source"]).name for each in documents]
+def test_a_loader_takes_one_path_many_paths_a_directory_a_glob_or_blobs(loader: Make, calls: Path) -> None:
+    assert source_names(loader(calls / "b.wav").load()) == ["b.wav"]
+    assert source_names(loader(str(calls / "b.wav")).load()) == ["b.wav"]
+    assert source_names(loader([calls / "c.wav", str(calls / "a.wav")]).load()) == ["c.wav", "a.wav"]
+    assert source_names(loader(each for each in [calls / "c.wav"]).load()) == ["c.wav"]
+    assert source_names(loader(calls).load()) == ["a.wav", "b.wav", "c.wav"]
+    assert source_names(loader(calls, glob="[bc]*").load()) == ["b.wav", "c.wav"]
+    assert source_names(loader(calls, suffixes=".wav").load()) == ["a.wav", "b.wav", "c.wav"]
+    assert source_names(loader(blobs=Folder(calls)).load()) == ["a.wav", "b.wav", "c.wav"]
+    assert source_names(loader(blobs=[Blob.from_path(calls / "b.wav")]).load()) == ["b.wav"]
 
 
-def test_one_path_many_paths_a_directory_a_glob_and_blobs(loader: Make, calls: Path) -> None:
-    assert names(loader(calls / "b.wav").load()) == ["b.wav"]
-    assert names(loader(str(calls / "b.wav")).load()) == ["b.wav"]
-    assert names(loader([calls / "c.wav", str(calls / "a.wav")]).load()) == ["c.wav", "a.wav"]
-    assert names(loader(each for each in [calls / "c.wav"]).load()) == ["c.wav"]
-    assert names(loader(calls).load()) == ["a.wav", "b.wav", "c.wav"]
-    assert names(loader(calls, glob="[bc]*").load()) == ["b.wav", "c.wav"]
-    assert names(loader(calls, suffixes=".wav").load()) == ["a.wav", "b.wav", "c.wav"]
-    assert names(loader(blobs=Folder(calls)).load()) == ["a.wav", "b.wav", "c.wav"]
-    assert names(loader(blobs=[Blob.from_path(calls / "b.wav")]).load()) == ["b.wav"]
-
-
-async def test_asynchronously_all_the_same(loader: Make, calls: Path) -> None:
+async def test_an_asynchronous_load_gives_the_same_documents(loader: Make, calls: Path) -> None:
     for made in (loader(calls, mode="segments"), loader(blobs=Folder(calls))):
         assert await made.aload() == made.load()
 
@@ -236,12 +213,12 @@ async def test_asynchronously_all_the_same(loader: Make, calls: Path) -> None:
         ({"path": "a.wav", "progress": True}, "progress"),
     ],
 )
-def test_a_setting_that_cannot_work_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
+def test_an_invalid_setting_is_rejected_by_name(settings: dict[str, Any], named: str) -> None:
     with pytest.raises((ValueError, TypeError), match=named):
         PremWhisperLoader(**settings)
 
 
-def test_a_recording_is_heard_when_its_document_is_asked_for(
+def test_a_recording_is_transcribed_when_its_document_is_requested(
     loader: Make, upstream: Upstream, calls: Path
 ) -> None:
     documents = loader(calls).lazy_load()
@@ -250,24 +227,14 @@ def test_a_recording_is_heard_when_its_document_is_asked_for(
     assert len(upstream.heard) == 1
 
 
-async def test_several_recordings_are_heard_at_once_in_their_order(
+async def test_several_recordings_are_transcribed_at_once_and_keep_their_order(
     loader: Make, upstream: Upstream, calls: Path
 ) -> None:
-    lock, now, most = threading.Lock(), 0, 0
-
-    def slowly(heard: Heard) -> dict[str, Any]:
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.3 if heard.name == "a.wav" else 0.1)
-        with lock:
-            now -= 1
-        return ANSWER
-
-    upstream.transcribes(slowly)
-    assert names(await loader(calls, max_concurrency=2).aload()) == ["a.wav", "b.wav", "c.wav"]
-    assert most == 2
+    overlap = Overlap(2)
+    upstream.transcribes(overlap)
+    documents = await loader(calls, max_concurrent_recordings=2).aload()
+    assert source_names(documents) == ["a.wav", "b.wav", "c.wav"]
+    assert overlap.most == 2
 
 
 def test_one_loader_serves_many_event_loops(loader: Make, calls: Path) -> None:
@@ -275,7 +242,9 @@ def test_one_loader_serves_many_event_loops(loader: Make, calls: Path) -> None:
     assert [len(asyncio.run(made.aload())) for _ in range(3)] == [3, 3, 3]
 
 
-def test_errors_are_core_errors_too_and_name_the_file(loader: Make, upstream: Upstream, calls: Path) -> None:
+def test_errors_are_langchain_core_errors_too_and_name_the_file(
+    loader: Make, upstream: Upstream, calls: Path
+) -> None:
     upstream.hears = lambda heard: JSONResponse({}, 429)
     with pytest.raises(ModelRateLimitError, match=r"a\.wav: ") as caught:
         loader(calls).load()
@@ -287,23 +256,23 @@ def test_errors_are_core_errors_too_and_name_the_file(loader: Make, upstream: Up
         loader(calls, glob="*.mp3").load()
 
 
-async def test_collected_errors_are_there_after_every_load(
-    loader: Make, upstream: Upstream, calls: Path
-) -> None:
-    upstream.hears = lambda heard: JSONResponse({}, 400) if heard.name == "b.wav" else ANSWER
+async def test_every_load_collects_its_own_errors(loader: Make, upstream: Upstream, calls: Path) -> None:
+    upstream.hears = lambda heard: JSONResponse({}, 400) if heard.name == "b.wav" else TRANSCRIPTION
     made = loader(calls, on_error="collect")
     for load in (made.load, made.load, lambda: asyncio.run(made.aload())):
-        with pytest.warns(TranscriptionFailedWarning, match="1 of 3 recordings could not be heard"):
-            assert names(await asyncio.to_thread(load)) == ["a.wav", "c.wav"]
+        with pytest.warns(TranscriptionFailedWarning, match="1 of 3 recordings could not be transcribed"):
+            assert source_names(await asyncio.to_thread(load)) == ["a.wav", "c.wav"]
         ((source, error),) = made.errors
         assert Path(source).name == "b.wav"
         assert isinstance(error, BadRequestError) and isinstance(error, ModelInvalidRequestError)
-    upstream.transcribes(ANSWER)
+    upstream.transcribes(TRANSCRIPTION)
     made.load()
     assert made.errors == []
 
 
-def test_progress_counts_files(loader: Make, calls: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar_counts_recordings(
+    loader: Make, calls: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     loader(calls, show_progress=True).load()
     assert "3/3" in capsys.readouterr().err
 
@@ -331,20 +300,20 @@ def test_copies_work_and_share_blobs(loader: Make, calls: Path) -> None:
     made = loader(blobs=folder)
     made.load()
     assert copy.deepcopy(made).blobs is folder
-    assert names(copy.copy(made).load()) == ["a.wav", "b.wav", "c.wav"]
+    assert source_names(copy.copy(made).load()) == ["a.wav", "b.wav", "c.wav"]
 
 
-def test_a_client_of_ones_own_is_used_and_not_pickled(parser: Make) -> None:
+def test_the_callers_http_client_is_used_and_not_pickled(parser: Make) -> None:
     with httpx.Client() as client:
         made = parser(http_client=client)
-        made.parse(Blob.from_path(SAMPLE))
+        made.parse(Blob.from_path(CLINIC_NOTE))
         assert not client.is_closed
         with pytest.raises(TypeError, match="http client"):
             pickle.dumps(made)
 
 
 def test_nothing_secret_is_shown(upstream_enclave: LocalEnclave) -> None:
-    made = PremWhisperLoader(SAMPLE, **upstream_enclave.client_options, prompt="Ramipril")
+    made = PremWhisperLoader(CLINIC_NOTE, **upstream_enclave.client_options, prompt="Ramipril")
     for shown in (repr(made), str(made)):
         assert upstream_enclave.api_key not in shown and "Ramipril" not in shown
     assert upstream_enclave.api_key not in str(made.model_dump())
@@ -353,48 +322,48 @@ def test_nothing_secret_is_shown(upstream_enclave: LocalEnclave) -> None:
 # --- defects of OpenAIWhisperParser, one by one
 
 
-def test_openai_whisper_parser_prints_and_this_one_does_not(
+def test_unlike_openai_whisper_parser_nothing_is_printed(
     loader: Make, upstream: Upstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    upstream.transcribes(hears_beeps)
-    write(tmp_path / "long.wav", AT, 20)
+    upstream.transcribes(transcribe_beeps)
+    write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     (tmp_path / "empty.wav").touch()
     with pytest.warns(TranscriptionFailedWarning):
-        loader(tmp_path, max_part_bytes=256 * 1024, on_error="collect").load()
+        loader(tmp_path, max_chunk_bytes=256 * 1024, on_error="collect").load()
     shown = capsys.readouterr()
     assert shown.out == shown.err == ""
 
 
-def test_openai_whisper_parser_skips_a_part_after_three_failures_and_this_one_raises(
+def test_unlike_openai_whisper_parser_a_failed_chunk_is_an_error(
     loader: Make, upstream: Upstream, tmp_path: Path
 ) -> None:
     def fails_in_the_middle(heard: Heard) -> Any:
-        return JSONResponse({}, 500) if ".part002" in heard.name else hears_beeps(heard)
+        return JSONResponse({}, 500) if ".part002" in heard.name else transcribe_beeps(heard)
 
     upstream.transcribes(fails_in_the_middle)
-    path = write(tmp_path / "long.wav", AT, 20)
+    path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     with pytest.raises(Exception, match=r"long\.wav") as caught:
-        loader(path, max_part_bytes=256 * 1024).load()
+        loader(path, max_chunk_bytes=256 * 1024).load()
     assert type(caught.value).__name__ == "InternalServerError"
     assert len(upstream.heard) == 2
 
 
-def test_openai_whisper_parser_sleeps_five_seconds_and_this_one_waits_for_nothing_of_its_own(
+def test_unlike_openai_whisper_parser_there_is_no_sleep_between_chunks(
     loader: Make, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    upstream.transcribes(hears_beeps)
-    path = write(tmp_path / "long.wav", AT, 20)
-    assert len(loader(path, max_part_bytes=256 * 1024, mode="segments").load()) == len(AT)
+    upstream.transcribes(transcribe_beeps)
+    path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
+    assert len(loader(path, max_chunk_bytes=256 * 1024, mode="segments").load()) == len(SHORT_BEEP_TIMES)
     assert len(upstream.heard) > 2 and slept == []
 
 
-def test_openai_whisper_parser_needs_pydub_and_this_one_the_standard_library(
+def test_unlike_openai_whisper_parser_splitting_wav_needs_only_the_standard_library(
     loader: Make, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upstream.transcribes(ANSWER)
-    path = write(tmp_path / "long.wav", AT, 20)
+    upstream.transcribes(TRANSCRIPTION)
+    path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     real = builtins.__import__
 
     def importing(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -403,20 +372,20 @@ def test_openai_whisper_parser_needs_pydub_and_this_one_the_standard_library(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", importing)
-    assert loader(SAMPLE).load() and loader(path, max_part_bytes=256 * 1024).load()
+    assert loader(CLINIC_NOTE).load() and loader(path, max_chunk_bytes=256 * 1024).load()
 
 
-def test_openai_whisper_parser_gives_no_times_and_this_one_those_of_the_whole_recording(
+def test_unlike_openai_whisper_parser_segments_have_times_in_the_whole_recording(
     loader: Make, upstream: Upstream, tmp_path: Path
 ) -> None:
-    upstream.transcribes(hears_beeps)
-    path = write(tmp_path / "long.wav", AT, 20)
-    documents = loader(path, max_part_bytes=256 * 1024, mode="segments").load()
-    assert [each.page_content for each in documents] == [f"beep{n}" for n in range(len(AT))]
-    assert [each.metadata["start"] for each in documents] == pytest.approx(AT, abs=0.03)
+    upstream.transcribes(transcribe_beeps)
+    path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
+    documents = loader(path, max_chunk_bytes=256 * 1024, mode="segments").load()
+    assert [each.page_content for each in documents] == [f"beep{n}" for n in range(len(SHORT_BEEP_TIMES))]
+    assert [each.metadata["start"] for each in documents] == pytest.approx(SHORT_BEEP_TIMES, abs=0.03)
 
 
-# --- what the documents are for
+# --- in a vector store
 
 
 class Letters:

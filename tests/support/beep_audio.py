@@ -1,6 +1,6 @@
-"""Recordings that say something without a voice: beeps whose pitch is a number, and who hears them.
+"""Recordings of beeps whose pitch is a number, and a function that transcribes them.
 
-A recording made of such beeps shows what was lost, doubled or moved on its way, to the hundredth of a second.
+They show what was lost, doubled or moved, to the hundredth of a second.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from support.scripted_upstream import Heard
 RATE = 16_000
 BEEP = 0.5
 
+#: Uneven times of beeps over 40 s; between them it is quiet.
+BEEP_TIMES = (
+    0.4, 1.6, 3.0, 4.4, 6.0, 7.3, 9.1, 11.0, 12.5, 15.0, 17.7, 19.0, 22.2, 25.0, 27.1, 30.3, 33.0, 36.6, 38.9,
+)  # fmt: skip
+
+#: Those of the first 20 s.
+SHORT_BEEP_TIMES = BEEP_TIMES[:12]
+
 
 def beeps(at: Sequence[float], seconds: float, *, noise: float = 0.003) -> Any:
-    """Samples with beep number n at the nth time, of half a second each, in faint noise."""
+    """Samples with beep number n at the nth time, half a second each, in faint noise."""
     samples = noise * np.random.default_rng(1).standard_normal(int(seconds * RATE)).astype("float32")
     clock = np.arange(int(BEEP * RATE)) / RATE
     for number, start in enumerate(at):
@@ -29,14 +37,14 @@ def beeps(at: Sequence[float], seconds: float, *, noise: float = 0.003) -> Any:
     return samples
 
 
-def write(path: Path, at: Sequence[float], seconds: float, *, subtype: str | None = None) -> Path:
-    """A file of such beeps, in the format of its suffix."""
+def write_beeps(path: Path, at: Sequence[float], seconds: float, *, subtype: str | None = None) -> Path:
+    """Write beeps to a file, in the format of its suffix."""
     soundfile.write(path, beeps(at, seconds), RATE, subtype=subtype)
     return path
 
 
-def hears_beeps(heard: Heard) -> dict[str, Any]:
-    """A Whisper's answer to a recording of beeps: a segment for each, with its number as its word."""
+def transcribe_beeps(heard: Heard) -> dict[str, Any]:
+    """The transcription of a recording of beeps: a segment for each, with its number as its word."""
     samples, rate = soundfile.read(io.BytesIO(heard.data), dtype="float32", always_2d=True)
     samples = samples[:, 0]
     step = rate // 100

@@ -33,8 +33,7 @@ from langchain_prem._messages import wire_messages
 from llama_index_prem import _responses as li_answers
 from prem_core import PremError
 from prem_core import _errors as errors
-from prem_core._audio.batch import pieces
-from prem_core._audio.chunking import split
+from prem_core._audio.chunking import chunks_of, split
 from prem_core._audio.sources import source_of
 from prem_core._audio.upload import read_recording
 from prem_core._crypto import keyfile
@@ -414,7 +413,7 @@ def run_recording(data: bytes) -> Outcome:
         whole, sound = _samples(recording), b"".join(_samples(part.data) for part in parts)
         assert sound == whole[: len(sound)] and len(whole) - len(sound) < 16, "a part of the sound is lost"
     try:
-        list(pieces(source_of(("a.wav", recording)), limit))
+        list(chunks_of(source_of(("a.wav", recording)), limit))
     except errors.InvalidParameterError as error:
         checked(error)
     return Outcome(

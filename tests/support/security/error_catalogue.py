@@ -334,7 +334,7 @@ OTHERS: dict[str, Other] = {
     "reader: a recording that cannot be cut": (
         prem_core.InvalidParameterError,
         lambda world: PremWhisperReader(
-            **world.options(), prompt=PROMPT, max_part_bytes=256 * 1024
+            **world.options(), prompt=PROMPT, max_chunk_bytes=256 * 1024
         ).load_data(FILE * 10_000),
     ),
     # Settings.
