@@ -1,95 +1,113 @@
-"""A bar on standard error for the recordings that are being heard, while somebody watches."""
+"""Progress bars on standard error for recordings that are being transcribed."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import os
+import stat
 import sys
 from collections.abc import Iterator
-from typing import Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from prem_core.cli.output import is_terminal, one_line
 
-#: Characters of a recording's name.
+if TYPE_CHECKING:
+    from prem_core._audio.sources import AudioSource
+
+#: Characters of a recording's name that are shown.
 MAX_NAME: Final = 40
 
 
-class Bars:
-    """A line for all recordings, and one for each that is being heard. Nothing at all where nobody watches.
+class ProgressBars:
+    """One bar for all recordings, and one for each in progress. Use it as a context manager.
+
+    No bars are shown if standard error is not a terminal, or if standard output is a pipe: the program that reads
+    from it may write to the same terminal.
 
     Args:
-        total: How many recordings there are.
+        total: The number of recordings.
     """
 
     def __init__(self, total: int) -> None:
         self._progress: Any = None
-        if not is_terminal(sys.stderr):
+        self._live: Any = None
+        self._tasks: dict[AudioSource, Any] = {}
+        if not is_terminal(sys.stderr) or _is_pipe(sys.stdout):
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+        self._console = Console(stderr=True)
+        # Only drawn: `_show` displays it.
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
-            # It goes when it is done, and never takes what is written to standard output.
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
+            console=self._console,
         )
         self._all = self._progress.add_task("recordings", total=total) if total > 1 else None
 
     def __enter__(self) -> Self:
-        if self._progress is not None:
-            self._progress.start()
+        self._show()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._hide()
 
-    @contextlib.contextmanager
-    def hearing(self, name: str) -> Iterator[Bar]:
-        """The line of one recording, while it is heard."""
+    def on_progress(self, source: AudioSource, done: float) -> None:
+        """Show how much of a recording is done. Its bar appears at 0 and is removed at 1."""
         if self._progress is None:
-            yield Bar(None, None)
             return
-        # Without a total it moves without saying how far: it is not known before the first part was heard.
-        task = self._progress.add_task(_short(one_line(name)), total=None)
-        try:
-            yield Bar(self._progress, task)
-        finally:
-            self._progress.remove_task(task)
+        if done == 0:
+            # Without a total the bar only pulses: how long one request takes is unknown.
+            self._tasks[source] = self._progress.add_task(_shortened(one_line(source.source)), total=None)
+        elif done < 1:
+            self._progress.update(self._tasks[source], completed=done, total=1)
+        else:
+            self._progress.remove_task(self._tasks.pop(source))
             if self._all is not None:
                 self._progress.advance(self._all)
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Out of the way, while something is written to the terminal."""
-        if self._progress is None:
-            yield
-            return
-        self._progress.stop()
+    def hidden(self) -> Iterator[None]:
+        """Remove the bars from the terminal while something else is written to it."""
+        self._hide()
         try:
             yield
         finally:
-            self._progress.start()
+            self._show()
 
-
-def _short(name: str) -> str:
-    """The end of a path: it tells one file from another, and leaves room for the bar."""
-    return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
-
-
-class Bar:
-    """One recording's line."""
-
-    def __init__(self, progress: Any, task: Any) -> None:
-        self._progress = progress
-        self._task = task
-
-    def reached(self, done: int, total: int) -> None:
-        """So much of it has been heard."""
+    def _show(self) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total)
+            from rich.live import Live
+
+            # A new one every time: a Live that is started again erases as many lines as it had before.
+            self._live = Live(
+                self._progress,
+                console=self._console,
+                refresh_per_second=10,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start(refresh=True)
+
+    def _hide(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _is_pipe(stream: IO[str] | None) -> bool:
+    try:
+        mode = os.fstat(stream.fileno()).st_mode if stream is not None else 0
+    except (OSError, ValueError, io.UnsupportedOperation):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _shortened(name: str) -> str:
+    """The end of a path, which tells files apart; the bar needs the rest of the line."""
+    return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"

@@ -1,4 +1,4 @@
-"""``prem transcribe``: recordings in, text, JSON and subtitles out, and none lost to another one's error."""
+"""``prem transcribe``: text, JSON and subtitles from recordings, and one failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import shutil
 import signal
 import stat
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse
-from support.beep_audio import hears_beeps, write
+from support.beep_audio import transcribe_beeps, write_beeps
 from support.paths import ROOT
 from support.prem_program import Prem, Result, TerminalProcess, run, run_on_terminal
+from support.recordings import LastFirst, Overlap
+from support.screen import screen_rows
 from support.scripted_upstream import Heard, Upstream
 
-from prem_core._audio.batch import AUDIO_TIMEOUT
-from prem_core._audio.upload import MAX_FILE_BYTES
-from prem_core.cli.commands import transcribe
+from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
 SAMPLE = ROOT / "examples" / "clinic_note.wav"
 
-SAID = {
+TRANSCRIPTION = {
     "task": "transcribe",
     "language": "english",
     "duration": 4.5,
@@ -40,7 +39,7 @@ SAID = {
 
 @pytest.fixture
 def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a.wav, b.mp3 and c.flac, which is the current one."""
+    """The current directory, with a.wav, b.mp3 and c.flac."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(SAMPLE, "a.wav")
     for name, suffix in (("b", "mp3"), ("c", "flac")):
@@ -49,12 +48,12 @@ def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def hears(upstream: Upstream) -> None:
-    upstream.transcribes(SAID)
+def transcribes(upstream: Upstream) -> None:
+    upstream.transcribes(TRANSCRIPTION)
 
 
 def by_name(heard: Heard) -> dict[str, Any]:
-    return {**SAID, "text": f"This is {heard.name}.", "segments": None}
+    return {**TRANSCRIPTION, "text": f"This is {heard.name}.", "segments": None}
 
 
 @pytest.mark.parametrize(
@@ -72,13 +71,15 @@ def by_name(heard: Heard) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_recording_is_written_to_standard_output(
+def test_a_transcript_is_written_to_standard_output_in_each_format(
     prem: Prem, upstream_env: dict[str, str], recordings: Path, form: list[str], out: str
 ) -> None:
     assert prem("transcribe", "a.wav", *form, **upstream_env) == Result(0, out, "")
 
 
-def test_json_has_the_text_and_its_times(prem: Prem, upstream_env: dict[str, str], recordings: Path) -> None:
+def test_json_has_the_transcript_and_its_segments(
+    prem: Prem, upstream_env: dict[str, str], recordings: Path
+) -> None:
     result = prem("transcribe", "a.wav", "--format", "json", **upstream_env)
     assert (result.status, result.err) == (0, "")
     assert json.loads(result.out) == {
@@ -95,24 +96,15 @@ def test_json_has_the_text_and_its_times(prem: Prem, upstream_env: dict[str, str
     }
 
 
-def test_text_of_several_has_each_name_above_in_the_order_given(
+def test_transcripts_of_several_recordings_have_their_name_above_in_the_given_order(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    first_may_go = threading.Event()
-
-    def later_first(heard: Heard) -> dict[str, Any]:
-        if heard.name == "b.mp3":
-            assert first_may_go.wait(10)
-        else:
-            first_may_go.set()
-        return by_name(heard)
-
-    upstream.transcribes(later_first)
+    upstream.transcribes(LastFirst("b.mp3", "a.wav", by_name))
     result = prem("transcribe", "b.mp3", "a.wav", **upstream_env)
     assert result == Result(0, "==> b.mp3 <==\nThis is b.mp3.\n\n==> a.wav <==\nThis is a.wav.\n", "")
 
 
-def test_json_of_several_is_an_object_a_line(
+def test_json_of_several_recordings_is_one_object_per_line(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     upstream.transcribes(by_name)
@@ -139,7 +131,7 @@ def test_standard_input_can_be_a_recording(
     assert heard.name.endswith(".wav")
 
 
-def test_options_reach_the_model(
+def test_options_are_sent_with_the_transcription_request(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     options = ["--language", "de", "--prompt", "Ramipril", "--temperature", "0.25", "--model", "m"]
@@ -164,7 +156,7 @@ def test_options_reach_the_model(
         ([], "FILE"),
         (["a.wav", "--format", "doc"], "--format"),
         (["a.wav", "b.mp3", "--format", "srt"], "--output-dir"),
-        (["a.wav", "--translate", "--language", "de"], "--translate and --language"),
+        (["a.wav", "--translate", "--language", "de"], "--language does not go with --translate"),
         (["a.wav", "--temperature", "2"], "temperature"),
         (["a.wav", "--jobs", "0"], "--jobs"),
         (["a.wav", "--force"], "--output-dir"),
@@ -172,10 +164,10 @@ def test_options_reach_the_model(
         (["empty"], "no recording in empty"),
         (["a.wav", "x/a.mp3", "--output-dir", "out"], "would both be written to out/a.txt"),
         (["a.wav", "b.mp3", "--output-dir", "taken"], "taken/b.txt already exists"),
-        (["a.wav", "--output-dir", "a.wav"], "cannot be made"),
+        (["a.wav", "--output-dir", "a.wav"], "cannot be created"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_sent(
+def test_invalid_arguments_are_one_line_and_no_recording_is_sent(
     prem: Prem,
     upstream_env: dict[str, str],
     upstream: Upstream,
@@ -191,7 +183,7 @@ def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_sent(
     assert (recordings / "taken" / "b.txt").read_text() == "mine"
 
 
-def test_each_gets_a_file_of_its_own_with_the_permissions_of_the_umask(
+def test_output_dir_gets_one_file_per_recording_with_the_umasks_permissions(
     upstream_env: dict[str, str], recordings: Path, tmp_path: Path
 ) -> None:
     before = os.umask(0o027)
@@ -208,7 +200,7 @@ def test_each_gets_a_file_of_its_own_with_the_permissions_of_the_umask(
     assert written[0].read_text().startswith("1\n00:00:00,000 --> ")
 
 
-def test_a_file_that_is_there_is_replaced_only_by_force(
+def test_an_existing_file_is_replaced_only_with_force(
     prem: Prem, upstream_env: dict[str, str], recordings: Path
 ) -> None:
     (recordings / "a.txt").write_text("mine")
@@ -220,12 +212,12 @@ def test_a_file_that_is_there_is_replaced_only_by_force(
     assert (recordings / "a.txt").read_text() == "Hello there. 1 < 2.\n"
 
 
-def test_a_file_that_appears_meanwhile_is_not_replaced(
+def test_a_file_that_appears_during_the_transcription_is_not_replaced(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     def meanwhile(heard: Heard) -> dict[str, Any]:
         (recordings / "a.txt").write_text("mine")
-        return SAID
+        return TRANSCRIPTION
 
     upstream.transcribes(meanwhile)
     result = prem("transcribe", "a.wav", "--output-dir", ".", **upstream_env)
@@ -235,15 +227,15 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
     assert [path.name for path in recordings.iterdir() if path.name.startswith(".")] == []
 
 
-def test_one_that_fails_does_not_lose_the_others_and_has_a_line(
+def test_a_failed_recording_is_one_line_and_the_others_are_transcribed(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    def refuses_b(heard: Heard) -> Any:
+    def rejects_b(heard: Heard) -> Any:
         if heard.name == "b.mp3":
             return JSONResponse({"error": {"message": "too\nnoisy\x1b[2J"}}, 400)
         return by_name(heard)
 
-    upstream.transcribes(refuses_b)
+    upstream.transcribes(rejects_b)
     (recordings / "empty.wav").write_bytes(b"")
     result = prem(
         "transcribe", "none.wav", "a.wav", "b.mp3", "empty.wav", "c.flac", "--format", "json", **upstream_env
@@ -256,10 +248,12 @@ def test_one_that_fails_does_not_lose_the_others_and_has_a_line(
     assert "support_" in b
     assert "\x1b" not in b
     assert empty == "prem transcribe: the recording is empty: empty.wav"
-    assert last == "prem transcribe: 3 of 5 recordings could not be heard"
+    assert last == "prem transcribe: 3 of 5 recordings could not be transcribed"
 
 
-def test_an_error_of_all_is_said_once(prem: Prem, upstream_env: dict[str, str], recordings: Path) -> None:
+def test_a_wrong_key_is_reported_once_for_all_recordings(
+    prem: Prem, upstream_env: dict[str, str], recordings: Path
+) -> None:
     wrong = {**upstream_env, "PREM_API_KEY": "sk_test_wrong"}
     prem("transcribe", "a.wav", "b.mp3", **wrong).assert_error(1, "support_")
     prem("transcribe", "a.wav", "b.mp3", PREM_API_KEY="").assert_error(2, "PREM_API_KEY")
@@ -271,82 +265,93 @@ def test_subtitles_without_times_are_an_error(
     upstream.transcribes({"text": "Hello."})
     result = prem("transcribe", "a.wav", "--format", "srt", **upstream_env)
     assert (result.status, result.out) == (1, "")
-    assert "prem transcribe: a.wav: the service gave no times" in result.err
+    assert "prem transcribe: a.wav: the service returned no times" in result.err
 
 
-def test_no_more_than_the_jobs_are_heard_at_once(
+def test_jobs_limits_the_recordings_that_are_transcribed_at_once(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    busy, most, lock = 0, 0, threading.Lock()
-
-    def counts(heard: Heard) -> dict[str, Any]:
-        nonlocal busy, most
-        with lock:
-            busy += 1
-            most = max(most, busy)
-        time.sleep(0.05)
-        with lock:
-            busy -= 1
-        return SAID
-
-    upstream.transcribes(counts)
+    overlap = Overlap(2)
+    upstream.transcribes(overlap)
     names = [shutil.copy("a.wav", f"{number}.wav") for number in range(6)]
     assert prem("transcribe", *names, "--jobs", "2", **upstream_env).status == 0
-    assert most == 2
+    assert overlap.most == 2
 
 
-def test_the_default_timeout_is_the_loaders() -> None:
-    assert transcribe.TIMEOUT == AUDIO_TIMEOUT
+def test_a_long_recording_does_not_hold_up_the_others(
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
+) -> None:
+    names = [shutil.copy("a.wav", f"{number}.wav") for number in range(6)]
+    upstream.transcribes(LastFirst("0.wav", "5.wav", by_name))
+    result = prem("transcribe", *names, "--jobs", "2", "--format", "json", **upstream_env)
+    assert [json.loads(line)["file"] for line in result.out.splitlines()] == names
 
 
 # --- as a process -----------------------------------------------------------------------------------------
 
 
-def test_a_bar_is_on_the_terminal_and_the_text_alone_in_the_pipe(
+def test_progress_bars_are_on_the_terminal_and_only_transcripts_in_the_file(
     upstream_env: dict[str, str], recordings: Path
 ) -> None:
     os.rename("a.wav", "a\x1b[31m.wav")
-    shown = run_on_terminal("transcribe", "a\x1b[31m.wav", "b.mp3", piped="stdout", **upstream_env)
+    out = recordings / "out.txt"
+    shown = run_on_terminal("transcribe", "a\x1b[31m.wav", "b.mp3", stdout=out, **upstream_env)
     assert shown.status == 0
-    assert shown.piped.decode() == (
+    assert out.read_text() == (
         "==> a\x1b[31m.wav <==\nHello there. 1 < 2.\n\n==> b.mp3 <==\nHello there. 1 < 2.\n"
     )
     assert "recordings" in shown.terminal
     assert "━" in shown.terminal
     assert "b.mp3" in shown.terminal
     assert "\x1b[31m" not in shown.terminal
-    assert shown.terminal.endswith("\x1b[2K")  # and it is gone at the end
-    piped = run_on_terminal("transcribe", "b.mp3", piped="stderr", **upstream_env)
-    assert (piped.terminal, piped.piped) == ("Hello there. 1 < 2.\n", b"")
+    assert "".join(screen_rows(shown.terminal, 100)).isspace()  # the bars are removed at the end
 
 
-def test_a_recording_of_more_than_25_mb_is_cut_its_times_go_on_and_the_bar_says_how_far_it_is(
+def test_no_progress_bars_if_standard_output_or_standard_error_is_a_pipe(
+    upstream_env: dict[str, str], recordings: Path
+) -> None:
+    # The program at the other end may write to the same terminal.
+    shown = run_on_terminal("transcribe", "b.mp3", piped="stdout", **upstream_env)
+    assert (shown.terminal, shown.piped) == ("", b"Hello there. 1 < 2.\n")
+    shown = run_on_terminal("transcribe", "b.mp3", piped="stderr", **upstream_env)
+    assert (shown.terminal, shown.piped) == ("Hello there. 1 < 2.\n", b"")
+
+
+def test_a_recording_of_more_than_25_mb_is_split_its_times_continue_and_its_bar_shows_how_much_is_done(
     upstream_env: dict[str, str], upstream: Upstream, tmp_path: Path
 ) -> None:
-    def slowly(heard: Heard) -> dict[str, Any]:
-        if len(upstream.heard) == 2:
-            time.sleep(0.3)  # a bar is drawn ten times a second
-        return hears_beeps(heard)
+    bar_shown = threading.Event()
 
-    upstream.transcribes(slowly)
-    long = write(tmp_path / "long.wav", [3.0, 400.0, 770.0, 835.25, 850.5], 860)
-    assert long.stat().st_size > MAX_FILE_BYTES
-    shown = run_on_terminal("transcribe", str(long), "--format", "srt", piped="stdout", **upstream_env)
-    assert shown.status == 0
+    def waits_for_bar(heard: Heard) -> dict[str, Any]:
+        if len(upstream.heard) == 2:
+            assert bar_shown.wait(60)
+        return transcribe_beeps(heard)
+
+    upstream.transcribes(waits_for_bar)
+    long = write_beeps(tmp_path / "long.wav", [3.0, 400.0, 770.0, 835.25, 850.5], 860)
+    assert long.stat().st_size > MAX_AUDIO_BYTES
+    out = tmp_path / "out.srt"
+    running = TerminalProcess("transcribe", str(long), "--format", "srt", stdout=out, **upstream_env)
+    try:
+        running.wait_for(" 95%")  # the first chunk, and what was read to find its pause
+    finally:
+        bar_shown.set()
+    assert running.end().status == 0
     assert len(upstream.heard) == 2
-    cues = shown.piped.decode().split("\n\n")
+    cues = out.read_text().split("\n\n")
     assert cues[3] == "4\n00:13:55,250 --> 00:13:55,750\nbeep3"
     assert [cue.split()[-1] for cue in cues] == [f"beep{n}" for n in range(5)]
-    assert re.search(r" 9\d%", shown.terminal)  # the first part was nearly all of it
 
 
-def test_ctrl_c_ends_it_quietly(upstream_env: dict[str, str], upstream: Upstream, recordings: Path) -> None:
+def test_ctrl_c_ends_a_transcription_without_output(
+    upstream_env: dict[str, str], upstream: Upstream, recordings: Path
+) -> None:
     heard, over = threading.Event(), threading.Event()
 
     def never(recording: Heard) -> dict[str, Any]:
         heard.set()
         over.wait(20)
-        return SAID
+        return TRANSCRIPTION
 
     upstream.transcribes(never)
     running = TerminalProcess("transcribe", "a.wav", "b.mp3", piped="stderr", **upstream_env)
@@ -359,8 +364,46 @@ def test_ctrl_c_ends_it_quietly(upstream_env: dict[str, str], upstream: Upstream
     assert (shown.status, shown.terminal, shown.piped) == (130, "", b"")
 
 
-def test_local_hears_on_this_machine() -> None:
+def test_local_transcribes_with_the_embedded_enclave() -> None:
     result = run("--local", "transcribe", str(SAMPLE), "--format", "vtt")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(b"WEBVTT\n\n00:00:00.")
     assert b"friday" in result.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_every_transcript_and_error_stays_on_the_terminal_next_to_progress_bars(
+    upstream_env: dict[str, str], upstream: Upstream, recordings: Path, columns: int
+) -> None:
+    def rejects_b(heard: Heard) -> Any:
+        if heard.name == "b.mp3":
+            return JSONResponse({}, 400)
+        return by_name(heard)
+
+    upstream.transcribes(rejects_b)
+    names = ["a.wav", "missing.wav", "b.mp3", "c.flac", "a.wav"]
+    shown = run_on_terminal("transcribe", *names, columns=columns, **upstream_env)
+    assert shown.status == 1
+    assert "━" in shown.terminal  # there were bars
+    screen = "".join(screen_rows(shown.terminal, columns))
+    for line in (
+        "==> a.wav <==",
+        "This is a.wav.",
+        "prem transcribe: there is no such file: missing.wav",
+        "prem transcribe: b.mp3: ",
+        "==> c.flac <==",
+        "This is c.flac.",
+        "prem transcribe: 2 of 5 recordings could not be transcribed",
+    ):
+        assert line in screen, line
+    assert re.search(r"\(support_[0-9a-f-]{36}\)", screen)  # the end of a line that is wrapped at 80 columns
+    assert screen.count("This is a.wav.") == 2
+    assert "━" not in screen
+
+
+def test_one_recording_that_fails_is_one_line_without_a_count(
+    prem: Prem, upstream_env: dict[str, str], recordings: Path
+) -> None:
+    prem("transcribe", "missing.wav", **upstream_env).assert_error(
+        1, "prem transcribe: there is no such file: missing.wav"
+    )

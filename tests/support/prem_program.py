@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +91,7 @@ class TerminalProcess:
 
     Args:
         piped: "stdout" or "stderr", to connect that stream to a pipe.
+        stdout: A file for standard output.
         stdin: Text to pipe in; standard input is the terminal if None.
     """
 
@@ -97,6 +99,7 @@ class TerminalProcess:
         self,
         *arguments: str,
         piped: str | None = None,
+        stdout: Path | None = None,
         stdin: str | None = None,
         columns: int = 100,
         **more: str,
@@ -109,6 +112,9 @@ class TerminalProcess:
             streams[piped] = subprocess.PIPE
         if stdin is not None:
             streams["stdin"] = subprocess.PIPE
+        file = None if stdout is None else stdout.open("wb")
+        if file is not None:
+            streams["stdout"] = file
         # A child process inherits an ignored SIGINT, which background jobs of a shell have, but not a handler.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
@@ -119,6 +125,8 @@ class TerminalProcess:
         )
         signal.signal(signal.SIGINT, before)
         os.close(slave)
+        if file is not None:
+            file.close()
         self._changed = threading.Condition()
         self._terminal = bytearray()
         self._piped = bytearray()

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from prem_core._config import DEFAULT_MAX_CONCURRENCY
+from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import ConfigurationError
 from prem_core.cli import EXIT_USAGE
 from prem_core.cli.connection import Connection, global_options, parse_enclave_key, with_connection_options
@@ -55,7 +55,7 @@ def proxy(
     ] = DEFAULT_MAX_CONCURRENCY,
     audio_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Seconds to wait for a transcription.")
-    ] = 300.0,
+    ] = AUDIO_TIMEOUT,
     body_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Maximum request size, for example 500kb, 32mb or 1gb.")
     ] = "32mb",
