@@ -119,20 +119,8 @@ class PremWhisperParser(_Whisper, BaseBlobParser):
 class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
     """Loads recordings from paths, directories or blobs, and transcribes them into documents.
 
-    It takes every setting of `PremWhisperParser`, and these:
-
-    Args:
-        path: A file, a directory, or a list of them.
-        glob: Selects the files of a directory. Default ``**/*``.
-        suffixes: Selects files of a directory by the end of their names. Default: the formats that Whisper accepts, or
-            any if there is a `glob`. A directory without a matching file is an error.
-        blobs: Blobs, or a blob loader, instead of `path`.
-        on_error: "raise" the first error. Or "collect": the other recordings are loaded, `errors` holds a source and
-            an error for each that failed, and a warning counts them. A wrong key, permission or setting is always
-            raised.
-        show_progress: Whether to show a progress bar. It needs tqdm.
-        max_concurrent_recordings: Recordings in progress at once in `alazy_load` and `aload`. Default 5. Each takes
-            about twice its size in memory and sends one request at a time; `max_concurrency` limits the requests.
+    It takes every setting of `PremWhisperParser`, and these fields: `path` or `blobs`, `glob` and `suffixes` select the
+    recordings; `on_error`, `show_progress` and `max_concurrent_recordings` say what happens with many of them.
 
     Load:
         .. code-block:: python
@@ -161,9 +149,10 @@ class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
     path: Path_ | list[Path_] | None = None
     """A file, a directory, or a list of them."""
     glob: str | None = Field(default=None, min_length=1)
-    """Selects the files of a directory."""
+    """Selects the files of a directory; ``**/*`` if None. A directory without a matching file is an error."""
     suffixes: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Selects files of a directory by the end of their names."""
+    """Selects files of a directory by the end of their names. If None: the formats that Whisper accepts, or any if there
+    is a `glob`."""
     blobs: Any = Field(default=None, exclude=True, repr=False)
     """Blobs, or a blob loader, instead of `path`."""
 

@@ -38,24 +38,9 @@ class PremWhisperReader(LoaderSettings, BasePydanticReader):
     Install ``prem-encrypted[llama-index]`` and set ``PREM_API_KEY``. Splitting long recordings other than PCM WAV
     needs ``prem-encrypted[audio]``.
 
-    Args:
-        model: Name of the model.
-        task: "transcribe", or "translate" into English.
-        language: The spoken language, an ISO-639-1 code. None lets the model detect it.
-        prompt: Names and terms to expect.
-        temperature: 0 to 1.
-        mode: "document" for a document of each recording, "segments" for one of each segment.
-        max_segment_seconds: In mode "segments", joins segments up to this length. A segment is never split.
-        max_chunk_bytes: A recording of more bytes is sent in chunks. At most, and by default, 25 MB.
-        on_error: "raise" the first error. Or "collect": the other recordings of a list are read, `errors` holds a
-            source and an error for each that failed, and a warning counts them. A wrong key, permission or setting is
-            always raised.
-        show_progress: Whether to show a progress bar while a list is read. It needs tqdm.
-        max_concurrent_recordings: Recordings in progress at once in `aload_data` and `alazy_load_data`. Each takes
-            about twice its size in memory and sends one request at a time; `max_concurrency` limits the requests.
-        timeout: Seconds to wait for a transcription. Default 300.
-        **settings: The client settings of `PremEncrypted`: api_key, gateway_url, limits, max_retries,
-            http_client, ...
+    Every setting is a field: `model`, `task`, `language`, `prompt`, `temperature`, `mode`, `max_segment_seconds` and
+    `max_chunk_bytes` say how recordings are transcribed; `on_error`, `show_progress` and `max_concurrent_recordings` what
+    happens with a list of them; `api_key`, `gateway_url`, `timeout`, `limits` and others are those of the client.
 
     Raises:
         ValueError: A setting is not valid; the message names it.

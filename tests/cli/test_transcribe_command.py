@@ -15,15 +15,13 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse
 from support.beep_audio import transcribe_beeps, write_beeps
-from support.paths import ROOT
+from support.paths import CLINIC_NOTE, ROOT
 from support.prem_program import Prem, Result, TerminalProcess, run, run_on_terminal
 from support.recordings import LastFirst, Overlap
 from support.screen import screen_rows
 from support.scripted_upstream import Heard, Upstream
 
 from prem_core._protocol.routes import MAX_AUDIO_BYTES
-
-SAMPLE = ROOT / "examples" / "clinic_note.wav"
 
 TRANSCRIPTION = {
     "task": "transcribe",
@@ -41,7 +39,7 @@ TRANSCRIPTION = {
 def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with a.wav, b.mp3 and c.flac."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(SAMPLE, "a.wav")
+    shutil.copy(CLINIC_NOTE, "a.wav")
     for name, suffix in (("b", "mp3"), ("c", "flac")):
         shutil.copy(ROOT / "tests" / "data" / "audio" / f"clinic_note.{suffix}", f"{name}.{suffix}")
     return tmp_path
@@ -124,10 +122,10 @@ def test_a_directory_stands_for_its_recordings(
 def test_standard_input_can_be_a_recording(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    result = prem("transcribe", "-", stdin=SAMPLE.read_bytes(), **upstream_env)
+    result = prem("transcribe", "-", stdin=CLINIC_NOTE.read_bytes(), **upstream_env)
     assert result == Result(0, "Hello there. 1 < 2.\n", "")
     (heard,) = upstream.heard
-    assert heard.data == SAMPLE.read_bytes()
+    assert heard.data == CLINIC_NOTE.read_bytes()
     assert heard.name.endswith(".wav")
 
 
@@ -151,7 +149,7 @@ def test_options_are_sent_with_the_transcription_request(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "FILE"),
         (["a.wav", "--format", "doc"], "--format"),
@@ -173,12 +171,12 @@ def test_invalid_arguments_are_one_line_and_no_recording_is_sent(
     upstream: Upstream,
     recordings: Path,
     arguments: list[str],
-    said: str,
+    message: str,
 ) -> None:
     (recordings / "empty").mkdir()
     (recordings / "taken").mkdir()
     (recordings / "taken" / "b.txt").write_text("mine")
-    prem("transcribe", *arguments, **upstream_env).assert_error(2, "prem transcribe: ", said)
+    prem("transcribe", *arguments, **upstream_env).assert_error(2, "prem transcribe: ", message)
     assert upstream.heard == []
     assert (recordings / "taken" / "b.txt").read_text() == "mine"
 
@@ -346,26 +344,26 @@ def test_a_recording_of_more_than_25_mb_is_split_its_times_continue_and_its_bar_
 def test_ctrl_c_ends_a_transcription_without_output(
     upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    heard, over = threading.Event(), threading.Event()
+    requested, released = threading.Event(), threading.Event()
 
-    def never(recording: Heard) -> dict[str, Any]:
-        heard.set()
-        over.wait(20)
+    def waits(heard: Heard) -> dict[str, Any]:
+        requested.set()
+        released.wait(20)
         return TRANSCRIPTION
 
-    upstream.transcribes(never)
+    upstream.transcribes(waits)
     running = TerminalProcess("transcribe", "a.wav", "b.mp3", piped="stderr", **upstream_env)
     try:
-        assert heard.wait(20)
+        assert requested.wait(20)
         running.process.send_signal(signal.SIGINT)
         shown = running.end()
     finally:
-        over.set()
+        released.set()
     assert (shown.status, shown.terminal, shown.piped) == (130, "", b"")
 
 
 def test_local_transcribes_with_the_embedded_enclave() -> None:
-    result = run("--local", "transcribe", str(SAMPLE), "--format", "vtt")
+    result = run("--local", "transcribe", str(CLINIC_NOTE), "--format", "vtt")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(b"WEBVTT\n\n00:00:00.")
     assert b"friday" in result.stdout

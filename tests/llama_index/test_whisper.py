@@ -212,15 +212,16 @@ async def test_a_directory_is_read_synchronously_and_asynchronously(
         calls, file_extractor=extractor(upstream_enclave, mode="segments"), raise_on_error=True
     )
     documents = directory.load_data()
-    heard = [each for each in documents if "source" in each.metadata]
+    transcripts = [each for each in documents if "source" in each.metadata]
     assert (
-        source_names(heard) == ["a.wav", "a.wav", "b.wav", "b.wav", "c.wav", "c.wav"] and len(documents) == 7
+        source_names(transcripts) == ["a.wav", "a.wav", "b.wav", "b.wav", "c.wav", "c.wav"]
+        and len(documents) == 7
     )
-    assert heard[0].metadata["file_name"] == "a.wav" and heard[0].metadata["start"] == 0.0
-    assert "file_size" not in heard[0].get_content(MetadataMode.EMBED)
-    assert "start" not in heard[0].get_content(MetadataMode.EMBED)
+    assert transcripts[0].metadata["file_name"] == "a.wav" and transcripts[0].metadata["start"] == 0.0
+    assert "file_size" not in transcripts[0].get_content(MetadataMode.EMBED)
+    assert "start" not in transcripts[0].get_content(MetadataMode.EMBED)
     again = [each for each in await directory.aload_data() if "source" in each.metadata]
-    assert [each.id_ for each in again] == [each.id_ for each in heard]
+    assert [each.id_ for each in again] == [each.id_ for each in transcripts]
 
 
 def test_a_directory_is_read_by_worker_processes(

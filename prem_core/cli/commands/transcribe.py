@@ -72,7 +72,7 @@ def transcribe(
     temperature: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Sampling temperature, 0 to 1.")
     ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="The model.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The transcription model.")] = DEFAULT_MODEL,
     output_dir: Annotated[
         str | None,
         typer.Option(
