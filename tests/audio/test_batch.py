@@ -283,11 +283,13 @@ async def test_no_more_recordings_are_started_until_the_next_one_is_requested(ac
 
 
 async def test_an_error_cancels_the_transcriptions_in_progress(aclient, upstream):
-    upstream.transcribes(name_as_text)
+    released = threading.Event()
+    upstream.transcribes(lambda heard: name_as_text(heard) if released.wait(30) else None)
     with pytest.raises(InvalidParameterError, match=r"empty: 0\.wav"):
         async for _ in atranscribe_many(aclient, seven(0), DOCUMENT, raise_error, max_recordings=3):
             pass
     assert len(asyncio.all_tasks()) == 1
+    released.set()
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
