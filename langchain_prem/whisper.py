@@ -151,8 +151,8 @@ class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
     glob: str | None = Field(default=None, min_length=1)
     """Selects the files of a directory; ``**/*`` if None. A directory without a matching file is an error."""
     suffixes: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Selects files of a directory by the end of their names. If None: the formats that Whisper accepts, or any if there
-    is a `glob`."""
+    """Selects files of a directory by the end of their names. If None: the formats that Whisper accepts, or any with a
+    `glob`."""
     blobs: Any = Field(default=None, exclude=True, repr=False)
     """Blobs, or a blob loader, instead of `path`."""
 

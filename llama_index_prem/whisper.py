@@ -38,9 +38,9 @@ class PremWhisperReader(LoaderSettings, BasePydanticReader):
     Install ``prem-encrypted[llama-index]`` and set ``PREM_API_KEY``. Splitting long recordings other than PCM WAV
     needs ``prem-encrypted[audio]``.
 
-    Every setting is a field: `model`, `task`, `language`, `prompt`, `temperature`, `mode`, `max_segment_seconds` and
-    `max_chunk_bytes` say how recordings are transcribed; `on_error`, `show_progress` and `max_concurrent_recordings` what
-    happens with a list of them; `api_key`, `gateway_url`, `timeout`, `limits` and others are those of the client.
+    Every setting is a field. `model`, `task`, `language`, `prompt`, `temperature`, `mode`, `max_segment_seconds` and
+    `max_chunk_bytes` are those of a transcription, `on_error`, `show_progress` and `max_concurrent_recordings` those of a
+    list of recordings, and `api_key`, `gateway_url`, `timeout`, `limits` and others those of the client.
 
     Raises:
         ValueError: A setting is not valid; the message names it.

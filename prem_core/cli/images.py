@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from prem_core._adapters.content import image_part
+from prem_core._media import image_format
 from prem_core.cli import EXIT_USAGE
 from prem_core.cli.errors import CliError
 
 #: Bytes of one image. The service publishes no limit; this one is OpenAI's.
 MAX_BYTES: Final = 20 * 1024 * 1024
-
-#: Offset, magic bytes and media type. The file's suffix would prove nothing.
-_MAGIC_BYTES: Final = (
-    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
-    (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"GIF8", "image/gif"),
-    (8, b"WEBP", "image/webp"),
-)
 
 
 def image_content(image: str) -> dict[str, Any]:
@@ -39,10 +32,10 @@ def image_content(image: str) -> dict[str, Any]:
         raise _error(image, f"cannot be read ({getattr(error, 'strerror', None) or 'not a path'})") from None
     if len(data) > MAX_BYTES:
         raise _error(image, f"is larger than {MAX_BYTES // 1024**2} MB")
-    for offset, magic, media_type in _MAGIC_BYTES:
-        if data[offset : offset + len(magic)] == magic:
-            return image_part(data=data, media_type=media_type)
-    raise _error(image, "is not a PNG, JPEG, GIF or WebP image")
+    found = image_format(data)
+    if found is None:
+        raise _error(image, "is not a PNG, JPEG, GIF or WebP image")
+    return image_part(data=data, media_type=found.media_type)
 
 
 def _error(image: str, problem: str) -> CliError:
