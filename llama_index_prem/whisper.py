@@ -39,8 +39,8 @@ class PremWhisperReader(LoaderSettings, BasePydanticReader):
     needs ``prem-encrypted[audio]``.
 
     Every setting is a field. `model`, `task`, `language`, `prompt`, `temperature`, `mode`, `max_segment_seconds` and
-    `max_chunk_bytes` are those of a transcription, `on_error`, `show_progress` and `max_concurrent_recordings` those of a
-    list of recordings, and `api_key`, `gateway_url`, `timeout`, `limits` and others those of the client.
+    `max_chunk_bytes` are those of a transcription, `on_error`, `show_progress` and `max_concurrent_recordings` those of
+    a list of recordings, and `api_key`, `gateway_url`, `timeout`, `limits` and others those of the client.
 
     Raises:
         ValueError: A setting is not valid; the message names it.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from langchain_prem import ChatPremEncrypted, PremWhisperLoader, PremWhisperParser
+from langchain_prem import ChatPremEncrypted, PremWhisperParser
 from llama_index_prem import PremEncrypted
 from prem_core import Limits, Stats
 from prem_core._adapters.client_cache import Clients
