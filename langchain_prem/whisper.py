@@ -186,9 +186,9 @@ class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
             raise InvalidParameterError("path: the list is empty", param="path")
 
     @property
-    def errors(self) -> list[tuple[str, Exception]]:
+    def errors(self) -> list[tuple[str, PremError]]:
         """The recordings of the latest load that could not be transcribed: each source, and its error."""
-        return self._errors
+        return [(source, translate(error)) for source, error in self._errors]
 
     @override
     def lazy_load(self) -> Iterator[Document]:
@@ -205,11 +205,6 @@ class PremWhisperLoader(_Whisper, LoaderSettings, BaseLoader):
                 async for source, texts in found:
                     for document in _documents(source, texts):
                         yield document
-
-    @staticmethod
-    @override
-    def _translate_error(error: PremError) -> PremError:
-        return translate(error)
 
     def _sources(self) -> tuple[Iterable[AudioSource], int | None]:
         """The recordings, and how many they are, if that is known."""

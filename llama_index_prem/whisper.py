@@ -12,6 +12,7 @@ from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document
 from typing_extensions import override
 
+from prem_core import PremError
 from prem_core._adapters.audio_settings import (
     EXCLUDED_METADATA_KEYS,
     WHISPER_SUFFIXES,
@@ -95,7 +96,7 @@ class PremWhisperReader(LoaderSettings, BasePydanticReader):
         return "PremWhisperReader"
 
     @property
-    def errors(self) -> list[tuple[str, Exception]]:
+    def errors(self) -> list[tuple[str, PremError]]:
         """With ``on_error="collect"``: each recording that could not be transcribed, and its error.
 
         The list has the errors of all calls, because `SimpleDirectoryReader` makes one call for every file. Empty it

@@ -134,12 +134,7 @@ class LoaderSettings(TranscriptionSettings):
     """Recordings in progress at once, in asynchronous calls. Each takes about twice its size in memory, and sends one
     request at a time; `max_concurrency` limits the requests."""
 
-    _errors: list[tuple[str, Exception]] = PrivateAttr(default_factory=list)
-
-    @staticmethod
-    def _translate_error(error: PremError) -> PremError:
-        """The error that is collected for `error`; an adapter may have classes of its own."""
-        return error
+    _errors: list[tuple[str, PremError]] = PrivateAttr(default_factory=list)
 
     def _transcribe_many(
         self, sources: Iterable[AudioSource], total: int | None
@@ -168,10 +163,4 @@ class LoaderSettings(TranscriptionSettings):
                     yield source, segments(source.source, transcripts, request)
 
     def _collector(self, total: int | None) -> ErrorCollector:
-        return ErrorCollector(
-            self.on_error,
-            self._errors,
-            show_progress=self.show_progress,
-            total=total,
-            translate=self._translate_error,
-        )
+        return ErrorCollector(self.on_error, self._errors, show_progress=self.show_progress, total=total)

@@ -200,7 +200,6 @@ class ErrorCollector:
         errors: The list for collected errors, each with its source.
         show_progress: Whether to show a progress bar.
         total: The number of recordings, if it is known.
-        translate: Turns one of our errors into a framework's, before it is collected.
 
     Raises:
         ImportError: A progress bar needs tqdm.
@@ -209,15 +208,13 @@ class ErrorCollector:
     def __init__(
         self,
         on_error: OnError,
-        errors: list[tuple[str, Exception]],
+        errors: list[tuple[str, PremError]],
         *,
         show_progress: bool = False,
         total: int | None = None,
-        translate: Callable[[PremError], PremError] = lambda error: error,
     ) -> None:
         self._on_error = on_error
         self._errors = errors
-        self._translate = translate
         self._failed = 0
         self._ended = 0
         self._bar = _progress_bar(total) if show_progress else None
@@ -239,7 +236,7 @@ class ErrorCollector:
         """Raise `error`, or collect it."""
         if self._on_error == "raise":
             raise error
-        self._errors.append((source.source, self._translate(error)))
+        self._errors.append((source.source, error))
         self._failed += 1
 
     def on_progress(self, source: AudioSource, done: float) -> None:

@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import PurePath
 from typing import IO, Any, Final
 
-from prem_core._audio.decoders import Decoder, open_decoder
+from prem_core._audio.decoders import SndfileDecoder, WavDecoder, open_decoder
 from prem_core._audio.sources import WHISPER_SUFFIXES, AudioSource, file_errors
 from prem_core._audio.upload import invalid_file, suffix_of_content
 from prem_core._media import HEAD_BYTES
@@ -129,7 +129,9 @@ def split(
         decoder.close()
 
 
-def _split_at_pauses(decoder: Decoder, limit: int, label: str) -> Iterator[tuple[bytes, int]]:
+def _split_at_pauses(
+    decoder: WavDecoder | SndfileDecoder, limit: int, label: str
+) -> Iterator[tuple[bytes, int]]:
     """The chunks, and how many frames each has."""
     block_frames = max(1, round(decoder.rate * BLOCK_SECONDS))
     block_bytes = block_frames * decoder.frame_bytes

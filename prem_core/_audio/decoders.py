@@ -13,7 +13,7 @@ import sys
 import wave
 from array import array
 from collections.abc import Iterator
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 from prem_core._audio.upload import invalid_file
 from prem_core._errors import InvalidParameterError
@@ -30,38 +30,7 @@ _SAMPLE_BYTES: Final = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLO
 _NOT_DECODED: Final = {".m4a": "MP4", ".webm": "WebM"}
 
 
-class ChunkWriter(Protocol):
-    """A chunk that is being written."""
-
-    def write(self, block: Any) -> None: ...
-
-    def size(self) -> int: ...
-
-    def finish(self) -> bytes: ...
-
-
-class Decoder(Protocol):
-    """A recording that is being decoded. A block is a run of frames, in a form of the decoder's own."""
-
-    suffix: str
-    rate: int
-    #: Most bytes that a frame takes in a chunk.
-    frame_bytes: int
-    #: Bytes that a chunk may have in addition to its `size` and to the frames that are not written yet.
-    overhead: int
-
-    def frames(self, block: Any) -> int: ...
-
-    def power(self, block: Any) -> float: ...
-
-    def blocks(self, frames: int) -> Iterator[Any]: ...
-
-    def writer(self) -> ChunkWriter: ...
-
-    def close(self) -> None: ...
-
-
-def open_decoder(file: IO[bytes], label: str) -> Decoder:
+def open_decoder(file: IO[bytes], label: str) -> WavDecoder | SndfileDecoder:
     """A decoder for a recording.
 
     Args:
@@ -78,7 +47,7 @@ def open_decoder(file: IO[bytes], label: str) -> Decoder:
     if suffix == ".wav":
         file.seek(0)
         try:
-            decoder = _WavDecoder(file)
+            decoder = WavDecoder(file)
         except (wave.Error, EOFError, RuntimeError):  # the last if a RIFF chunk exceeds the file
             pass  # not PCM, or an unusual form of it
         else:
@@ -90,15 +59,22 @@ def open_decoder(file: IO[bytes], label: str) -> Decoder:
             size,
             f"{_NOT_DECODED[suffix]} files cannot be split here: split it yourself, or convert it",
         )
-    return _SndfileDecoder(file, size, label)
+    return SndfileDecoder(file, size, label)
 
 
 def _too_long(label: str, size: int, problem: str) -> InvalidParameterError:
     return invalid_file(f"{label}: {size:,} bytes is too long for one request, and {problem}")
 
 
-class _WavDecoder:
-    """A PCM WAV file. A block is its bytes."""
+class WavDecoder:
+    """Reads a PCM WAV file. A block is its bytes.
+
+    Attributes:
+        suffix: The suffix of the chunks' file names.
+        rate: Frames in a second.
+        frame_bytes: Most bytes that a frame takes in a chunk.
+        overhead: Bytes that a chunk may have in addition to its `size` and to the frames that are not written yet.
+    """
 
     suffix = ".wav"
     overhead = 64  # a WAV header has 44 bytes
@@ -130,7 +106,7 @@ class _WavDecoder:
             for at in range(0, len(read), step):
                 yield read[at : at + step]
 
-    def writer(self) -> ChunkWriter:
+    def writer(self) -> _WavWriter:
         return _WavWriter(self._wave)
 
     def close(self) -> None:
@@ -174,8 +150,8 @@ def _upper_16_bits(samples: bytes, width: int) -> array[int]:
     return found
 
 
-class _SndfileDecoder:
-    """A recording that libsndfile decodes. A block is an array of frames and channels."""
+class SndfileDecoder:
+    """Reads what libsndfile decodes, like `WavDecoder`. A block is an array of frames and channels."""
 
     suffix = ".flac"
 
@@ -249,7 +225,7 @@ class _SndfileDecoder:
                 f"{self._label}: truncated, it ends after {decoded / self.rate:.0f} of {expected / self.rate:.0f} s"
             )
 
-    def writer(self) -> ChunkWriter:
+    def writer(self) -> _FlacWriter:
         error = invalid_file(
             f"{self._label}: its chunks cannot be written as FLAC ({self._channels} channels, {self.rate} Hz)"
         )
