@@ -289,18 +289,24 @@ def test_a_long_recording_does_not_hold_up_the_others(
 
 
 def test_progress_bars_are_on_the_terminal_and_only_transcripts_in_the_file(
-    upstream_env: dict[str, str], recordings: Path
+    upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
+    bars_shown = threading.Event()
+    upstream.transcribes(lambda heard: TRANSCRIPTION if bars_shown.wait(60) else None)
     os.rename("a.wav", "a\x1b[31m.wav")
     out = recordings / "out.txt"
-    shown = run_on_terminal("transcribe", "a\x1b[31m.wav", "b.mp3", stdout=out, **upstream_env)
+    running = TerminalProcess("transcribe", "a\x1b[31m.wav", "b.mp3", stdout=out, **upstream_env)
+    try:
+        running.wait_for("b.mp3")
+    finally:
+        bars_shown.set()
+    shown = running.end()
     assert shown.status == 0
     assert out.read_text() == (
         "==> a\x1b[31m.wav <==\nHello there. 1 < 2.\n\n==> b.mp3 <==\nHello there. 1 < 2.\n"
     )
     assert "recordings" in shown.terminal
     assert "━" in shown.terminal
-    assert "b.mp3" in shown.terminal
     assert "\x1b[31m" not in shown.terminal
     assert "".join(screen_rows(shown.terminal, 100)).isspace()  # the bars are removed at the end
 
