@@ -1,4 +1,4 @@
-"""The search itself: it finds what it is to find, and nothing else."""
+"""The search for secrets finds every piece in every encoding, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-from support.security.encodings import Search
+from support.security.encodings import PIECE, SecretSearch
 
 TEXT = 'Zäpfchen-Quillonbury "4711"'
 RAW = hashlib.sha256(b"a secret").digest()
-SEARCH = Search(text=TEXT, raw=RAW, key="v8Jq2LmXw5TzRb1N")
+SEARCH = SecretSearch(text=TEXT, raw=RAW, key="v8Jq2LmXw5TzRb1N")
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ SEARCH = Search(text=TEXT, raw=RAW, key="v8Jq2LmXw5TzRb1N")
         lambda text: text.encode().hex(),
         lambda text: base64.b64encode(text.encode()).decode(),
         lambda text: pickle.dumps({"x": text}),
-        lambda text: text[:12],
-        lambda text: text[-12:],
+        lambda text: text[:PIECE],
+        lambda text: text[-PIECE:],
     ],
 )
 def test_a_text_is_found_in_every_form(show: Callable[[str], str | bytes]) -> None:
@@ -53,15 +53,27 @@ def test_a_text_is_found_in_every_form(show: Callable[[str], str | bytes]) -> No
         lambda raw: base64.urlsafe_b64encode(raw),
         lambda raw: base64.b64encode(b"a" + raw + b"b"),
         lambda raw: base64.urlsafe_b64encode(b"ab" + raw + b"c"),
-        lambda raw: raw.hex()[:12],
-        lambda raw: raw.hex()[-12:],
+        lambda raw: raw[:PIECE].hex(),
+        lambda raw: repr(raw[-PIECE:]),
+        lambda raw: str(list(raw[7 : 7 + PIECE])),
         lambda raw: b"\0\xff" + raw[:16] + b"\xfe",
+        lambda raw: repr(b"it's \"" + raw),
     ],
 )
 def test_bytes_are_found_in_every_form(show: Callable[[bytes], str | bytes]) -> None:
     assert SEARCH(show(RAW)) == {"raw"}
 
 
-@pytest.mark.parametrize("shown", ["", "sk_test_", TEXT[:11], RAW.hex()[:11], b"\0" * 100, "0" * 100])
-def test_what_is_no_piece_of_a_secret_is_not_found(shown: str | bytes) -> None:
-    assert SEARCH(shown) == set()
+def test_every_piece_of_bytes_is_found_in_base64_at_every_offset() -> None:
+    for start in range(len(RAW) - PIECE + 1):
+        for before in range(3):
+            encoded = base64.b64encode(b"." * before + RAW[start : start + PIECE] + b".")
+            assert SEARCH(encoded) == {"raw"}
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["", "sk_test_", TEXT[: PIECE - 1], RAW[: PIECE - 1].hex(), repr(RAW[:8]), b"\0" * 100, "0" * 100],
+)
+def test_less_than_a_piece_is_not_found(output: str | bytes) -> None:
+    assert SEARCH(output) == set()

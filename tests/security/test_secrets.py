@@ -1,17 +1,14 @@
-"""Keys, prompts and replies are in nothing that is shown, logged, raised, pickled or written.
+"""Keys, prompts and responses are in nothing that is displayed, logged, raised, pickled or written.
 
-Real exchanges are made with marked keys and words, and then everything public is looked at in every way that
-`showing` knows, for a piece of a secret in any spelling that `spellings` knows.
+The tests make real requests with the secrets of `secret_values`, then search everything public, in every representation
+of `representations`, for a piece of a secret in every encoding of `encodings`.
 
-What is held of whom:
-
-- Keys (the API key, the KEK, shared secrets, private keys): in no form of anything, and in no local variable of this
-  package's frames that an error passes through.
-- Words (prompts, tool arguments, files, replies): likewise, but for local variables: a frame that is given a prompt
-  has it. An answer holds its words in its fields, in `model_dump` and in pickles. That is what it is for; it does not
-  show them.
-- What is set on a model or loader for every call (`prediction`, `system_prompt`, Whisper's `prompt`) goes with its
-  pickles and dicts, which would make another model without it. It is not shown.
+- Keys (the API key, the KEK, shared secrets, private keys) are in no representation of anything, and in no local
+  variable of this package's frames in a traceback.
+- Texts (prompts, tool arguments, files, responses) likewise, except for local variables: a function that gets a prompt
+  has it. A response has its text in its fields, in `model_dump` and in pickles, but does not display it.
+- Settings of a model or loader that hold text (`prediction`, `system_prompt`, Whisper's `prompt`) are part of its
+  pickles and dicts, and are not displayed.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -30,29 +27,29 @@ import yaml
 from llama_index.core import PromptTemplate
 from support.cassettes import CASSETTES
 from support.scripted_upstream import Upstream
-from support.security import secret_values as marked
-from support.security.encodings import Search
+from support.security import secret_values
+from support.security.encodings import SecretSearch
 from support.security.error_catalogue import (
     ERRORS,
-    OTHERS,
-    TROUBLES,
+    OTHER_FAILURES,
+    REQUEST_FAILURES,
+    Enclaves,
     Who,
-    World,
-    caught,
+    capture_error,
     langchain_blob,
-    raised,
+    raise_request_failure,
 )
-from support.security.representations import kept, our_locals, shown
+from support.security.representations import displayed, package_locals, serialised
 from support.security.secret_values import (
     API_KEY,
+    CALLERS,
     KEK,
+    KEYS,
     LC_MESSAGES,
     LI_MESSAGES,
     MESSAGES,
-    PAIR,
     PROMPT,
     TOOL,
-    WAYS,
 )
 from support.wire_schemas import Opened
 
@@ -73,71 +70,68 @@ PACKAGES = (prem_core, langchain_prem, llama_index_prem, prem_enclave, prem_prox
 PUBLIC = sorted(f"{package.__name__}.{name}" for package in PACKAGES for name in package.__all__)
 
 
-def is_answer(thing: Any) -> bool:
-    """Whether its fields are what the model said."""
+def is_response(thing: Any) -> bool:
+    """Whether its fields hold text of the model."""
     return isinstance(thing[0] if isinstance(thing, list) and thing else thing, response_types._Reply)
 
 
-SEARCH = Search(**marked.KEYS, **marked.WORDS)
-KEY_SEARCH = Search(**marked.KEYS)
-
-
-def found(forms: Iterable[tuple[str, str | bytes]], search: Search = SEARCH) -> list[str]:
-    """Which secret stands where."""
-    return [f"{secret} in {form}" for form, text in forms for secret in sorted(search(text))]
+SEARCH = SecretSearch(**secret_values.SECRET_KEYS, **secret_values.SECRET_TEXTS)
+KEY_SEARCH = SecretSearch(**secret_values.SECRET_KEYS)
 
 
 @pytest.fixture(scope="module")
-def world(
+def enclaves(
     enclave: LocalEnclave, upstream_server: list[Upstream], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
-    stub = Upstream(answer=marked.answer)
-    wrong = {**marked.TRANSCRIPTION, "segments": marked.SAID}
-    stub.transcribes(lambda heard: wrong if heard.params.get("prompt") == "wrong" else marked.TRANSCRIPTION)
+) -> Iterator[Enclaves]:
+    stub = Upstream(answer=secret_values.respond)
+    wrong = {**secret_values.TRANSCRIPTION, "segments": secret_values.TRANSCRIPT}
+    stub.transcribes(
+        lambda heard: wrong if heard.params.get("prompt") == "wrong" else secret_values.TRANSCRIPTION
+    )
     upstream_server.append(stub)
-    same = {"api_key": API_KEY, "private_key": marked.PRIVATE}
+    same = {"api_key": API_KEY, "private_key": secret_values.PRIVATE}
     with contextlib.ExitStack() as stack:
 
         def started(**options: Any) -> LocalEnclave:
             return stack.enter_context(LocalEnclave(**same, **options))
 
-        yield World(
-            says=started(upstream=upstream_server[0].url),
-            quotes=started(),
-            forbids=started(scopes={"models.read"}),
-            bounds=started(body_limit=100),
-            limits=started(tier=Tier(BASE._replace(concurrent=0))),
-            fails=started(upstream="http://127.0.0.1:9"),
-            stranger=enclave,
+        yield Enclaves(
+            scripted=started(upstream=upstream_server[0].url),
+            default=started(),
+            no_scopes=started(scopes={"models.read"}),
+            small_body_limit=started(body_limit=100),
+            no_concurrency=started(tier=Tier(BASE._replace(concurrent=0))),
+            broken_upstream=started(upstream="http://127.0.0.1:9"),
+            other_keys=enclave,
             folder=tmp_path_factory.mktemp("secrets"),
         )
     upstream_server.remove(stub)
 
 
-# --- every public thing, after it was used
+# --- every public object, after it was used
 
 
 @pytest.fixture(scope="module")
-def public(world: World) -> Iterator[dict[str, list[Any]]]:
+def public(enclaves: Enclaves) -> Iterator[dict[str, list[Any]]]:
     """Instances of every public class, made and used as users do; and every other public object."""
     things: dict[str, list[Any]] = {name: [] for name in PUBLIC}
     with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-        _use_client(world, things, stack)
-        _use_async_client(world, things, stack, runner)
-        _use_keys(world, things)
-        _use_langchain(world, things, runner)
-        _use_llama_index(world, things, runner)
-        _use_enclave(world, things)
-        _use_proxy(world, things)
+        _use_client(enclaves, things, stack)
+        _use_async_client(enclaves, things, stack, runner)
+        _use_keys(enclaves, things)
+        _use_langchain(enclaves, things, runner)
+        _use_llama_index(enclaves, things, runner)
+        _use_enclave(enclaves, things)
+        _use_proxy(enclaves, things)
         for name, kind in ERRORS.items():
-            things[f"prem_core.{name}"] += [kind, *_errors_of(world, kind)]
+            things[f"prem_core.{name}"] += [kind, *_errors_of(enclaves, kind)]
         for package in ("langchain_prem", "llama_index_prem"):
             things[f"{package}.RefusalError"] = things["prem_core.RefusalError"]
         yield things
 
 
-def _use_client(world: World, things: dict[str, list[Any]], stack: contextlib.ExitStack) -> None:
-    client = stack.enter_context(PremClient(**world.options()))
+def _use_client(enclaves: Enclaves, things: dict[str, list[Any]], stack: contextlib.ExitStack) -> None:
+    client = stack.enter_context(PremClient(**enclaves.options()))
     ask = client.chat.completions.create
     whole = ask(model="text", messages=MESSAGES, tools=[TOOL])
     called = ask(model="call", messages=MESSAGES, tools=[TOOL])
@@ -148,9 +142,9 @@ def _use_client(world: World, things: dict[str, list[Any]], stack: contextlib.Ex
     read = ask(model="call", messages=MESSAGES, stream=True)
     chunks = list(read)
     heard = client.audio.transcriptions.create(
-        file=(marked.FILE_NAME, marked.FILE), prompt=PROMPT, response_format="verbose_json"
+        file=(secret_values.FILE_NAME, secret_values.FILE), prompt=PROMPT, response_format="verbose_json"
     )
-    translated = client.audio.translations.create(file=marked.FILE)
+    translated = client.audio.translations.create(file=secret_values.FILE)
     with contextlib.suppress(prem_core.PremError):
         ask(model="failing", messages=MESSAGES)
     things["prem_core.PremClient"] += [
@@ -171,10 +165,10 @@ def _use_client(world: World, things: dict[str, list[Any]], stack: contextlib.Ex
 
 
 def _use_async_client(
-    world: World, things: dict[str, list[Any]], stack: contextlib.ExitStack, runner: asyncio.Runner
+    enclaves: Enclaves, things: dict[str, list[Any]], stack: contextlib.ExitStack, runner: asyncio.Runner
 ) -> None:
     async def use() -> None:
-        client = AsyncPremClient(**world.options())
+        client = AsyncPremClient(**enclaves.options())
         stack.callback(lambda: runner.run(client.close()))
         ask: Any = client.chat.completions.create
         whole = await ask(model="text", messages=MESSAGES)
@@ -196,22 +190,22 @@ def _use_async_client(
     runner.run(use())
 
 
-def _use_keys(world: World, things: dict[str, list[Any]]) -> None:
-    path = world.folder / "keys.prem"
-    PAIR.save(path, KEK)
-    raw = EncryptionKeys(PAIR.shared_secret.hex(), PAIR.cipher_text)
-    things["prem_core.EncryptionKeys"] += [PAIR, raw, EncryptionKeys.load(path, KEK.hex())]
-    things["prem_core.PublicKey"] += [world.says.public_key]
-    fetched = prem_core.generate_encryption_keys(enclave_url=world.says.enclave_url)
+def _use_keys(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
+    path = enclaves.folder / "keys.prem"
+    KEYS.save(path, KEK)
+    raw = EncryptionKeys(KEYS.shared_secret.hex(), KEYS.cipher_text)
+    things["prem_core.EncryptionKeys"] += [KEYS, raw, EncryptionKeys.load(path, KEK.hex())]
+    things["prem_core.PublicKey"] += [enclaves.scripted.public_key]
+    fetched = prem_core.generate_encryption_keys(enclave_url=enclaves.scripted.enclave_url)
     things["prem_core.generate_encryption_keys"] += [prem_core.generate_encryption_keys, fetched]
-    made = asyncio.run(prem_core.agenerate_encryption_keys(enclave_url=world.says.enclave_url))
+    made = asyncio.run(prem_core.agenerate_encryption_keys(enclave_url=enclaves.scripted.enclave_url))
     things["prem_core.agenerate_encryption_keys"] += [prem_core.agenerate_encryption_keys, made]
     with pytest.warns(UserWarning, match="endpoints"):
         endpoints = prem_core.discover_endpoints("https://127.0.0.1:9/endpoints.json")
     things["prem_core.discover_endpoints"] += [prem_core.discover_endpoints, endpoints]
 
 
-def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.Runner) -> None:
+def _use_langchain(enclaves: Enclaves, things: dict[str, list[Any]], runner: asyncio.Runner) -> None:
     from langchain_core.caches import BaseCache
 
     class Cache(BaseCache):
@@ -219,7 +213,7 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
         def update(self, prompt: str, llm_string: str, return_val: Any) -> None: ...
         def clear(self, **kwargs: Any) -> None: ...
 
-    options = world.options()
+    options = enclaves.options()
     llm = ChatPremEncrypted(model="text", **options)
     plain = ChatPremEncrypted(model="text", **_without_keys(options))
     for each in (llm, plain):
@@ -232,34 +226,34 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
     structured = ChatPremEncrypted(model="json", **options).with_structured_output(Who)
     structured.invoke(LC_MESSAGES)
     things["langchain_prem.ChatPremEncrypted"] += [llm, plain, bound, structured, llm.with_retry()]
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         langchain_prem._plaintext_egress._said.clear()
         ChatPremEncrypted(model="text", cache=Cache(), **options).invoke(LC_MESSAGES)
-    assert [each.category for each in told] == [PlaintextEgressWarning]
-    things["langchain_prem.PlaintextEgressWarning"] += [each.message for each in told]
+    assert [each.category for each in warned] == [PlaintextEgressWarning]
+    things["langchain_prem.PlaintextEgressWarning"] += [each.message for each in warned]
 
-    (world.folder / "calls").mkdir()
-    recording = world.folder / "calls" / "call.wav"
-    recording.write_bytes(marked.FILE)
+    (enclaves.folder / "calls").mkdir()
+    recording = enclaves.folder / "calls" / "call.wav"
+    recording.write_bytes(secret_values.FILE)
     parsers = [PremWhisperParser(mode="segments", **each) for each in (options, _without_keys(options))]
     for parser in parsers:
-        assert parser.parse(langchain_blob(marked.FILE))[0].page_content == marked.SAID
-    paths = [recording, world.folder / "none.wav"]
+        assert parser.parse(langchain_blob(secret_values.FILE))[0].page_content == secret_values.TRANSCRIPT
+    paths = [recording, enclaves.folder / "none.wav"]
     loader = PremWhisperLoader(paths, on_error="collect", **_without_keys(options))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         loader.load()
         runner.run(loader.aload())
     things["langchain_prem.PremWhisperParser"] += parsers
     things["langchain_prem.PremWhisperLoader"] += [loader, *(error for _, error in loader.errors)]
-    things["langchain_prem.TranscriptionFailedWarning"] += [each.message for each in told]
-    things["llama_index_prem.TranscriptionFailedWarning"] += [each.message for each in told]
+    things["langchain_prem.TranscriptionFailedWarning"] += [each.message for each in warned]
+    things["llama_index_prem.TranscriptionFailedWarning"] += [each.message for each in warned]
     things["langchain_prem.__version__"] += [langchain_prem.__version__]
 
 
-def _use_llama_index(world: World, things: dict[str, list[Any]], runner: asyncio.Runner) -> None:
-    options = world.options()
+def _use_llama_index(enclaves: Enclaves, things: dict[str, list[Any]], runner: asyncio.Runner) -> None:
+    options = enclaves.options()
     plain = PremEncrypted(model="text", **_without_keys(options))
     llm = PremEncrypted(model="text", **options)
     for each in (llm, plain):
@@ -272,9 +266,9 @@ def _use_llama_index(world: World, things: dict[str, list[Any]], runner: asyncio
     things["llama_index_prem.PremEncrypted"] += [llm, plain, structured]
 
     reader = PremWhisperReader(on_error="collect", **_without_keys(options))
-    assert reader.load_data((marked.FILE_NAME, marked.FILE))[0].text == marked.SAID
+    assert reader.load_data((secret_values.FILE_NAME, secret_values.FILE))[0].text == secret_values.TRANSCRIPT
     with pytest.warns(llama_index_prem.TranscriptionFailedWarning):
-        reader.load_data([world.folder / "none.wav", marked.FILE])
+        reader.load_data([enclaves.folder / "none.wav", secret_values.FILE])
     things["llama_index_prem.PremWhisperReader"] += [reader, reader.errors]
     things["llama_index_prem.whisper_file_extractor"] += [whisper_file_extractor(**options)]
     things["llama_index_prem.WHISPER_SUFFIXES"] += [llama_index_prem.WHISPER_SUFFIXES]
@@ -286,35 +280,49 @@ def _without_keys(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "encryption_keys": None}
 
 
-def _use_enclave(world: World, things: dict[str, list[Any]]) -> None:
+def _use_enclave(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
     seen: list[Exchange] = []
     stopped = LocalEnclave(
-        api_key=API_KEY, private_key=marked.PRIVATE, upstream=world.says.gateway_url, upstream_api_key=API_KEY
+        api_key=API_KEY,
+        private_key=secret_values.PRIVATE,
+        upstream=enclaves.scripted.gateway_url,
+        upstream_api_key=API_KEY,
     )
-    with LocalEnclave(api_key=API_KEY, private_key=marked.PRIVATE, on_exchange=seen.append) as prem:
-        WAYS["client"]({**prem.client_options, "encryption_keys": PAIR}, model="openai/gpt-oss-120b")
+    with LocalEnclave(api_key=API_KEY, private_key=secret_values.PRIVATE, on_exchange=seen.append) as prem:
+        CALLERS["client"]({**prem.client_options, "encryption_keys": KEYS}, model="openai/gpt-oss-120b")
         with contextlib.suppress(prem_core.PremError):
-            WAYS["client"](
-                {**prem.client_options, "encryption_keys": PAIR}, extra_body={"temperature": PROMPT}
+            CALLERS["client"](
+                {**prem.client_options, "encryption_keys": KEYS},
+                extra_body={"temperature": PROMPT},
             )
     things["prem_core.enclave.Exchange"] += seen
-    things["prem_core.enclave.LocalEnclave"] += [world.says, world.quotes, world.fails, prem, stopped]
+    things["prem_core.enclave.LocalEnclave"] += [
+        enclaves.scripted,
+        enclaves.default,
+        enclaves.broken_upstream,
+        prem,
+        stopped,
+    ]
 
 
-def _use_proxy(world: World, things: dict[str, list[Any]]) -> None:
-    options = {"gateway_url": world.says.gateway_url, "enclave_url": world.says.enclave_url, "max_retries": 0}
+def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
+    options = {
+        "gateway_url": enclaves.scripted.gateway_url,
+        "enclave_url": enclaves.scripted.enclave_url,
+        "max_retries": 0,
+    }
     asked = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
-    stopped = prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=PAIR, **options)
-    with prem_proxy.LocalProxy(encryption_keys=PAIR, **options) as proxy:
+    stopped = prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=KEYS, **options)
+    with prem_proxy.LocalProxy(encryption_keys=KEYS, **options) as proxy:
         changes = proxy.exchanges.changes()
         headers = {"Authorization": f"Bearer {API_KEY}"}
         with httpx.Client(base_url=proxy.base_url, headers=headers, trust_env=False, timeout=30) as http:
             for more in ({}, {"stream": True}, {"model": "failing", "stream": True}, {"temperature": PROMPT}):
                 with contextlib.suppress(
                     httpx.RemoteProtocolError
-                ):  # an answer that breaks off breaks off here too
+                ):  # a truncated response is truncated here too
                     assert http.post("chat/completions", json={**asked, **more}).content
-            form = {"file": (marked.FILE_NAME, marked.FILE)}
+            form = {"file": (secret_values.FILE_NAME, secret_values.FILE)}
             heard = http.post("audio/transcriptions", files=form, data={"prompt": PROMPT, "model": "whisper"})
             assert heard.content
             assert http.get("models").status_code == 200
@@ -329,32 +337,34 @@ def _use_proxy(world: World, things: dict[str, list[Any]]) -> None:
     things["prem_core.proxy.Wire"] += [exchange.gateway_reply for exchange in exchanges]
 
 
-def _errors_of(world: World, kind: type[Exception]) -> Iterator[Exception]:
-    for name, trouble in TROUBLES.items():
-        if trouble.kind is kind:
-            yield raised(world, name, trouble.ways[0])
-    for other, call in OTHERS.values():
+def _errors_of(enclaves: Enclaves, kind: type[Exception]) -> Iterator[Exception]:
+    for name, failure in REQUEST_FAILURES.items():
+        if failure.kind is kind:
+            yield raise_request_failure(enclaves, name, failure.ways[0])
+    for other, call in OTHER_FAILURES.values():
         if other is kind:
-            yield caught(lambda call=call: call(world), kind)  # type: ignore[misc]
+            yield capture_error(lambda call=call: call(enclaves), kind)  # type: ignore[misc]
 
 
-def test_every_public_name_is_looked_at(public: dict[str, list[Any]]) -> None:
+def test_every_public_name_is_searched(public: dict[str, list[Any]]) -> None:
     assert sorted(public) == PUBLIC
     assert [name for name, things in public.items() if not things] == []
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_nothing_public_shows_a_secret(name: str, public: dict[str, list[Any]]) -> None:
+def test_no_public_object_displays_a_secret(name: str, public: dict[str, list[Any]]) -> None:
     for thing in public[name]:
-        forms = [form for form in shown(thing) if not (is_answer(thing) and form[0] == "public attributes")]
-        assert found(forms) == []
+        forms = [
+            form for form in displayed(thing) if not (is_response(thing) and form[0] == "public attributes")
+        ]
+        assert SEARCH.find(forms) == []
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_nothing_public_is_kept_with_a_secret_in_it(name: str, public: dict[str, list[Any]]) -> None:
+def test_no_public_object_is_serialised_with_a_secret(name: str, public: dict[str, list[Any]]) -> None:
     for thing in public[name]:
-        if not is_answer(thing):
-            assert found(kept(thing)) == []
+        if not is_response(thing):
+            assert SEARCH.find(serialised(thing)) == []
 
 
 @pytest.mark.parametrize(
@@ -368,20 +378,20 @@ def test_nothing_public_is_kept_with_a_secret_in_it(name: str, public: dict[str,
         *(f"prem_core.{name}" for name in (*ERRORS, "Limits", "PublicKey")),
     ],
 )
-def test_what_users_pickle_was_looked_at_pickled(name: str, public: dict[str, list[Any]]) -> None:
-    assert any(form.startswith("pickle") for thing in public[name] for form, _ in kept(thing))
+def test_the_objects_that_users_pickle_were_searched_pickled(name: str, public: dict[str, list[Any]]) -> None:
+    assert any(form.startswith("pickle") for thing in public[name] for form, _ in serialised(thing))
 
 
-# --- what is set on a model for every call
+# --- text in the settings of a model
 
 
-WORDS_ON_MODELS: list[Any] = [
+TEXT_SETTINGS: list[Any] = [
     (ChatPremEncrypted, {"prediction": {"type": "content", "content": PROMPT}}),
     (ChatPremEncrypted, {"extra_body": {"documents": [PROMPT]}}),
     (PremEncrypted, {"prediction": {"type": "content", "content": PROMPT}}),
     (PremEncrypted, {"extra_body": {"documents": [PROMPT]}}),
     (PremEncrypted, {"additional_kwargs": {"prediction": {"type": "content", "content": PROMPT}}}),
-    (PremEncrypted, {"system_prompt": marked.SYSTEM}),
+    (PremEncrypted, {"system_prompt": secret_values.SYSTEM}),
     (PremEncrypted, {"query_wrapper_prompt": PromptTemplate(PROMPT)}),
     (PremWhisperParser, {"prompt": PROMPT}),
     (lambda **settings: PremWhisperLoader("calls", **settings), {"prompt": PROMPT}),
@@ -390,47 +400,51 @@ WORDS_ON_MODELS: list[Any] = [
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
-    WORDS_ON_MODELS,
+    ("make", "setting"),
+    TEXT_SETTINGS,
     ids=lambda value: (
         next(iter(value), None) if isinstance(value, dict) else getattr(value, "__name__", None)
     ),
 )
-def test_words_that_are_set_on_a_model_are_not_shown(make: Callable[..., Any], words: dict[str, Any]) -> None:
+def test_text_in_the_settings_of_a_model_is_not_displayed(
+    make: Callable[..., Any], setting: dict[str, Any]
+) -> None:
     named = {"model": "m"} if make in (ChatPremEncrypted, PremEncrypted) else {}
-    made = make(**named, **words)
-    assert found(form for form in shown(made) if form[0] != "public attributes") == []
+    made = make(**named, **setting)
+    assert SEARCH.find(form for form in displayed(made) if form[0] != "public attributes") == []
 
 
 # --- errors
 
 
-SERVICE = [(name, way) for name, trouble in TROUBLES.items() for way in trouble.ways]
+REQUEST_FAILURE_CASES = [(name, way) for name, failure in REQUEST_FAILURES.items() for way in failure.ways]
 
 
-def test_every_error_of_the_tree_is_raised_in_real_circumstances() -> None:
-    kinds = {trouble.kind for trouble in TROUBLES.values()} | {kind for kind, _ in OTHERS.values()}
+def test_every_error_class_is_raised_by_a_real_failure() -> None:
+    kinds = {failure.kind for failure in REQUEST_FAILURES.values()} | {
+        kind for kind, _ in OTHER_FAILURES.values()
+    }
     assert kinds.issuperset(set(ERRORS.values()) - {prem_core.PremError})
 
 
-@pytest.mark.parametrize(("name", "way"), SERVICE)
-def test_an_error_of_a_request_shows_no_secret(name: str, way: str, world: World) -> None:
-    error = raised(world, name, way)
-    assert found(shown(error)) == []
-    assert found(kept(error)) == []
-    assert found(our_locals(error), KEY_SEARCH) == []
+@pytest.mark.parametrize(("name", "way"), REQUEST_FAILURE_CASES)
+def test_a_request_error_contains_no_secret(name: str, way: str, enclaves: Enclaves) -> None:
+    error = raise_request_failure(enclaves, name, way)
+    assert SEARCH.find(displayed(error)) == []
+    assert SEARCH.find(serialised(error)) == []
+    assert KEY_SEARCH.find(package_locals(error)) == []
 
 
-#: Cases in which the value of another kind that was given happens to be a key: it is the caller's argument.
-GIVEN_AS_SOMETHING_ELSE = {"client: keys of another kind", "keys: pickled"}
+#: Cases in which the caller passes a key as the wrong argument, which is then in a local variable.
+KEY_IS_THE_WRONG_ARGUMENT = {"client: encryption keys of the wrong type", "keys: pickled"}
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_another_error_shows_no_secret(name: str, world: World) -> None:
-    kind, call = OTHERS[name]
-    error = caught(lambda: call(world), kind)
-    assert found(shown(error)) == []
-    assert found(kept(error)) == []
+@pytest.mark.parametrize("name", OTHER_FAILURES)
+def test_any_other_error_contains_no_secret(name: str, enclaves: Enclaves) -> None:
+    kind, call = OTHER_FAILURES[name]
+    error = capture_error(lambda: call(enclaves), kind)
+    assert SEARCH.find(displayed(error)) == []
+    assert SEARCH.find(serialised(error)) == []
 
 
 #: What is known to fail until it is mended: `LocalProxy.__init__` keeps the key it was given in its locals.
@@ -441,32 +455,32 @@ waiting = pytest.mark.xfail(strict=True, reason="LocalProxy.__init__ is not with
     "name",
     [
         pytest.param(name, marks=waiting if name.startswith("proxy: ") else [])
-        for name in sorted(OTHERS.keys() - GIVEN_AS_SOMETHING_ELSE)
+        for name in sorted(OTHER_FAILURES.keys() - KEY_IS_THE_WRONG_ARGUMENT)
     ],
 )
-def test_no_frame_of_ours_that_an_error_passes_holds_a_key(name: str, world: World) -> None:
-    kind, call = OTHERS[name]
-    error = caught(lambda: call(world), kind)
-    assert found(our_locals(error), KEY_SEARCH) == []
+def test_no_local_variable_in_a_traceback_holds_a_key(name: str, enclaves: Enclaves) -> None:
+    kind, call = OTHER_FAILURES[name]
+    error = capture_error(lambda: call(enclaves), kind)
+    assert KEY_SEARCH.find(package_locals(error)) == []
 
 
-def test_a_url_with_credentials_is_refused_and_not_quoted() -> None:
+def test_a_url_with_credentials_is_rejected_without_quoting_it() -> None:
     for where in ("gateway_url", "enclave_url"):
         for url in (f"https://user:{API_KEY}@gateway.example", f"https://{API_KEY}@gateway.example"):
             for make in (PremClient, AsyncPremClient):
-                error = caught(
+                error = capture_error(
                     lambda make=make, url=url, where=where: make(api_key="k", **{where: url}),  # type: ignore[misc]
                     prem_core.ConfigurationError,
                 )
-                assert found(shown(error)) == []
+                assert SEARCH.find(displayed(error)) == []
 
 
-# --- logs, warnings and what is printed
+# --- logs, warnings and output
 
 
 @pytest.fixture
 def every_logger(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[tuple[str, str]]]]:
-    """All loggers at their lowest level; gives what they were told, in every form that a handler has of it."""
+    """Set all loggers to their lowest level; returns all that a handler could write of their records."""
     named = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
     wanted = [
         logging.getLogger(name)
@@ -488,8 +502,8 @@ def every_logger(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list
         logger.disabled, logger.propagate = disabled, propagate
 
 
-def test_nothing_is_logged_warned_of_or_printed_that_is_secret(
-    world: World,
+def test_no_secret_is_logged_printed_or_in_a_warning(
+    enclaves: Enclaves,
     every_logger: Callable[[], list[tuple[str, str]]],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -498,30 +512,34 @@ def test_nothing_is_logged_warned_of_or_printed_that_is_secret(
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
     always = property(lambda loop: 0.0, lambda loop, seconds: None)
     monkeypatch.setattr(asyncio.BaseEventLoop, "slow_callback_duration", always, raising=False)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for model in marked.SCRIPT:
-            for way in WAYS:
+        for model in secret_values.MODEL_CHUNKS:
+            for way in CALLERS:
                 with contextlib.suppress(prem_core.PremError):
-                    WAYS[way](world.options(), model=model)
-        for trouble in ("another API key", "a value the service refuses", "an engine that fails midway"):
-            for way in WAYS:
-                raised(world, trouble, way)
-        for name in OTHERS:
-            caught(lambda name=name: OTHERS[name][1](world), Exception)  # type: ignore[misc]
-        WAYS["client"](world.options("quotes"), model="openai/gpt-oss-120b")
+                    CALLERS[way](enclaves.options(), model=model)
+        for failure in (
+            "another API key",
+            "a value the service rejects",
+            "an engine that fails in mid-stream",
+        ):
+            for way in CALLERS:
+                raise_request_failure(enclaves, failure, way)
+        for name in OTHER_FAILURES:
+            capture_error(lambda name=name: OTHER_FAILURES[name][1](enclaves), Exception)  # type: ignore[misc]
+        CALLERS["client"](enclaves.options("default"), model="openai/gpt-oss-120b")
         with LocalEnclave(
-            api_key=API_KEY, private_key=marked.PRIVATE
-        ) as prem:  # its threads begin at debug level
-            WAYS["async client stream"](
-                {**prem.client_options, "encryption_keys": PAIR}, model="openai/gpt-oss-120b"
+            api_key=API_KEY, private_key=secret_values.PRIVATE
+        ) as prem:  # its threads start at debug level
+            CALLERS["async client stream"](
+                {**prem.client_options, "encryption_keys": KEYS}, model="openai/gpt-oss-120b"
             )
     logged = every_logger()
     assert {"httpcore.http11", "httpx"} <= {name for name, _ in logged}
     assert any(name == "asyncio" and "took" in text for name, text in logged)
-    assert found(logged) == []
-    assert found(("a warning", str(each.message) + repr(each)) for each in told) == []
-    assert found(zip(("stdout", "stderr"), capfd.readouterr(), strict=True)) == []
+    assert SEARCH.find(logged) == []
+    assert SEARCH.find(("a warning", str(each.message) + repr(each)) for each in warned) == []
+    assert SEARCH.find(zip(("stdout", "stderr"), capfd.readouterr(), strict=True)) == []
 
 
 # --- cassettes
@@ -541,7 +559,7 @@ def in_bytes(body: Any) -> bytes:
 
 
 def chats(path: Any) -> list[tuple[bytes, bytes]]:
-    """The bodies of the chat requests and of their answers."""
+    """The bodies of the chat requests and of their responses."""
     return [
         (in_bytes(each["request"]["body"]), in_bytes(each["response"]["body"]))
         for each in interactions(path)
@@ -550,7 +568,7 @@ def chats(path: Any) -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_a_cassette_holds_nothing_of_what_is_sealed_in_it(path: Any) -> None:
+def test_a_cassette_contains_no_plaintext(path: Any) -> None:
     assert chats(path)
     for request, answer in chats(path):
         opened = Opened.request(request)
@@ -564,11 +582,11 @@ def test_a_cassette_holds_nothing_of_what_is_sealed_in_it(path: Any) -> None:
         secrets = {f"asked {i}": text for i, text in enumerate(asked)} | {
             "said": said, "model": opened.params["model"], "shared secret": opened.keys.shared_secret,
         }  # fmt: skip
-        assert Search(**secrets)(path.read_bytes()) == set()
+        assert SecretSearch(**secrets)(path.read_bytes()) == set()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_a_cassette_holds_no_key_and_no_header_for_one(path: Any) -> None:
+def test_a_cassette_contains_no_api_key_and_no_credentials_header(path: Any) -> None:
     text = path.read_text()
     assert not re.search(r"sk_(live|test)_|bearer", text, re.IGNORECASE)
     for each in interactions(path):
@@ -577,9 +595,9 @@ def test_a_cassette_holds_no_key_and_no_header_for_one(path: Any) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_a_cassette_opens_with_the_tests_key_and_no_other(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cassette_opens_with_the_test_key_only(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for request, _ in chats(path):
         assert Opened.request(request).params["model"]
         with monkeypatch.context() as patch, pytest.raises(DecryptionError):
-            patch.setattr("wire.TEST_KEY", PrivateKey(bytes(32)))
+            patch.setattr("support.wire_schemas.TEST_KEY", PrivateKey(bytes(32)))
             Opened.request(request)

@@ -1,7 +1,7 @@
-"""The rules of the way: TLS verified always, redirects not followed, and what the environment may change.
+"""Transport security: TLS is always verified, redirects are not followed, proxies of the environment see ciphertext.
 
-Of these, `tests/client/test_config.py` holds which URLs are taken, `tests/client/test_tls.py` that https is spoken and
-that an enclave nobody vouches for gives no key, and `tests/core/test_http.py` what goes out in a request.
+`tests/client/test_config.py` tests which URLs are accepted, `tests/transport/test_transport.py` what a request
+contains.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import certifi
 import pytest
 from support.fake_gateway import FakeGateway, ReceivedRequest
-from support.security import secret_values as marked
+from support.security import secret_values
 from support.security.certificates import Authority
-from support.security.encodings import Search
+from support.security.encodings import SecretSearch
 from support.security.forward_proxy import ForwardProxy
 from support.security.secret_values import API_KEY, MESSAGES
 
@@ -37,7 +37,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-# --- ways of asking; each gives what came of it
+# --- requests of every kind, by name
 
 
 def _asynchronously(ask: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -67,20 +67,20 @@ def _stream(client: Any) -> Any:
     return client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
 
 
-def _hear(client: Any) -> Any:
-    return client.audio.transcriptions.create(file=marked.FILE)
+def _transcribe(client: Any) -> Any:
+    return client.audio.transcriptions.create(file=secret_values.FILE)
 
 
 def _list(client: Any) -> Any:
     return client.models.list()
 
 
-ASKED = {
+REQUESTS = {
     f"{how.__name__[1:]} {ask.__name__[1:]}": how(ask)
     for how in (_synchronously, _asynchronously)
-    for ask in (_chat, _stream, _hear, _list)
+    for ask in (_chat, _stream, _transcribe, _list)
 }
-SEALED = [name for name in ASKED if not name.endswith("list")]
+SEALED_REQUESTS = [name for name in REQUESTS if not name.endswith("list")]
 
 
 # --- TLS
@@ -98,7 +98,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def trusting(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The clients' own certificate store is the authority's certificate."""
+    """The clients trust the authority."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(certifi, "where", lambda: str(authority.path))
@@ -108,51 +108,51 @@ def trusting(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.mark.usefixtures("trusting")
-@pytest.mark.parametrize("name", SEALED)
-def test_a_service_whose_certificates_are_good_is_asked(name: str, authority: Authority) -> None:
+@pytest.mark.parametrize("name", SEALED_REQUESTS)
+def test_a_service_with_a_trusted_certificate_gets_the_request(name: str, authority: Authority) -> None:
     with FakeGateway(tls=authority.server(), other=lambda call: call.reply(b"{}", 404)) as gateway:
         try:
-            ASKED[name](**gateway.settings())
+            REQUESTS[name](**gateway.settings())
         except prem_core.NotFoundError:
-            assert name.endswith("hear")
+            assert name.endswith("transcribe")
         assert {call.path for call in gateway.calls} >= {"/publicKey"}
         assert len(gateway.calls) == 2
 
 
 BAD = {
-    "of an authority nobody trusts": lambda good, bad: bad.server(),
+    "of an untrusted authority": lambda good, bad: bad.server(),
     "for another host": lambda good, bad: good.server("127.0.0.2"),
-    "that has expired": lambda good, bad: good.server(expired=True),
+    "expired": lambda good, bad: good.server(expired=True),
 }
 
 
 @pytest.mark.usefixtures("trusting")
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name", ASKED)
-def test_a_gateway_with_a_certificate_is_sent_nothing(
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_gateway_with_a_bad_certificate_gets_no_request(
     name: str, bad: str, authority: Authority, stranger: Authority
 ) -> None:
     with FakeGateway(tls=BAD[bad](authority, stranger)) as gateway, FakeGateway() as enclave:
         options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
         with pytest.raises(prem_core.APIConnectionError, match="gateway"):
-            ASKED[name](**options)
+            REQUESTS[name](**options)
         assert gateway.calls == []
 
 
 @pytest.mark.usefixtures("trusting")
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name", SEALED)
-def test_an_enclave_with_a_certificate_gives_no_key(
+@pytest.mark.parametrize("name", SEALED_REQUESTS)
+def test_no_key_is_fetched_from_an_enclave_with_a_bad_certificate(
     name: str, bad: str, authority: Authority, stranger: Authority
 ) -> None:
     with FakeGateway() as gateway, FakeGateway(tls=BAD[bad](authority, stranger)) as enclave:
         options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
         with pytest.raises(prem_core.APIConnectionError, match="enclave"):
-            ASKED[name](**options)
+            REQUESTS[name](**options)
         assert enclave.calls == gateway.calls == []
 
 
-def test_keys_are_generated_for_no_enclave_that_nobody_vouches_for(stranger: Authority) -> None:
+def test_no_keys_are_generated_for_an_enclave_with_an_untrusted_certificate(stranger: Authority) -> None:
     with FakeGateway(tls=stranger.server()) as enclave:
         with pytest.raises(prem_core.APIConnectionError):
             prem_core.generate_encryption_keys(enclave_url=enclave.url, max_retries=0)
@@ -169,18 +169,18 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
     "LlamaIndex": lambda **options: PremEncrypted(model="m", **options).complete("Hello"),
     "LlamaIndex async": lambda **options: asyncio.run(PremEncrypted(model="m", **options).acomplete("Hello")),
     "LangChain parser": lambda **options: list(PremWhisperParser(**options).lazy_parse(_blob())),
-    "LlamaIndex reader": lambda **options: PremWhisperReader(**options).load_data(marked.FILE),
+    "LlamaIndex reader": lambda **options: PremWhisperReader(**options).load_data(secret_values.FILE),
 }
 
 
 def _blob() -> Any:
     from langchain_core.documents.base import Blob
 
-    return Blob.from_data(marked.FILE, mime_type="audio/wav")
+    return Blob.from_data(secret_values.FILE, mime_type="audio/wav")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_the_adapters_hold_to_it(name: str, stranger: Authority) -> None:
+def test_the_adapters_verify_certificates(name: str, stranger: Authority) -> None:
     with FakeGateway() as enclave, FakeGateway(tls=stranger.server()) as gateway:
         options = {**gateway.settings(), "enclave_url": enclave.url, "max_retries": 0, "allow_insecure": True}
         with pytest.raises(prem_core.APIConnectionError, match="gateway"):
@@ -188,15 +188,15 @@ def test_the_adapters_hold_to_it(name: str, stranger: Authority) -> None:
         assert gateway.calls == []
 
 
-@pytest.mark.parametrize("name", SEALED[:1])
-def test_ssl_cert_file_names_the_authorities_as_it_does_for_httpx(
+@pytest.mark.parametrize("name", SEALED_REQUESTS[:1])
+def test_ssl_cert_file_sets_the_trusted_authorities(
     name: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
     ssl_context.cache_clear()
     try:
         with FakeGateway(tls=authority.server()) as gateway:
-            ASKED[name](**gateway.settings(max_retries=0))
+            REQUESTS[name](**gateway.settings(max_retries=0))
     finally:
         ssl_context.cache_clear()
 
@@ -205,33 +205,33 @@ def test_ssl_cert_file_names_the_authorities_as_it_does_for_httpx(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("name", ASKED)
-def test_a_redirect_is_an_error_and_nothing_goes_where_it_leads(name: str, status: int) -> None:
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_redirect_is_an_error_and_not_followed(name: str, status: int) -> None:
     with FakeGateway() as other:
 
-        def lead_away(call: ReceivedRequest) -> None:
+        def to_another_host(call: ReceivedRequest) -> None:
             call.reply(b"", status, {"location": f"{other.url}{call.path}"})
 
-        def lead_on(call: ReceivedRequest) -> None:
+        def to_another_path(call: ReceivedRequest) -> None:
             call.reply(b"", status, {"location": f"{call.path}/again"})
 
-        for lead in (lead_away, lead_on):
-            with FakeGateway(lead, other=lead) as gateway:
+        for redirect in (to_another_host, to_another_path):
+            with FakeGateway(redirect, other=redirect) as gateway:
                 with pytest.raises(prem_core.APIStatusError) as caught:
-                    ASKED[name](**gateway.settings())
+                    REQUESTS[name](**gateway.settings())
                 assert caught.value.status_code == status
                 assert len([path for path in gateway.paths() if path != "/publicKey"]) == 1
         assert other.calls == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("name", SEALED)
-def test_a_redirect_of_the_key_leads_to_no_key(name: str, status: int) -> None:
+@pytest.mark.parametrize("name", SEALED_REQUESTS)
+def test_a_redirect_of_the_key_request_is_an_enclave_key_error(name: str, status: int) -> None:
     with FakeGateway() as other:
         away = {"location": f"{other.url}/publicKey"}
         with FakeGateway(key=lambda call: call.reply(b"", status, away)) as gateway:
             with pytest.raises(prem_core.EnclaveKeyError):
-                ASKED[name](**gateway.settings())
+                REQUESTS[name](**gateway.settings())
             assert gateway.paths() == ["/publicKey"]
         assert other.calls == []
 
@@ -239,78 +239,78 @@ def test_a_redirect_of_the_key_leads_to_no_key(name: str, status: int) -> None:
 # --- proxies
 
 
-WORDS = Search(**marked.WORDS)
-KEYS = Search(**marked.KEYS)
+TEXT_SEARCH = SecretSearch(**secret_values.SECRET_TEXTS)
+KEY_SEARCH = SecretSearch(**secret_values.SECRET_KEYS)
 
 
-@pytest.mark.parametrize("name", ["synchronously chat", "asynchronously chat", "synchronously hear"])
+@pytest.mark.parametrize("name", ["synchronously chat", "asynchronously chat", "synchronously transcribe"])
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_an_http_proxy_of_the_environment_is_used_and_sees_ciphertext(
+def test_an_http_proxy_of_the_environment_is_used_and_sees_ciphertext_only(
     name: str, variable: str, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ForwardProxy() as proxy:
         monkeypatch.setenv(variable, proxy.url)
         options = {**enclave.client_options, "max_retries": 0}
         try:
-            ASKED[name](**options, timeout=10)
+            REQUESTS[name](**options, timeout=10)
         except prem_core.PremError as error:
-            # There is no model called m there, and what is no recording is not heard.
+            # The enclave has no model "m", and the file is no recording.
             assert isinstance(error, prem_core.NotFoundError | prem_core.BadRequestError)
-    route = "audio/transcriptions" if name.endswith("hear") else "chat/completions"
-    assert proxy.asked == [
+    route = "audio/transcriptions" if name.endswith("transcribe") else "chat/completions"
+    assert proxy.request_lines == [
         f"GET {enclave.enclave_url}/publicKey HTTP/1.1",
         f"POST {enclave.gateway_url}/rvenc/{route} HTTP/1.1",
     ]
-    assert b'"encryptedInference"' in proxy.seen
-    assert WORDS(bytes(proxy.seen)) == set()
+    assert b'"encryptedInference"' in proxy.bytes_seen
+    assert TEXT_SEARCH(bytes(proxy.bytes_seen)) == set()
 
 
 @pytest.mark.usefixtures("trusting")
 @pytest.mark.parametrize("name", ["synchronously chat", "asynchronously stream"])
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-def test_through_an_https_proxy_goes_a_tunnel_and_not_even_the_api_key_is_seen(
+def test_an_https_proxy_sees_a_tunnel_without_the_api_key(
     name: str, variable: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FakeGateway(tls=authority.server()) as gateway, ForwardProxy() as proxy:
         monkeypatch.setenv(variable, proxy.url)
-        ASKED[name](**gateway.settings(api_key=API_KEY))
+        REQUESTS[name](**gateway.settings(api_key=API_KEY))
         host = gateway.url.removeprefix("https://")
         assert {call.headers.get("authorization") for call in gateway.chats()} == {f"Bearer {API_KEY}"}
-    assert set(proxy.asked) == {f"CONNECT {host} HTTP/1.1"}
-    assert WORDS(bytes(proxy.seen)) | KEYS(bytes(proxy.seen)) == set()
-    assert b"rvenc" not in proxy.seen
+    assert set(proxy.request_lines) == {f"CONNECT {host} HTTP/1.1"}
+    assert TEXT_SEARCH(bytes(proxy.bytes_seen)) | KEY_SEARCH(bytes(proxy.bytes_seen)) == set()
+    assert b"rvenc" not in proxy.bytes_seen
 
 
 @pytest.mark.usefixtures("trusting")
-@pytest.mark.parametrize("name", SEALED[:1])
-def test_a_proxy_that_answers_in_the_services_place_is_told_nothing(
+@pytest.mark.parametrize("name", SEALED_REQUESTS[:1])
+def test_a_proxy_that_impersonates_the_service_gets_no_request(
     name: str, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FakeGateway(tls=authority.server()) as gateway, ForwardProxy(stranger.server()) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(prem_core.APIConnectionError):
-            ASKED[name](**gateway.settings(max_retries=0))
+            REQUESTS[name](**gateway.settings(max_retries=0))
         assert gateway.calls == []
-    assert b"HTTP/1.1\r\n" in proxy.seen  # the CONNECT line, and nothing after it
-    assert b"publicKey" not in proxy.seen
+    assert b"HTTP/1.1\r\n" in proxy.bytes_seen  # the CONNECT line, and nothing after it
+    assert b"publicKey" not in proxy.bytes_seen
 
 
-def test_no_proxy_names_hosts_that_are_asked_directly(
+def test_hosts_in_no_proxy_are_connected_directly(
     enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ForwardProxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        assert ASKED["synchronously list"](**enclave.client_options)
-        assert ASKED["asynchronously list"](**enclave.client_options)
-    assert proxy.asked == []
+        assert REQUESTS["synchronously list"](**enclave.client_options)
+        assert REQUESTS["asynchronously list"](**enclave.client_options)
+    assert proxy.request_lines == []
 
 
-# --- who we say we are
+# --- credentials
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_a_netrc_file_takes_the_place_of_no_key(
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_netrc_file_does_not_replace_the_api_key(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
@@ -320,16 +320,16 @@ def test_a_netrc_file_takes_the_place_of_no_key(
     monkeypatch.setenv("NETRC", str(netrc))
     with FakeGateway(other=lambda call: call.reply(b"{}", 404)) as gateway:
         try:
-            ASKED[name](**gateway.settings())
+            REQUESTS[name](**gateway.settings())
         except prem_core.NotFoundError:
-            assert name.endswith(("hear", "list"))
+            assert name.endswith(("transcribe", "list"))
         sent = {call.path: call.headers.get("authorization") for call in gateway.calls}
     assert sent.pop("/publicKey", None) is None
     assert set(sent.values()) == {"Bearer sk_test_key"}
 
 
 @pytest.mark.parametrize("client_class", [PremClient, AsyncPremClient])
-def test_a_cookie_that_the_service_sets_is_not_sent_back(client_class: type) -> None:
+def test_a_cookie_of_the_service_is_not_sent_back(client_class: type) -> None:
     cookie = {"content-type": "application/json", "set-cookie": "visitor=4711; Path=/"}
 
     def chat(call: ReceivedRequest) -> None:

@@ -1,8 +1,8 @@
 """Feed changed and broken input to every parser: ``make fuzz``.
 
-``PYTHONPATH=tests python -m support.fuzzing.fuzz [--seconds 60] [--seed N] [TARGET …]``. The targets share the
-seconds. A finding is shrunk, written to ``tests/fuzz/cases/TARGET``, and run as a test from then on. Exits with 1 if
-it found something new.
+``PYTHONPATH=tests python -m support.fuzzing.fuzz [--seconds 60] [--seed N] [TARGET …]``. The targets share the seconds.
+A finding is shrunk, written to ``tests/fuzz/cases/TARGET``, and run as a test from then on. Exits with 1 if it found
+something new.
 """
 
 from __future__ import annotations

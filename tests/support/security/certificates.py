@@ -1,4 +1,4 @@
-"""Certificates for servers on this machine: good ones of an authority of the tests' own, and bad ones."""
+"""TLS certificates for servers on this machine, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _DAY = datetime.timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates.
+    """A certificate authority.
 
     Args:
-        folder: Where certificates are kept.
-        name: What the authority is called.
+        folder: The certificates are written here.
+        name: The name of the authority.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -28,13 +28,13 @@ class Authority:
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._issued = 0
-        #: The authority's own certificate, for those who trust it.
+        #: The certificate of the authority itself, to be trusted.
         self.path = folder / f"{name}.pem"
         own = self._signed(name, self._key, None, _NOW + _DAY)
         self.path.write_bytes(own.public_bytes(serialization.Encoding.PEM))
 
     def server(self, host: str = "127.0.0.1", *, expired: bool = False) -> ssl.SSLContext:
-        """The context of a server that has a certificate for `host`."""
+        """The TLS context of a server with a certificate for `host`."""
         key = ec.generate_private_key(ec.SECP256R1())
         until = _NOW - _DAY if expired else _NOW + _DAY
         certificate = self._signed("server", key, host, until)

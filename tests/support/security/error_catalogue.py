@@ -1,4 +1,4 @@
-"""Every error of the tree, raised where users meet it, with marked keys and words at hand."""
+"""Every error class, raised by a real failure of a call whose keys and texts are those of `secret_values`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, PrivateKey
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
 from support.fake_gateway import DONE, FakeGateway, ReceivedRequest, event
-from support.security import secret_values as marked
-from support.security.secret_values import API_KEY, FILE, KEK, PAIR, PROMPT, WAYS
+from support.security import secret_values as secret_values
+from support.security.secret_values import API_KEY, CALLERS, FILE, KEK, KEYS, PROMPT
 
-#: The error classes, whose own names say where they come from.
+#: The public error classes by name.
 ERRORS = {
     name: kind
     for name in prem_core.__all__
@@ -40,44 +40,44 @@ ERRORS = {
 
 
 @dataclass(frozen=True)
-class World:
-    """Enclaves of one private key and one API key, each in a state of its own."""
+class Enclaves:
+    """Enclaves with one private key and one API key, each with its own fault."""
 
-    says: LocalEnclave  # has an upstream, which says what is marked
-    quotes: LocalEnclave  # answers with the built-in engine
-    forbids: LocalEnclave  # grants the API key no scope
-    bounds: LocalEnclave  # takes next to nothing
-    limits: LocalEnclave  # is used up
-    fails: LocalEnclave  # has an upstream that is not there
-    stranger: LocalEnclave  # has other keys
+    scripted: LocalEnclave  # has an upstream that responds with `MODEL_CHUNKS`
+    default: LocalEnclave  # has the built-in engine
+    no_scopes: LocalEnclave
+    small_body_limit: LocalEnclave
+    no_concurrency: LocalEnclave
+    broken_upstream: LocalEnclave
+    other_keys: LocalEnclave
     folder: Path
 
-    def options(self, at: str = "says", **changed: Any) -> dict[str, Any]:
+    def options(self, at: str = "scripted", **changed: Any) -> dict[str, Any]:
         """Settings of a client or model."""
         prem: LocalEnclave = getattr(self, at)
         urls = {"gateway_url": prem.gateway_url, "enclave_url": prem.enclave_url}
-        return {**urls, "api_key": API_KEY, "encryption_keys": PAIR, "max_retries": 0, **changed}
+        return {**urls, "api_key": API_KEY, "encryption_keys": KEYS, "max_retries": 0, **changed}
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """What happens to a request.
+class Failure:
+    """A request that fails.
 
     Args:
-        kind: The error it ends with.
-        at: Which enclave of the world is asked.
-        options: Settings of the client or model that asks.
-        params: What it asks for.
-        gateway: Answers instead of an enclave, in its own way.
-        ways: In which ways it is asked.
+        kind: The class of its error.
+        at: The enclave that gets the request.
+        options: Settings of the client or model.
+        params: Parameters of the request.
+        gateway: Responds instead of an enclave.
+        ways: The `CALLERS` that can make this request.
     """
 
     kind: type[Exception]
-    at: str = "says"
+    at: str = "scripted"
     options: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     gateway: Callable[[ReceivedRequest], None] | None = None
-    ways: tuple[str, ...] = tuple(WAYS)
+    ways: tuple[str, ...] = tuple(CALLERS)
 
 
 def _flipped(call: ReceivedRequest) -> None:
@@ -85,17 +85,17 @@ def _flipped(call: ReceivedRequest) -> None:
     call.stream(sealed[:-3] + bytes([sealed[-3] ^ 1]) + sealed[-2:])
 
 
-def _cut(call: ReceivedRequest) -> None:
-    said = {"choices": [{"index": 0, "delta": {"content": marked.REPLY}, "finish_reason": None}]}
+def _truncated(call: ReceivedRequest) -> None:
+    said = {"choices": [{"index": 0, "delta": {"content": secret_values.REPLY}, "finish_reason": None}]}
     call.stream(call.opened().events(said))
 
 
 def _no_chunk(call: ReceivedRequest) -> None:
-    call.stream(call.opened().events({"choices": marked.REPLY}) + DONE)
+    call.stream(call.opened().events({"choices": secret_values.REPLY}) + DONE)
 
 
-def _heard(plaintext: bytes) -> Callable[[ReceivedRequest], None]:
-    """Answers a recording with `plaintext`, sealed."""
+def _transcribing(plaintext: bytes) -> Callable[[ReceivedRequest], None]:
+    """A handler that responds to a recording with `plaintext`, sealed."""
 
     def answer(call: ReceivedRequest) -> None:
         cipher_text = bytes.fromhex(json.loads(call.body)["cipherText"])
@@ -109,102 +109,106 @@ def _heard(plaintext: bytes) -> Callable[[ReceivedRequest], None]:
 
 def _transcribed(plaintext: bytes, **params: Any) -> object:
     with (
-        FakeGateway(other=_heard(plaintext)) as gateway,
+        FakeGateway(other=_transcribing(plaintext)) as gateway,
         PremClient(**gateway.settings(api_key=API_KEY)) as client,
     ):
         return client.audio.transcriptions.create(file=FILE, **params)
 
 
 ADAPTERS = ("LangChain", "LangChain astream", "LlamaIndex", "LlamaIndex astream")
-_NOBODY = "http://127.0.0.1:9"
+_CLOSED_PORT = "http://127.0.0.1:9"
 
-TROUBLES: dict[str, Trouble] = {
-    "another API key": Trouble(prem_core.AuthenticationError, at="stranger"),
-    "a scope that is missing": Trouble(prem_core.PermissionDeniedError, at="forbids"),
-    "a body that is too large": Trouble(prem_core.RequestTooLargeError, at="bounds"),
-    "a limit that is reached": Trouble(prem_core.RateLimitError, at="limits"),
-    "a value the service refuses": Trouble(
-        prem_core.BadRequestError, at="quotes", params={"extra_body": {"temperature": PROMPT}}
+REQUEST_FAILURES: dict[str, Failure] = {
+    "another API key": Failure(prem_core.AuthenticationError, at="other_keys"),
+    "a missing scope": Failure(prem_core.PermissionDeniedError, at="no_scopes"),
+    "a body above the limit": Failure(prem_core.RequestTooLargeError, at="small_body_limit"),
+    "an exceeded rate limit": Failure(prem_core.RateLimitError, at="no_concurrency"),
+    "a value the service rejects": Failure(
+        prem_core.BadRequestError, at="default", params={"extra_body": {"temperature": PROMPT}}
     ),
-    "a name the service refuses": Trouble(
-        prem_core.BadRequestError, at="quotes", params={"extra_body": {PROMPT: 1}}
+    "a name the service rejects": Failure(
+        prem_core.BadRequestError, at="default", params={"extra_body": {PROMPT: 1}}
     ),
-    "a prompt that is too long": Trouble(prem_core.ContextLengthExceededError, params={"model": "small"}),
-    "a model that is not there": Trouble(prem_core.NotFoundError, at="quotes", params={"model": PROMPT}),
-    "an engine that fails midway": Trouble(prem_core.InternalServerError, params={"model": "failing"}),
-    "an upstream that is not there": Trouble(prem_core.InternalServerError, at="fails"),
-    "a gateway that is not there": Trouble(prem_core.APIConnectionError, options={"gateway_url": _NOBODY}),
-    "an enclave that is not there": Trouble(
-        prem_core.APIConnectionError, options={"enclave_url": _NOBODY, "encryption_keys": None}
+    "a prompt above the context length": Failure(
+        prem_core.ContextLengthExceededError, params={"model": "small"}
     ),
-    "an answer that does not begin": Trouble(
+    "an unknown model": Failure(prem_core.NotFoundError, at="default", params={"model": PROMPT}),
+    "an engine that fails in mid-stream": Failure(prem_core.InternalServerError, params={"model": "failing"}),
+    "an unreachable upstream": Failure(prem_core.InternalServerError, at="broken_upstream"),
+    "an unreachable gateway": Failure(prem_core.APIConnectionError, options={"gateway_url": _CLOSED_PORT}),
+    "an unreachable enclave": Failure(
+        prem_core.APIConnectionError, options={"enclave_url": _CLOSED_PORT, "encryption_keys": None}
+    ),
+    "a response that does not start": Failure(
         prem_core.APITimeoutError, options={"timeout": 0.2}, params={"model": "slow"}
     ),
-    "a call that takes too long": Trouble(
+    "a call above its total timeout": Failure(
         prem_core.APITimeoutError, options={"total_timeout": 0.2}, params={"model": "slow"}
     ),
-    "an answer that is too large": Trouble(prem_core.ResponseTooLargeError, options={"max_buffer_size": 10}),
-    "a key that was turned": Trouble(
+    "a response above the limit": Failure(prem_core.ResponseTooLargeError, options={"max_buffer_size": 10}),
+    "a rotated enclave key": Failure(
         prem_core.EnclaveKeyError,
         options={
             "enclave_public_key": bytes(PrivateKey(bytes(32)).public_key()).hex(),
             "encryption_keys": None,
         },
     ),
-    "keys that were turned": Trouble(prem_core.EnclaveKeyError, at="stranger", options={"api_key": None}),
-    "a stream that is cut": Trouble(prem_core.StreamInterruptedError, gateway=_cut),
-    "a byte that was changed": Trouble(prem_core.DecryptionError, gateway=_flipped),
-    "a chunk that is none": Trouble(prem_core.APIResponseValidationError, gateway=_no_chunk),
-    "a page for people": Trouble(
+    "encryption keys from before a key rotation": Failure(
+        prem_core.EnclaveKeyError, at="other_keys", options={"api_key": None}
+    ),
+    "a truncated stream": Failure(prem_core.StreamInterruptedError, gateway=_truncated),
+    "a modified byte": Failure(prem_core.DecryptionError, gateway=_flipped),
+    "an invalid chunk": Failure(prem_core.APIResponseValidationError, gateway=_no_chunk),
+    "an HTML page": Failure(
         prem_core.APIResponseValidationError,
         gateway=lambda call: call.reply(b"<html>", headers={"content-type": "text/html"}),
     ),
-    "a redirect": Trouble(
+    "a redirect": Failure(
         prem_core.APIStatusError,
         gateway=lambda call: call.reply(b"", 307, {"location": "http://127.0.0.1:9/"}),
     ),
-    "an error of a new kind": Trouble(
+    "an error of an unknown type": Failure(
         prem_core.APIError,
         gateway=lambda call: call.stream(event("error", '{"error": {"message": "it failed"}}')),
     ),
-    "a call cut by the token limit": Trouble(
-        prem_core.LengthFinishReasonError, params={"model": "cut call"}, ways=ADAPTERS
+    "a tool call truncated by the token limit": Failure(
+        prem_core.LengthFinishReasonError, params={"model": "truncated call"}, ways=ADAPTERS
     ),
-    "a value of another type": Trouble(prem_core.InvalidParameterError, params={"temperature": PROMPT}),
-    "a value that is not listed": Trouble(
+    "a parameter of the wrong type": Failure(prem_core.InvalidParameterError, params={"temperature": PROMPT}),
+    "a parameter outside its enum": Failure(
         prem_core.InvalidParameterError, params={"reasoning_effort": PROMPT}
     ),
-    "a list that is too long": Trouble(prem_core.InvalidParameterError, params={"stop": [PROMPT] * 5}),
-    "a form that is none": Trouble(
+    "a list above its length": Failure(prem_core.InvalidParameterError, params={"stop": [PROMPT] * 5}),
+    "an invalid response format": Failure(
         prem_core.InvalidParameterError, params={"response_format": {"type": PROMPT, "json_schema": PROMPT}}
     ),
-    "an object that is not JSON": Trouble(
+    "an object that is not JSON": Failure(
         prem_core.InvalidParameterError, params={"extra_body": {"x": {PROMPT}}}
     ),
-    "a number that is none": Trouble(
+    "a number that is NaN": Failure(
         prem_core.InvalidParameterError, params={"extra_body": {"x": [PROMPT, float("nan")]}}
     ),
-    "a lone surrogate": Trouble(
+    "a lone surrogate": Failure(
         prem_core.InvalidParameterError, params={"extra_body": {"x": PROMPT + "\ud800"}}
     ),
 }
 
 
-def raised(world: World, name: str, way: str) -> Exception:
+def raise_request_failure(enclaves: Enclaves, name: str, way: str) -> Exception:
     """The error of a trouble, asked for in one of `WAYS`."""
-    trouble = TROUBLES[name]
+    failure = REQUEST_FAILURES[name]
     with contextlib.ExitStack() as stack:
-        options = world.options(trouble.at, **trouble.options)
-        if name == "keys that were turned":
-            options["api_key"] = world.stranger.api_key
-        if trouble.gateway is not None:
-            gateway = stack.enter_context(FakeGateway(trouble.gateway))
+        options = enclaves.options(failure.at, **failure.options)
+        if name == "encryption keys from before a key rotation":
+            options["api_key"] = enclaves.other_keys.api_key
+        if failure.gateway is not None:
+            gateway = stack.enter_context(FakeGateway(failure.gateway))
             options |= {"gateway_url": gateway.url, "enclave_url": gateway.url, "encryption_keys": None}
-        return caught(lambda: WAYS[way](options, **trouble.params), trouble.kind)
+        return capture_error(lambda: CALLERS[way](options, **failure.params), failure.kind)
 
 
-def caught(call: Callable[[], object], kind: type[Exception]) -> Exception:
-    """The error that `call` raises; an assertion where it is of another kind."""
+def capture_error(call: Callable[[], object], kind: type[Exception]) -> Exception:
+    """The error that `call` raises, which must be of this class."""
     try:
         call()
     except Exception as error:
@@ -213,7 +217,7 @@ def caught(call: Callable[[], object], kind: type[Exception]) -> Exception:
     raise AssertionError("nothing was raised")
 
 
-# --- what goes wrong with other things than a chat
+# --- failures of other calls than a chat request
 
 
 class Who(BaseModel):
@@ -225,11 +229,13 @@ class Count(BaseModel):
 
 
 def _structured(kind: type[Exception], model: str, wanted: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    def langchain(world: World) -> object:
-        return ChatPremEncrypted(model=model, **world.options()).with_structured_output(wanted).invoke(PROMPT)
+    def langchain(enclaves: Enclaves) -> object:
+        return (
+            ChatPremEncrypted(model=model, **enclaves.options()).with_structured_output(wanted).invoke(PROMPT)
+        )
 
-    def llama_index(world: World) -> object:
-        return PremEncrypted(model=model, **world.options()).structured_predict(
+    def llama_index(enclaves: Enclaves) -> object:
+        return PremEncrypted(model=model, **enclaves.options()).structured_predict(
             wanted, PromptTemplate(PROMPT)
         )
 
@@ -237,17 +243,17 @@ def _structured(kind: type[Exception], model: str, wanted: type[BaseModel]) -> I
     yield "LlamaIndex", (kind if issubclass(kind, PremError) else ValueError, llama_index)
 
 
-def _damaged(world: World) -> Path:
-    path = world.folder / "damaged.prem"
-    PAIR.save(path, KEK, overwrite=True)
+def _damaged(enclaves: Enclaves) -> Path:
+    path = enclaves.folder / "damaged.prem"
+    KEYS.save(path, KEK, overwrite=True)
     image = bytearray(path.read_bytes())
     image[-1] ^= 1
     path.write_bytes(image)
     return path
 
 
-def _kek_file(world: World, text: bytes, mode: int = 0o600) -> Path:
-    path = world.folder / "kek"
+def _kek_file(enclaves: Enclaves, text: bytes, mode: int = 0o600) -> Path:
+    path = enclaves.folder / "kek"
     path.unlink(missing_ok=True)
     path.write_bytes(text)
     path.chmod(mode)
@@ -264,216 +270,218 @@ def _from_environment(name: str, value: str, call: Callable[[], object]) -> obje
 
 _HEX, _BASE64 = KEK.hex(), base64.b64encode(KEK).decode()
 _PLAIN_HTTP = {"gateway_url": "http://gateway.example", "api_key": API_KEY}
+_TRANSLATION = {"api_key": API_KEY, "task": "translate", "language": "de"}
 _FILE_DATA = base64.b64encode(FILE).decode()
 
-Other = tuple[type[Exception], Callable[[World], object]]
+Other = tuple[type[Exception], Callable[[Enclaves], object]]
 
 #: By name: the kind, and what raises it.
-OTHERS: dict[str, Other] = {
+OTHER_FAILURES: dict[str, Other] = {
     **{f"{who}: a refusal": what for who, what in _structured(prem_core.RefusalError, "refusal", Who)},
     **{f"{who}: another value": what for who, what in _structured(OutputParserException, "json", Count)},
     **{f"{who}: no JSON": what for who, what in _structured(OutputParserException, "text", Who)},
-    "LangChain: a block that cannot be sent": (
+    "LangChain: an unsupported content block": (
         prem_core.InvalidParameterError,
-        lambda world: ChatPremEncrypted(model="text", **world.options()).invoke(
+        lambda enclaves: ChatPremEncrypted(model="text", **enclaves.options()).invoke(
             [HumanMessage([{"type": "video", "base64": _FILE_DATA, "text": PROMPT}])]
         ),
     ),
-    "LangChain: an image for the system": (
+    "LangChain: an image in a system message": (
         prem_core.InvalidParameterError,
-        lambda world: ChatPremEncrypted(model="text", **world.options()).invoke(
+        lambda enclaves: ChatPremEncrypted(model="text", **enclaves.options()).invoke(
             [SystemMessage([{"type": "image", "base64": _FILE_DATA, "mime_type": "image/png"}])]
         ),
     ),
-    "LlamaIndex: an image for the system": (
+    "LlamaIndex: an image in a system message": (
         prem_core.InvalidParameterError,
-        lambda world: PremEncrypted(model="text", **world.options()).chat(
+        lambda enclaves: PremEncrypted(model="text", **enclaves.options()).chat(
             [ChatMessage(role="system", blocks=[ImageBlock(image=_FILE_DATA.encode())])]
         ),
     ),
-    "client: a message of another form": (
+    "client: a malformed message": (
         prem_core.InvalidParameterError,
-        lambda world: PremClient(**world.options()).chat.completions.create(
+        lambda enclaves: PremClient(**enclaves.options()).chat.completions.create(
             model="text", messages=[{"role": "user", "content": {"text": PROMPT}}]
         ),
     ),
-    "client: a role that is none": (
+    "client: an invalid role": (
         prem_core.InvalidParameterError,
-        lambda world: PremClient(**world.options()).chat.completions.create(
+        lambda enclaves: PremClient(**enclaves.options()).chat.completions.create(
             model="text", messages=[{"role": PROMPT, "content": PROMPT}]
         ),
     ),
-    "client: text for a recording": (
+    "client: a mapping for a recording": (
         prem_core.InvalidParameterError,
-        lambda world: PremClient(**world.options()).audio.transcriptions.create(file={PROMPT: FILE}),  # type: ignore[arg-type]
+        lambda enclaves: PremClient(**enclaves.options()).audio.transcriptions.create(file={PROMPT: FILE}),  # type: ignore[arg-type]
     ),
-    "client: a wrong transcription": (
+    "client: an invalid transcription": (
         prem_core.APIResponseValidationError,
-        lambda world: PremClient(**world.options()).audio.transcriptions.create(file=FILE, prompt="wrong"),
+        lambda enclaves: PremClient(**enclaves.options()).audio.transcriptions.create(file=FILE, prompt="wrong"),
     ),
-    "client: a transcription that is no JSON": (
+    "client: a transcription that is not JSON": (
         prem_core.APIResponseValidationError,
-        lambda world: _transcribed(marked.SAID.encode()),
+        lambda enclaves: _transcribed(secret_values.TRANSCRIPT.encode()),
     ),
-    "client: a text that is no UTF-8": (
+    "client: a transcription that is not UTF-8": (
         prem_core.APIResponseValidationError,
-        lambda world: _transcribed(marked.SAID.encode() + b"\xff", response_format="text"),
+        lambda enclaves: _transcribed(secret_values.TRANSCRIPT.encode() + b"\xff", response_format="text"),
     ),
     "client: a recording without the scope": (
         prem_core.PermissionDeniedError,
-        lambda world: PremClient(**world.options("forbids")).audio.transcriptions.create(
-            file=(marked.FILE_NAME, FILE), prompt=PROMPT
+        lambda enclaves: PremClient(**enclaves.options("no_scopes")).audio.transcriptions.create(
+            file=(secret_values.FILE_NAME, FILE), prompt=PROMPT
         ),
     ),
     "parser: a recording without the scope": (
         prem_core.PermissionDeniedError,
-        lambda world: PremWhisperParser(**world.options("forbids"), prompt=PROMPT).parse(
+        lambda enclaves: PremWhisperParser(**enclaves.options("no_scopes"), prompt=PROMPT).parse(
             langchain_blob(FILE)
         ),
     ),
-    "reader: a recording that cannot be cut": (
+    "reader: a recording that cannot be split": (
         prem_core.InvalidParameterError,
-        lambda world: PremWhisperReader(
-            **world.options(), prompt=PROMPT, max_chunk_bytes=256 * 1024
+        lambda enclaves: PremWhisperReader(
+            **enclaves.options(), prompt=PROMPT, max_chunk_bytes=256 * 1024
         ).load_data(FILE * 10_000),
     ),
     # Settings.
-    "client: plain http": (prem_core.ConfigurationError, lambda world: PremClient(**_PLAIN_HTTP)),
-    "async client: plain http": (prem_core.ConfigurationError, lambda world: AsyncPremClient(**_PLAIN_HTTP)),
-    "client: no such limit": (
-        prem_core.ConfigurationError, lambda world: PremClient(api_key=API_KEY, max_concurrency=0)
+    "client: plain http": (prem_core.ConfigurationError, lambda enclaves: PremClient(**_PLAIN_HTTP)),
+    "async client: plain http": (prem_core.ConfigurationError, lambda enclaves: AsyncPremClient(**_PLAIN_HTTP)),
+    "client: an invalid limit": (
+        prem_core.ConfigurationError, lambda enclaves: PremClient(api_key=API_KEY, max_concurrency=0)
     ),
-    "client: keys of another kind": (
+    "client: encryption keys of the wrong type": (
         prem_core.ConfigurationError,
-        lambda world: PremClient(api_key=API_KEY, encryption_keys=PAIR.shared_secret),  # type: ignore[arg-type]
+        lambda enclaves: PremClient(api_key=API_KEY, encryption_keys=KEYS.shared_secret),  # type: ignore[arg-type]
     ),
-    "client: a name it does not have": (
+    "client: an unknown argument": (
         TypeError,
-        lambda world: PremClient(api_key=API_KEY, apikey="k"),  # type: ignore[call-arg]
+        lambda enclaves: PremClient(api_key=API_KEY, apikey="k"),  # type: ignore[call-arg]
     ),
     "client: a malformed API key": (
-        prem_core.ConfigurationError, lambda world: PremClient(api_key=API_KEY + "\n")
+        prem_core.ConfigurationError, lambda enclaves: PremClient(api_key=API_KEY + "\n")
     ),
     "client: a malformed API key in the environment": (
         prem_core.ConfigurationError,
-        lambda world: _from_environment("PREM_API_KEY", API_KEY + "\u00e9", PremClient),
+        lambda enclaves: _from_environment("PREM_API_KEY", API_KEY + "\u00e9", PremClient),
     ),
-    "client: a key for the enclave's": (
-        prem_core.EnclaveKeyError, lambda world: PremClient(enclave_public_key="no key", api_key=API_KEY)
+    "client: an invalid enclave key": (
+        prem_core.EnclaveKeyError, lambda enclaves: PremClient(enclave_public_key="no key", api_key=API_KEY)
     ),
-    "client: closed": (prem_core.ConfigurationError, lambda world: _use_closed(world)),
+    "client: closed": (prem_core.ConfigurationError, lambda enclaves: _use_closed(enclaves)),
     "LangChain: plain http": (
         prem_core.ConfigurationError,
-        lambda world: ChatPremEncrypted(model="text", **_PLAIN_HTTP).invoke(PROMPT),
+        lambda enclaves: ChatPremEncrypted(model="text", **_PLAIN_HTTP).invoke(PROMPT),
     ),
     "LangChain: a malformed API key": (
         prem_core.ConfigurationError,
-        lambda world: ChatPremEncrypted(model="text", api_key=API_KEY + " ").invoke(PROMPT),
+        lambda enclaves: ChatPremEncrypted(model="text", api_key=API_KEY + " ").invoke(PROMPT),
     ),
     "LlamaIndex: plain http": (
         prem_core.ConfigurationError,
-        lambda world: PremEncrypted(model="text", **_PLAIN_HTTP).complete(PROMPT),
+        lambda enclaves: PremEncrypted(model="text", **_PLAIN_HTTP).complete(PROMPT),
     ),
-    "LlamaIndex: a window that nobody knows": (
+    "LlamaIndex: an unknown context window": (
         prem_core.ConfigurationError,
-        lambda world: PremEncrypted(model="unknown", **world.options("stranger")).metadata.context_window,
+        lambda enclaves: PremEncrypted(model="unknown", **enclaves.options("other_keys")).metadata.context_window,
     ),
     "parser: plain http": (
         prem_core.ConfigurationError,
-        lambda world: PremWhisperParser(**_PLAIN_HTTP).parse(langchain_blob(FILE)),
+        lambda enclaves: PremWhisperParser(**_PLAIN_HTTP).parse(langchain_blob(FILE)),
     ),
     "loader: plain http": (
-        prem_core.ConfigurationError, lambda world: PremWhisperLoader(world.folder, **_PLAIN_HTTP).load()
+        prem_core.ConfigurationError, lambda enclaves: PremWhisperLoader(enclaves.folder, **_PLAIN_HTTP).load()
     ),
     "reader: plain http": (
-        prem_core.ConfigurationError, lambda world: PremWhisperReader(**_PLAIN_HTTP).load_data(FILE)
+        prem_core.ConfigurationError, lambda enclaves: PremWhisperReader(**_PLAIN_HTTP).load_data(FILE)
     ),
     "embedded enclave: a malformed API key": (
-        prem_core.ConfigurationError, lambda world: LocalEnclave(api_key=API_KEY + " ")
+        prem_core.ConfigurationError, lambda enclaves: LocalEnclave(api_key=API_KEY + " ")
     ),
-    "embedded enclave: an upstream that is none": (
+    "embedded enclave: an invalid upstream": (
         prem_core.ConfigurationError,
-        lambda world: LocalEnclave(api_key="sk_test_other", upstream="x", upstream_api_key=API_KEY),
+        lambda enclaves: LocalEnclave(api_key="sk_test_other", upstream="x", upstream_api_key=API_KEY),
     ),
     "proxy: another machine's address": (
-        prem_core.ConfigurationError, lambda world: LocalProxy(api_key=API_KEY, host="192.0.2.1")
+        prem_core.ConfigurationError, lambda enclaves: LocalProxy(api_key=API_KEY, host="192.0.2.1")
     ),
-    "proxy: plain http": (prem_core.ConfigurationError, lambda world: LocalProxy(**_PLAIN_HTTP)),
+    "proxy: plain http": (prem_core.ConfigurationError, lambda enclaves: LocalProxy(**_PLAIN_HTTP)),
     "proxy: a malformed API key": (
-        prem_core.ConfigurationError, lambda world: LocalProxy(api_key=API_KEY + " ")
+        prem_core.ConfigurationError, lambda enclaves: LocalProxy(api_key=API_KEY + " ")
     ),
     # Keys and their files.
-    "keys: a secret of another length": (
+    "keys: a secret of the wrong length": (
         prem_core.ConfigurationError,
-        lambda world: EncryptionKeys(PAIR.shared_secret + b"x", bytes(CIPHER_TEXT_BYTES)),
+        lambda enclaves: EncryptionKeys(KEYS.shared_secret + b"x", bytes(CIPHER_TEXT_BYTES)),
     ),
-    "keys: a cipher text of another length": (
-        prem_core.ConfigurationError, lambda world: EncryptionKeys(PAIR.shared_secret.hex(), b"")
+    "keys: a cipher text of the wrong length": (
+        prem_core.ConfigurationError, lambda enclaves: EncryptionKeys(KEYS.shared_secret.hex(), b"")
     ),
-    "keys: a fingerprint that is none": (
+    "keys: an invalid fingerprint": (
         prem_core.ConfigurationError,
-        lambda world: EncryptionKeys(PAIR.shared_secret, PAIR.cipher_text, enclave_fingerprint="none"),
+        lambda enclaves: EncryptionKeys(KEYS.shared_secret, KEYS.cipher_text, enclave_fingerprint="none"),
     ),
     "keys: bytes that do not open": (
-        prem_core.DecryptionError, lambda world: PAIR.open(PAIR.seal(b"", bytes(24)), bytes(23) + b"x")
+        prem_core.DecryptionError, lambda enclaves: KEYS.open(KEYS.seal(b"", bytes(24)), bytes(23) + b"x")
     ),
-    "keys: a nonce of another length": (TypeError, lambda world: PAIR.seal(PROMPT.encode(), b"short")),
-    "keys: pickled": (TypeError, lambda world: pickle.dumps(PAIR)),
-    "client: pickled": (TypeError, lambda world: pickle.dumps(PremClient(**world.options()))),
+    "keys: a nonce of the wrong length": (TypeError, lambda enclaves: KEYS.seal(PROMPT.encode(), b"short")),
+    "keys: pickled": (TypeError, lambda enclaves: pickle.dumps(KEYS)),
+    "client: pickled": (TypeError, lambda enclaves: pickle.dumps(PremClient(**enclaves.options()))),
     "key file: damaged": (
-        prem_core.ConfigurationError, lambda world: EncryptionKeys.load(_damaged(world), KEK)
+        prem_core.ConfigurationError, lambda enclaves: EncryptionKeys.load(_damaged(enclaves), KEK)
     ),
     "key file: no such folder": (
-        prem_core.ConfigurationError, lambda world: PAIR.save(world.folder / "none" / "k", KEK)
+        prem_core.ConfigurationError, lambda enclaves: KEYS.save(enclaves.folder / "none" / "k", KEK)
     ),
-    "KEK: too long": (prem_core.ConfigurationError, lambda world: PAIR.save(world.folder / "k", KEK + b"x")),
-    "KEK: no hex": (
-        prem_core.ConfigurationError, lambda world: EncryptionKeys.load(_damaged(world), _HEX + "zz")
+    "KEK: too long": (prem_core.ConfigurationError, lambda enclaves: KEYS.save(enclaves.folder / "k", KEK + b"x")),
+    "KEK: not hex": (
+        prem_core.ConfigurationError, lambda enclaves: EncryptionKeys.load(_damaged(enclaves), _HEX + "zz")
     ),
-    "KEK: no base64": (
-        prem_core.ConfigurationError, lambda world: EncryptionKeys.load(_damaged(world), "!" + _BASE64)
+    "KEK: not base64": (
+        prem_core.ConfigurationError, lambda enclaves: EncryptionKeys.load(_damaged(enclaves), "!" + _BASE64)
     ),
     "KEK: malformed in the environment": (
         prem_core.ConfigurationError,
-        lambda world: _from_environment("CLIENT_KEK", _HEX[:-1], lambda: PAIR.save(world.folder / "k")),
+        lambda enclaves: _from_environment("CLIENT_KEK", _HEX[:-1], lambda: KEYS.save(enclaves.folder / "k")),
     ),
     "KEK file: malformed": (
-        prem_core.ConfigurationError, lambda world: keyfile.read_kek(_kek_file(world, _HEX[:-1].encode()))
+        prem_core.ConfigurationError, lambda enclaves: keyfile.read_kek(_kek_file(enclaves, _HEX[:-1].encode()))
     ),
-    "KEK file: open to others": (
+    "KEK file: readable by others": (
         prem_core.ConfigurationError,
-        lambda world: keyfile.read_kek(_kek_file(world, _HEX.encode(), mode=0o644)),
+        lambda enclaves: keyfile.read_kek(_kek_file(enclaves, _HEX.encode(), mode=0o644)),
     ),
-    # Settings that pydantic refuses.
+    # Settings that pydantic rejects.
     **{
-        f"{kind.__name__}: {why}": (ValidationError, lambda world, kind=kind, given=given: kind(**given))
+        f"{kind.__name__}: {why}": (ValidationError, lambda enclaves, kind=kind, given=given: kind(**given))
         for kind, why, given in (
             (ChatPremEncrypted, "no model", {"api_key": API_KEY}),
             (ChatPremEncrypted, "a value out of range", {"model": "m", "api_key": API_KEY, "temperature": 9}),
-            (ChatPremEncrypted, "a secret for keys", {"model": "m", "encryption_keys": PAIR.shared_secret.hex()}),
+            (ChatPremEncrypted, "a secret instead of keys", {
+                "model": "m", "encryption_keys": KEYS.shared_secret.hex()}),
             (ChatPremEncrypted, "a misspelt setting", {"model": "m", "apikey": API_KEY}),
             (ChatPremEncrypted, "two limits", {
                 "model": "m", "api_key": API_KEY, "limits": Limits(), "max_concurrency": 4}),
             (PremEncrypted, "no model", {"api_key": API_KEY}),
             (PremEncrypted, "a misspelt setting", {"model": "m", "apikey": API_KEY}),
-            (PremEncrypted, "a prediction that is none", {"model": "m", "prediction": PROMPT}),
-            (PremWhisperParser, "a task that is none", {"api_key": API_KEY, "task": PROMPT}),
-            (PremWhisperParser, "a language too many", {"api_key": API_KEY, "task": "translate", "language": "de"}),
+            (PremEncrypted, "an invalid prediction", {"model": "m", "prediction": PROMPT}),
+            (PremWhisperParser, "an invalid task", {"api_key": API_KEY, "task": PROMPT}),
+            (PremWhisperParser, "a language for a translation", _TRANSLATION),
             (PremWhisperLoader, "no path", {"api_key": API_KEY}),
-            (PremWhisperReader, "a language too many", {"api_key": API_KEY, "task": "translate", "language": "de"}),
+            (PremWhisperReader, "a language for a translation", _TRANSLATION),
         )
     },
 }  # fmt: skip
 
 
 def langchain_blob(data: bytes) -> Any:
-    """A recording that has no name."""
+    """A recording without a name."""
     from langchain_core.documents.base import Blob
 
     return Blob.from_data(data, mime_type="audio/wav")
 
 
-def _use_closed(world: World) -> object:
-    client = PremClient(**world.options())
+def _use_closed(enclaves: Enclaves) -> object:
+    client = PremClient(**enclaves.options())
     client.close()
     return client.models.list()

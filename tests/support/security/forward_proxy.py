@@ -1,4 +1,4 @@
-"""A forward proxy on loopback that writes down every byte it sees."""
+"""A forward HTTP proxy on loopback that records every byte."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 
 class ForwardProxy:
-    """Passes plain requests on, and tunnels the others.
+    """Forwards plain requests and tunnels CONNECT requests.
 
     Args:
-        impostor: Speak TLS under this certificate instead of tunnelling.
+        impostor: Respond to CONNECT with this TLS context instead of a tunnel.
     """
 
     def __init__(self, impostor: ssl.SSLContext | None = None) -> None:
@@ -25,10 +25,10 @@ class ForwardProxy:
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._accept)]
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        #: The first line of every request.
-        self.asked: list[str] = []
-        #: Every byte, of both directions.
-        self.seen = bytearray()
+        #: The first line of each request.
+        self.request_lines: list[str] = []
+        #: Every byte in both directions.
+        self.bytes_seen = bytearray()
 
     def __enter__(self) -> Self:
         self._threads[0].start()
@@ -50,28 +50,28 @@ class ForwardProxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
-            client.settimeout(5)
+            client.settimeout(60)
             head = b""
             while b"\r\n\r\n" not in head:
                 if not (piece := client.recv(65536)):
                     return
                 head += piece
-            self.seen += head
+            self.bytes_seen += head
             line, _, rest = head.partition(b"\r\n")
-            self.asked.append(line.decode())
+            self.request_lines.append(line.decode())
             method, target, version = line.decode().split()
             if method == "CONNECT":
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 if self._impostor is not None:
                     with self._impostor.wrap_socket(client, server_side=True) as tls:
-                        self.seen += tls.recv(65536)
+                        self.bytes_seen += tls.recv(65536)
                     return
                 host, _, port = target.rpartition(":")
                 first = b""
             else:
                 url = urlsplit(target)
                 host, port = str(url.hostname), str(url.port)
-                # One request for each connection: the next one may be for another server.
+                # One request per connection: the next one may be for another server.
                 first = f"{method} {url.path} {version}\r\nConnection: close\r\n".encode() + rest
             with socket.create_connection((host, int(port))) as server:
                 server.sendall(first)
@@ -84,5 +84,5 @@ class ForwardProxy:
                 piece = end.recv(65536)
                 if not piece:
                     return
-                self.seen += piece
+                self.bytes_seen += piece
                 ends[end].sendall(piece)

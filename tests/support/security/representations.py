@@ -1,4 +1,4 @@
-"""Every way in which an object or an error comes to be seen, and every way in which it is kept."""
+"""Every representation of an object or an error: displayed or serialised."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ import prem_core
 
 Form = tuple[str, str | bytes]
 
-OUR_FILES: Final = tuple(
+PACKAGE_FILES: Final = tuple(
     f"{Path(str(package.__file__)).parent}/" for package in (prem_core, langchain_prem, llama_index_prem)
 )
 
 
-def shown(thing: Any) -> Iterator[Form]:
-    """What a print, a log, a debugger or a report of an error shows of `thing`."""
+def displayed(thing: Any) -> Iterator[Form]:
+    """What a print, a log, a debugger or an error report displays of `thing`."""
     yield "repr", repr(thing)
     yield "str", str(thing)
     yield "format", format(thing)
@@ -47,11 +47,11 @@ def shown(thing: Any) -> Iterator[Form]:
     if hasattr(thing, "__rich_repr__"):
         yield "rich", repr(list(thing.__rich_repr__()))
     if isinstance(thing, BaseException):
-        yield from _shown_of_error(thing)
+        yield from _displayed_error(thing)
 
 
-def kept(thing: Any) -> Iterator[Form]:
-    """What of `thing` goes into a file or a message, where it can; and what its copies show."""
+def serialised(thing: Any) -> Iterator[Form]:
+    """What a pickle or another dump of `thing` contains, and what its copies display."""
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         try:
             pickled = pickle.dumps(thing, protocol)
@@ -64,10 +64,10 @@ def kept(thing: Any) -> Iterator[Form]:
         except TypeError:
             continue
         yield make.__name__, repr(made) + str(made)
-    yield from _dumped(thing)
+    yield from _framework_dumps(thing)
 
 
-def _dumped(thing: Any) -> Iterator[Form]:
+def _framework_dumps(thing: Any) -> Iterator[Form]:
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         yield "asdict", repr(dataclasses.asdict(thing))
     if isinstance(thing, BaseModel):
@@ -107,29 +107,29 @@ def _attributes(thing: Any) -> Iterable[tuple[str, Any]]:
 # --- errors
 
 
-def chain(error: BaseException) -> list[BaseException]:
-    """`error` and every error that it hangs on."""
-    found: list[BaseException] = []
+def error_chain(error: BaseException) -> list[BaseException]:
+    """`error`, its causes, its contexts and the errors that they group."""
+    find_secrets: list[BaseException] = []
     pending: list[BaseException | None] = [error]
     while pending:
         current = pending.pop()
-        if current is None or any(current is each for each in found):
+        if current is None or any(current is each for each in find_secrets):
             continue
-        found.append(current)
+        find_secrets.append(current)
         pending += [current.__cause__, current.__context__, *getattr(current, "exceptions", ())]
         if isinstance(current, ValidationError):
             pending += [each.get("ctx", {}).get("error") for each in current.errors()]
-    return found
+    return find_secrets
 
 
-def _shown_of_error(error: BaseException) -> Iterator[Form]:
-    for each in chain(error):
+def _displayed_error(error: BaseException) -> Iterator[Form]:
+    for each in error_chain(error):
         kind = type(each).__name__
         yield f"{kind} text", f"{each} {each!r}"
         yield f"{kind} args", repr(each.args)
         yield f"{kind} attributes", repr(getattr(each, "__dict__", None))
         yield f"{kind} notes", repr(getattr(each, "__notes__", None))
-        # Where well-known errors keep what they failed on.
+        # Where well-known errors keep the value that caused them.
         kept_there = ("object", "doc", "request", "response", "input", "filename", "obj")
         yield f"{kind} well-known attributes", repr([getattr(each, name, None) for name in kept_there])
         if isinstance(each, ValidationError):
@@ -139,11 +139,11 @@ def _shown_of_error(error: BaseException) -> Iterator[Form]:
     yield "log with exc_info", logging.Formatter().formatException((type(error), error, error.__traceback__))
 
 
-def our_locals(error: BaseException) -> Iterator[Form]:
-    """The local variables of our own frames on the way of `error`, and of every error it hangs on."""
-    for each in chain(error):
+def package_locals(error: BaseException) -> Iterator[Form]:
+    """The local variables of this package's frames in the tracebacks of `error` and its chain."""
+    for each in error_chain(error):
         for frame, _ in traceback.walk_tb(each.__traceback__):
-            if frame.f_code.co_filename.startswith(OUR_FILES):
+            if frame.f_code.co_filename.startswith(PACKAGE_FILES):
                 for name, value in frame.f_locals.items():
                     yield f"{_place(frame)}: {name}", _safe_repr(value)
 
@@ -155,5 +155,5 @@ def _place(frame: FrameType) -> str:
 def _safe_repr(value: Any) -> str:
     try:
         return repr(value)
-    except Exception as error:  # of an object that is half made, as `traceback` takes it
+    except Exception as error:  # of a half-initialised object; `traceback` does the same
         return f"<{type(error).__name__}>"

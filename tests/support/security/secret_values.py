@@ -1,7 +1,7 @@
-"""Secrets that can be recognised, and a conversation in which each of them takes part.
+"""Recognisable secrets, and a conversation that contains each of them.
 
-Every one is random enough that no piece of it occurs anywhere by chance, and has a letter or a quote that must be
-escaped somewhere.
+No piece of one occurs anywhere by accident (see `encodings`). Each text has a letter and a quote that some encodings
+escape.
 """
 
 from __future__ import annotations
@@ -37,31 +37,36 @@ RESULT: Final = 'Mardlestöne "ïnside" Pelicówether'
 FILE: Final = 'Drummagrève "äbove" Solventöwn'.encode() * 3
 FILE_NAME: Final = "Nörthavenly-Cluppedrow.txt"
 REPLY: Final = 'Hollinstrøm "évery" Garrowpéth'
-THOUGHT: Final = 'Vintlecröft "ûnless" Sabberlány'
+REASONING: Final = 'Vintlecröft "ûnless" Sabberlány'
 REFUSAL: Final = 'Yarrowmünd "ícily" Clotterbéck'
-SAID: Final = 'Pendlewhïsk "àgain" Orranthómley'
+TRANSCRIPT: Final = 'Pendlewhïsk "àgain" Orranthómley'
 
-#: The key of the enclaves here, and one KEM result for it.
+#: The private key of the enclaves, and encryption keys for it.
 PRIVATE: Final = PrivateKey(SEED)
-PAIR: Final = EncryptionKeys.encapsulate(PRIVATE.public_key())
+KEYS: Final = EncryptionKeys.encapsulate(PRIVATE.public_key())
 
-#: What must not even be in a local variable of ours when an error passes: keys.
-KEYS: Final = {"API key": _RANDOM, "KEK": KEK, "private key": SEED, "shared secret": PAIR.shared_secret}
-#: What must be in nothing that is shown: what was said as well.
-WORDS: Final = {
+#: Keys, which must not even be in a local variable of a traceback.
+SECRET_KEYS: Final = {
+    "API key": _RANDOM,
+    "KEK": KEK,
+    "private key": SEED,
+    "shared secret": KEYS.shared_secret,
+}
+#: Texts, which must not be in anything that is displayed.
+SECRET_TEXTS: Final = {
     "prompt": PROMPT, "system text": SYSTEM, "tool argument": ARGUMENT, "tool result": RESULT, "file": FILE,
-    "file name": FILE_NAME, "reply": REPLY, "reasoning": THOUGHT, "refusal": REFUSAL, "transcript": SAID,
+    "file name": FILE_NAME, "reply": REPLY, "reasoning": REASONING, "refusal": REFUSAL, "transcript": TRANSCRIPT,
 }  # fmt: skip
 
-# --- what the model says, by the name it is asked under
+# --- the chunks of the model, by its name
 
 _CALL = [delta(tool_calls=[tool_call(0, "call_1", "look_up", json.dumps({"who": ARGUMENT}))])]
-SCRIPT: Final[dict[str, list[Any]]] = {
-    "text": [delta(reasoning_content=THOUGHT), delta(content=REPLY), finish(), usage(9, 9)],
+MODEL_CHUNKS: Final[dict[str, list[Any]]] = {
+    "text": [delta(reasoning_content=REASONING), delta(content=REPLY), finish(), usage(9, 9)],
     "call": [*_CALL, finish("tool_calls")],
     "refusal": [delta(refusal=REFUSAL), finish()],
     "json": [delta(content=json.dumps({"who": REPLY})), finish()],
-    "cut call": [
+    "truncated call": [
         delta(tool_calls=[tool_call(0, "c", "look_up", json.dumps({"who": ARGUMENT})[:-4])]),
         finish("length"),
     ],
@@ -69,30 +74,30 @@ SCRIPT: Final[dict[str, list[Any]]] = {
 }
 
 TRANSCRIPTION: Final = {
-    "text": SAID,
+    "text": TRANSCRIPT,
     "language": "english",
     "duration": 2.0,
-    "segments": [{"id": 0, "start": 0.0, "end": 2.0, "text": SAID}],
-    "words": [{"word": SAID, "start": 0.0, "end": 2.0}],
+    "segments": [{"id": 0, "start": 0.0, "end": 2.0, "text": TRANSCRIPT}],
+    "words": [{"word": TRANSCRIPT, "start": 0.0, "end": 2.0}],
 }
 
 
-def answer(body: dict[str, Any]) -> Response:
-    """The upstream's answer to a request; 400 for a prompt that is too long for the model called "small"."""
+def respond(body: dict[str, Any]) -> Response:
+    """The response of the upstream to a request; 400 for the model "small"."""
     if body["model"] == "small":
         return Response('{"error": {"code": "context_length_exceeded", "message": "too long"}}', 400)
 
     async def events() -> Any:
         if body["model"] == "slow":
             await asyncio.sleep(30)
-        for chunk in SCRIPT.get(body["model"], SCRIPT["text"]):
+        for chunk in MODEL_CHUNKS.get(body["model"], MODEL_CHUNKS["text"]):
             yield f"data: {json.dumps(chunk)}\n\n"
         yield "data: [DONE]\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
-# --- what is asked, in three forms
+# --- the request, in the forms of the client and of both frameworks
 
 TOOL: Final = {
     "type": "function",
@@ -157,7 +162,7 @@ LI_MESSAGES: Final = [
 ]
 
 
-# --- and in eight ways
+# --- the callers: each client and model, sync and async, whole and streamed
 
 
 def _client(options: dict[str, Any], **params: Any) -> Any:
@@ -206,8 +211,8 @@ def _allama_index_stream(options: dict[str, Any], model: str = "text", **params:
 
 Ask = Callable[..., Any]
 
-#: `ask(options, model=…, **params)` asks once with a client or model of these options.
-WAYS: Final[dict[str, Ask]] = {
+#: `CALLERS[name](options, model=…, **params)` makes one request with a client or model of these options.
+CALLERS: Final[dict[str, Ask]] = {
     "client": _client,
     "client stream": lambda options, **params: _client(options, stream=True, **params),
     "async client": _aclient,
