@@ -1,11 +1,11 @@
-"""What the faults' tests share: the enclaves, the layer before them, and the table at the end of the run."""
+"""The enclaves and the fault proxy that the tests share, and the fault table printed at the end of the run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from support.faults.layer import FaultLayer
+from support.faults.fault_proxy import FaultProxy
 from support.faults.report import Report
 from support.wire_schemas import TEST_KEY
 
@@ -17,53 +17,53 @@ REPORT = pytest.StashKey[Report]()
 
 @pytest.fixture(scope="session")
 def enclave() -> Iterator[LocalEnclave]:
-    """One enclave for all of them. Nothing holds its exchanges against the schemas: some are broken on purpose."""
+    """An enclave of these tests alone: its requests are not checked against the schemas, as some are broken."""
     with LocalEnclave(private_key=TEST_KEY) as prem:
         yield prem
 
 
 @pytest.fixture(scope="session")
 def enveloping(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
-    """The same enclave, as it would answer in the JSON envelope."""
+    """The same enclave, which responds with the JSON envelope."""
     with LocalEnclave(api_key=enclave.api_key, private_key=TEST_KEY, reply_form="envelope") as prem:
         yield prem
 
 
 @pytest.fixture(scope="session")
-def turned(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
-    """The same enclave, with another key."""
+def rotated(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
+    """The same enclave after a key rotation."""
     with LocalEnclave(api_key=enclave.api_key) as prem:
         yield prem
 
 
 @pytest.fixture(scope="session")
-def turned_enveloping(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
-    """The same enclave, with another key, as it would answer in the JSON envelope."""
+def rotated_enveloping(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
+    """The same enclave after a key rotation, which responds with the JSON envelope."""
     with LocalEnclave(api_key=enclave.api_key, reply_form="envelope") as prem:
         yield prem
 
 
 @pytest.fixture(scope="session")
-def standing_layer(enclave: LocalEnclave) -> Iterator[FaultLayer]:
-    with FaultLayer(enclave) as layer:
-        yield layer
-    assert layer.failures == []
+def shared_proxy(enclave: LocalEnclave) -> Iterator[FaultProxy]:
+    with FaultProxy(enclave) as proxy:
+        yield proxy
+    assert proxy.failures == []
 
 
 @pytest.fixture
-def layer(standing_layer: FaultLayer, enclave: LocalEnclave) -> Iterator[FaultLayer]:
-    """The fault layer, before the enclave, with nothing to strike."""
-    yield standing_layer
-    standing_layer.heal()
-    standing_layer.forget()
-    standing_layer.enclave = enclave
-    failures, standing_layer.failures = standing_layer.failures, []
+def proxy(shared_proxy: FaultProxy, enclave: LocalEnclave) -> Iterator[FaultProxy]:
+    """The fault proxy before the enclave, without a fault."""
+    yield shared_proxy
+    shared_proxy.clear_fault()
+    shared_proxy.clear_requests()
+    shared_proxy.enclave = enclave
+    failures, shared_proxy.failures = shared_proxy.failures, []
     assert failures == []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_pauses() -> Iterator[None]:
-    # How long a client waits before it tries again is tested elsewhere; here it would be most of the run.
+def short_backoff() -> Iterator[None]:
+    # Backoff is tested elsewhere; here it would be most of the run.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "FIRST_DELAY", 0.001)
         yield
@@ -71,12 +71,12 @@ def short_pauses() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Report:
-    """What came of every fault; printed at the end of the run."""
+    """The outcome of every fault, printed at the end of the run."""
     return request.config.stash.setdefault(REPORT, Report())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if REPORT in config.stash:
-        terminalreporter.section("what comes of every fault")
+        terminalreporter.section("the outcome of every fault")
         for line in config.stash[REPORT].lines():
             terminalreporter.line(line)

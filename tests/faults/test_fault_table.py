@@ -1,18 +1,21 @@
-"""Every fault, through every layer, sync and async, streamed and whole: the error it is, or the answer all the same."""
+"""Every fault, in every client and model, sync and async, streamed and whole: the documented error or response.
+
+A test covers a row of the table, and a subtest each of its cells.
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import langchain_core.exceptions as core
 import pytest
-from support.faults.columns import COLUMNS, TEXT, WORDS, Column, Told
-from support.faults.layer import PARTIES, FaultLayer
+from support.faults.columns import COLUMNS, TEXT, WORDS, CallResult, Column
+from support.faults.fault_proxy import PARTIES, FaultProxy
 from support.faults.report import Report
 from support.faults.table import MAX_RETRIES, ROWS, Cell, Row
 from support.sockets import leaking
@@ -35,7 +38,7 @@ from prem_core import (
 )
 from prem_core.enclave import LocalEnclave
 
-#: What an error of `ChatPremEncrypted` is besides.
+#: The class of langchain-core that an error of `ChatPremEncrypted` has as well.
 CORE = {
     APIConnectionError: core.ModelConnectionError,
     APIError: None,
@@ -52,112 +55,115 @@ CORE = {
     StreamInterruptedError: core.ModelConnectionError,
 }
 
-#: Cells that mostly wait are tried so many at a time, beside the others.
-AT_ONCE = 8
+#: The number of cells tested at a time in rows where the service stalls.
+CONCURRENCY = 12
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a cell is tried on.
+class Context:
+    """What all cells share.
 
     Attributes:
-        enclaves: Those that answer a column in the form it wants, by (enveloped, turned).
-        answers: What each column is answered without a fault.
-        report: What comes of it is noted here.
+        enclaves: The enclaves by (enveloped, rotated).
+        responses: The response without a fault, by column.
+        report: Records the outcomes.
     """
 
     enclaves: dict[tuple[bool, bool], LocalEnclave]
-    answers: dict[Column, Any]
+    responses: dict[Column, Any]
     report: Report
 
-    def behind(self, column: Column, *, turned: bool = False) -> LocalEnclave:
+    def enclave(self, column: Column, *, rotated: bool = False) -> LocalEnclave:
         """The enclave for a column."""
-        return self.enclaves[column.enveloped, turned]
+        return self.enclaves[column.enveloped, rotated]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One cell of the table, tried: struck by the fault each time, or the first time only."""
+class CellTest:
+    """Tests a cell of the table: with the fault in every response, or in the first one only."""
 
     row: Row
     column: Column
     cell: Cell
 
-    def always(self, stage: Stage, layer: FaultLayer) -> None:
-        """Hold what comes of a fault that stays against the table."""
-        row, column, cell = self.row, self.column, self.cell
-        right = stage.answers[column]
-        fault = row.makes() if row.makes else row.fault
-        settings = {**layer.client_options, "max_retries": MAX_RETRIES, **row.settings}
-        with column.asking(settings) as ask, ExitStack() as struck:
-            if row.refused:
-                struck.enter_context(layer.refusing(fault.party))
-            layer.strike(fault)
-            if row.asked_before:
-                assert ask().answer == right
-                layer.forget()
-            layer.enclave = stage.behind(column, turned=row.turned)
-            told = ask()
-            seen = {party: len(layer.asked(party)) for party in PARTIES}
-            stage.report.note(str(row), column, outcome(told, right, seen[fault.party]))
+    def __str__(self) -> str:
+        return f"{self.row}, {self.column}"
 
-            self._check(told, right)
+    def persistent_fault(self, context: Context, proxy: FaultProxy) -> None:
+        """Check the outcome of a fault in every response, and that the client works once it is gone."""
+        row, column, cell = self.row, self.column, self.cell
+        expected = context.responses[column]
+        fault = row.make_fault() if row.make_fault else row.fault
+        settings = {**proxy.client_options, "max_retries": MAX_RETRIES, **row.settings}
+        with column.calls(settings) as call, ExitStack() as refusing:
+            if row.connection_refused:
+                refusing.enter_context(proxy.refusing_connections(fault.party))
+            proxy.inject(fault)
+            if row.after_a_request:
+                assert call().answer == expected
+                proxy.clear_requests()
+            proxy.enclave = context.enclave(column, rotated=row.rotated)
+            result = call()
+            seen = {party: len(proxy.requests_to(party)) for party in PARTIES}
+            context.report.note(str(row), column, outcome(result, expected, seen[fault.party]))
+
+            self._check(result, expected)
             assert seen[fault.party] == cell.requests
             if fault.party == "enclave":
-                assert seen["gateway"] == cell.passed
+                assert seen["gateway"] == cell.gateway_requests
             if column.kind != "models":
-                assert told.began == (seen["gateway"] if cell.began is None else cell.began)
-            assert eventually(lambda: layer.connections("gateway") == cell.kept)
+                assert result.counted == (seen["gateway"] if cell.counted is None else cell.counted)
+            assert eventually(lambda: proxy.connections("gateway") == cell.connection_reused)
 
-            # The client is none the worse for it, and a connection that was kept is used.
-            struck.close()
-            layer.heal()
-            accepted = layer.accepted["gateway"]
-            layer.enclave = stage.behind(column)
-            again = ask()
+            # The client works again once the fault is gone.
+            refusing.close()
+            proxy.clear_fault()
+            accepted = proxy.accepted["gateway"]
+            proxy.enclave = context.enclave(column)
+            again = call()
             assert again.error is None
-            assert again.answer == right
-            assert layer.accepted["gateway"] - accepted == (not cell.kept)
-        # A model has no close: it is forgotten, and what an error hangs on is found by the collector alone.
-        if column.layer.name != "prem_core" and not eventually(lambda: _is_left(layer), 0.05):
+            assert again.answer == expected
+            assert proxy.accepted["gateway"] - accepted == (not cell.connection_reused)
+        # A model has no close(): its connections are closed when it is freed, after an error by the collector alone.
+        if column.layer.name != "prem_core" and not eventually(lambda: _all_disconnected(proxy), 0.05):
             gc.collect()
-        assert eventually(lambda: _is_left(layer))
+        assert eventually(lambda: _all_disconnected(proxy))
 
-    def once(self, stage: Stage, layer: FaultLayer) -> None:
-        """Hold what comes of a fault that passes against the right answer."""
-        layer.strike(self.row.fault, times=1)
-        settings = {**layer.client_options, "max_retries": MAX_RETRIES, **self.row.settings}
-        with self.column.asking(settings) as ask:
-            told = ask()
-        assert told.error is None
-        assert told.answer == stage.answers[self.column]
-        assert len(layer.asked(self.row.fault.party)) == 2
+    def transient_fault(self, context: Context, proxy: FaultProxy) -> None:
+        """Check that a second attempt succeeds if only the first response has the fault."""
+        proxy.inject(self.row.fault, times=1)
+        settings = {**proxy.client_options, "max_retries": MAX_RETRIES, **self.row.settings}
+        with self.column.calls(settings) as call:
+            result = call()
+        assert result.error is None
+        assert result.answer == context.responses[self.column]
+        assert len(proxy.requests_to(self.row.fault.party)) == 2
 
-    def _check(self, told: Told, right: Any) -> None:
+    def _check(self, result: CallResult, expected: Any) -> None:
         cell = self.cell
         if cell.error is None:
-            assert told.error is None
+            assert result.error is None
             if cell.text is None:
-                assert told.answer == right
+                assert result.answer == expected
             else:
-                assert told.text == cell.text
-            assert set(told.ended) == ({"end"} if self.has_callbacks else set())
+                assert result.text == cell.text
+            assert set(result.ended) == ({"end"} if self.has_callbacks else set())
             return
-        self._check_error(told.error)
-        # What came before a fault was given, in order; nothing of an answer that was wanted whole.
-        assert told.text == "".join(WORDS[: cell.words])
-        assert told.answer is None
-        assert set(told.ended) == ({"error"} if self.has_callbacks else set())
+        self._check_error(result.error)
+        # The chunks before a fault are yielded, in order; a whole response is never returned in part.
+        assert result.text == "".join(WORDS[: cell.words])
+        assert result.answer is None
+        assert set(result.ended) == ({"error"} if self.has_callbacks else set())
 
     def _check_error(self, error: BaseException | None) -> None:
         kind = self.cell.error
         assert kind is not None
-        theirs = CORE[kind] if self.column.layer.name == "langchain_prem" else None
-        if theirs is None:
+        core_class = CORE[kind] if self.column.layer.name == "langchain_prem" else None
+        if core_class is None:
             assert type(error) is kind
         else:
             assert isinstance(error, kind)
-            assert isinstance(error, theirs)
+            assert isinstance(error, core_class)
             assert type(error).__name__ == kind.__name__
         if isinstance(error, APIStatusError):
             assert error.status_code == self.cell.status
@@ -166,126 +172,134 @@ class Trial:
 
     @property
     def has_callbacks(self) -> bool:
-        """Whether the framework tells callbacks how it ended."""
+        """Whether the framework reports the end to callbacks."""
         return self.column.layer.name in ("langchain_prem", "llama_index_prem")
 
 
-def _is_left(layer: FaultLayer) -> bool:
-    return not any(map(layer.connections, PARTIES))
+def _all_disconnected(proxy: FaultProxy) -> bool:
+    return not any(map(proxy.connections, PARTIES))
 
 
-def outcome(told: Told, right: Any, requests: int) -> str:
-    """What came of it, for the table that is printed."""
-    if told.error is None:
-        if told.answer == right:
-            what = "the right answer"
+def outcome(result: CallResult, expected: Any, requests: int) -> str:
+    """The outcome of a cell, for the printed table."""
+    if result.error is None:
+        if result.answer == expected:
+            text = "the right response"
         else:
-            what = "the right text" if told.text == TEXT else f"NOT NOTICED: {told.text!r}"
+            text = "the right text" if result.text == TEXT else f"NOT DETECTED: {result.text!r}"
     else:
-        status = getattr(told.error, "status_code", None)
-        what = type(told.error).__name__ + (f" {status}" if status else "")
-        given = len([word for word in told.words if word])
-        what += f" after {given} words" if given else ""
-    return f"{what} ({requests})"
+        status = getattr(result.error, "status_code", None)
+        text = type(result.error).__name__ + (f" {status}" if status else "")
+        words = len([word for word in result.words if word])
+        text += f" after {words} words" if words else ""
+    return f"{text} ({requests})"
 
 
-TRIALS = [
-    Trial(row, column, cell) for row in ROWS for column in COLUMNS if (cell := row.cell(column)) is not None
-]
+def cell_tests(row: Row) -> list[CellTest]:
+    """The cells of a row."""
+    return [CellTest(row, column, cell) for column in COLUMNS if (cell := row.cell(column)) is not None]
 
 
-def _named(trials: list[Trial]) -> list[Any]:
-    return [pytest.param(trial, id=f"{trial.row}-{trial.column}") for trial in trials]
+STALLING = [row for row in ROWS if row.stalls]
+IMMEDIATE = [row for row in ROWS if not row.stalls]
+
+
+def retried_cell_tests(row: Row) -> list[CellTest]:
+    """The cells of a row in which a second attempt succeeds."""
+    return [test for test in cell_tests(row) if test.cell.is_retried and not row.after_a_request]
 
 
 @pytest.fixture(scope="module")
-def stage(
+def context(
     enclave: LocalEnclave,
     enveloping: LocalEnclave,
-    turned: LocalEnclave,
-    turned_enveloping: LocalEnclave,
-    standing_layer: FaultLayer,
+    rotated: LocalEnclave,
+    rotated_enveloping: LocalEnclave,
+    shared_proxy: FaultProxy,
     report: Report,
-) -> Stage:
+) -> Context:
     enclaves = {
         (False, False): enclave,
-        (False, True): turned,
+        (False, True): rotated,
         (True, False): enveloping,
-        (True, True): turned_enveloping,
+        (True, True): rotated_enveloping,
     }
-    answers = {}
+    responses = {}
     for column in COLUMNS:
-        standing_layer.enclave = enclaves[column.enveloped, False]
-        with column.asking(standing_layer.client_options) as ask:
-            told = ask()
-        assert told.error is None
+        shared_proxy.enclave = enclaves[column.enveloped, False]
+        with column.calls(shared_proxy.client_options) as call:
+            result = call()
+        assert result.error is None
         if column.kind in ("chat", "envelope"):
-            assert told.text == TEXT
-        answers[column] = told.answer
-    standing_layer.forget()
-    return Stage(enclaves, answers, report)
-
-
-@pytest.fixture(scope="module")
-def begun(request: pytest.FixtureRequest, stage: Stage) -> Iterator[dict[str, Future[None]]]:
-    """The trials of this run that mostly wait, begun beside the others, each on a layer of its own."""
-
-    def run(way: Callable[[Trial, Stage, FaultLayer], None], trial: Trial) -> None:
-        with FaultLayer(stage.behind(trial.column)) as layer:
-            way(trial, stage, layer)
-        assert layer.failures == []
-
-    pool = ThreadPoolExecutor(AT_ONCE)
-    futures = {}
-    for item in request.session.items:
-        callspec = getattr(item, "callspec", None)
-        trial = callspec.params.get("trial") if callspec else None
-        if isinstance(trial, Trial) and trial.row.waits:
-            futures[item.nodeid] = pool.submit(run, WAYS[item.originalname], trial)  # type: ignore[attr-defined]
-    yield futures
-    pool.shutdown(cancel_futures=True)
-
-
-@pytest.fixture
-def attempt(
-    request: pytest.FixtureRequest, begun: dict[str, Future[None]], stage: Stage, layer: FaultLayer
-) -> Callable[[Trial], None]:
-    """Tries a cell, or says what came of it where it was begun already."""
-
-    def attempt(trial: Trial) -> None:
-        if request.node.nodeid in begun:
-            begun[request.node.nodeid].result()
-        else:
-            layer.enclave = stage.behind(trial.column)
-            WAYS[request.node.originalname](trial, stage, layer)
-
-    return attempt
+            assert result.text == TEXT
+        responses[column] = result.answer
+    shared_proxy.clear_requests()
+    return Context(enclaves, responses, report)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_descriptors_left(stage: Stage, standing_layer: FaultLayer) -> Iterator[None]:
-    with leaking(standing_layer.ports) as left:
+def _no_descriptor_leaked(context: Context, shared_proxy: FaultProxy) -> Iterator[None]:
+    with leaking(shared_proxy.ports) as leaked:
         yield
-    assert left() == {}
+    assert leaked() == {}
 
 
-@pytest.mark.parametrize("trial", _named(TRIALS))
-def test_a_fault_is_the_error_or_the_answer_that_the_table_says(
-    trial: Trial, attempt: Callable[[Trial], None]
+Check = Callable[[CellTest, Context, FaultProxy], None]
+
+
+def run(check: Check, tests: list[CellTest], context: Context, proxy: FaultProxy, subtests: Any) -> None:
+    """Test cells one after another on the shared proxy."""
+    for test in tests:
+        with subtests.test(str(test)):
+            proxy.enclave = context.enclave(test.column)
+            try:
+                check(test, context, proxy)
+            finally:
+                proxy.clear_fault()
+                proxy.clear_requests()
+
+
+def run_concurrently(check: Check, tests: list[CellTest], context: Context, subtests: Any) -> None:
+    """Test cells that mostly wait, several at a time, each on its own proxy."""
+
+    def test_cell(test: CellTest) -> None:
+        with FaultProxy(context.enclave(test.column)) as proxy:
+            check(test, context, proxy)
+        assert proxy.failures == []
+
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        futures = {str(test): pool.submit(test_cell, test) for test in tests}
+        for name, future in futures.items():
+            with subtests.test(name):
+                future.result()
+
+
+@pytest.mark.parametrize("row", IMMEDIATE, ids=str)
+def test_a_fault_has_the_documented_outcome(
+    row: Row, context: Context, proxy: FaultProxy, subtests: pytest.Subtests
 ) -> None:
-    attempt(trial)
+    run(CellTest.persistent_fault, cell_tests(row), context, proxy, subtests)
 
 
-@pytest.mark.parametrize(
-    "trial", _named([trial for trial in TRIALS if trial.cell.is_mended and not trial.row.asked_before])
-)
-def test_a_fault_before_the_first_chunk_that_passes_is_mended_by_one_more_request(
-    trial: Trial, attempt: Callable[[Trial], None]
+@pytest.mark.parametrize("row", [*filter(retried_cell_tests, IMMEDIATE)], ids=str)
+def test_a_transient_fault_before_the_first_chunk_is_retried(
+    row: Row, context: Context, proxy: FaultProxy, subtests: pytest.Subtests
 ) -> None:
-    attempt(trial)
+    run(CellTest.transient_fault, retried_cell_tests(row), context, proxy, subtests)
 
 
-WAYS: dict[str, Callable[[Trial, Stage, FaultLayer], None]] = {
-    "test_a_fault_is_the_error_or_the_answer_that_the_table_says": Trial.always,
-    "test_a_fault_before_the_first_chunk_that_passes_is_mended_by_one_more_request": Trial.once,
-}
+def test_a_stalled_service_has_the_documented_outcome(context: Context, subtests: pytest.Subtests) -> None:
+    tests = [test for row in STALLING for test in cell_tests(row)]
+    run_concurrently(CellTest.persistent_fault, tests, context, subtests)
+
+
+def test_a_transient_stall_before_the_first_chunk_is_retried(
+    context: Context, subtests: pytest.Subtests
+) -> None:
+    tests = [test for row in STALLING for test in retried_cell_tests(row)]
+    run_concurrently(CellTest.transient_fault, tests, context, subtests)
+
+
+def test_every_row_of_the_table_has_cells() -> None:
+    assert [str(row) for row in ROWS if not cell_tests(row)] == []
+    assert sum(len(cell_tests(row)) for row in ROWS) >= 1298

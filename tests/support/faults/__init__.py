@@ -1,1 +1,1 @@
-"""The fault layer: a man in the middle on real sockets, and the table of faults."""
+"""Fault injection: a proxy on real sockets between client and enclave, and the table of faults."""

@@ -1,8 +1,4 @@
-"""The table's columns: the ways of asking, and what each of them gave.
-
-The rule of this file: the clients and models are the real ones, made with their own arguments; a column only asks, and
-writes down what it was given.
-"""
+"""The columns of the fault table: real clients and models, and the result of a call of each."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from support.paths import CLINIC_NOTE
 MODEL: Final = "openai/gpt-oss-120b"
 QUESTION: Final = "Context: The clinic opens at eight. Question: When does the clinic open?"
 
-#: What the embedded enclave answers, chunk by chunk.
+#: The response of the embedded enclave to `QUESTION`, chunk by chunk.
 WORDS: Final = ("Context", ":", " The", " clinic", " opens", " at", " eight", ".")
 TEXT: Final = "".join(WORDS)
 
@@ -39,22 +35,22 @@ Form = Literal["stream", "whole"]
 
 
 @dataclass
-class Told:
-    """What one question was answered with.
+class CallResult:
+    """The result of one call.
 
     Attributes:
-        words: The text of each item, as it came; of a whole answer its whole text.
-        answer: All of the answer that is the same in every run, where it ended well.
-        error: What was raised instead, without its traceback.
-        ended: How the framework's callbacks heard of the end: "end" or "error", each time they did.
-        began: How many requests the client says to have sent for it; `models.list()` is not counted.
+        words: The text of each chunk, or the text of a whole response.
+        answer: The parts of the response that are equal in every run; None after an error.
+        error: The exception, without its traceback.
+        ended: The end as reported to the framework's callbacks: "end" or "error", once per call.
+        counted: The requests in the client's `stats`, which do not count `models.list()`.
     """
 
     words: list[str] = field(default_factory=list)
     answer: Any = None
     error: BaseException | None = None
     ended: list[str] = field(default_factory=list)
-    began: int = 0
+    counted: int = 0
 
     @property
     def text(self) -> str:
@@ -77,10 +73,10 @@ class Core:
 
     name = "prem_core"
 
-    def client(self, settings: dict[str, Any], told: list[str]) -> PremClient:
+    def client(self, settings: dict[str, Any], ends: list[str]) -> PremClient:
         return PremClient(**settings)
 
-    def aclient(self, settings: dict[str, Any], told: list[str]) -> AsyncPremClient:
+    def aclient(self, settings: dict[str, Any], ends: list[str]) -> AsyncPremClient:
         return AsyncPremClient(**settings)
 
     def ask(self, client: PremClient, form: Form) -> Iterator[Any]:
@@ -140,14 +136,14 @@ class Models(Core):
 class _Ends(BaseCallbackHandler):
     """LangChain's callbacks."""
 
-    def __init__(self, told: list[str]) -> None:
-        self.told = told
+    def __init__(self, ends: list[str]) -> None:
+        self.ends = ends
 
     def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
-        self.told.append("end")
+        self.ends.append("end")
 
     def on_llm_error(self, *args: Any, **kwargs: Any) -> None:
-        self.told.append("error")
+        self.ends.append("error")
 
 
 class LangChain:
@@ -155,8 +151,8 @@ class LangChain:
 
     name = "langchain_prem"
 
-    def client(self, settings: dict[str, Any], told: list[str]) -> ChatPremEncrypted:
-        return ChatPremEncrypted(**PARAMS, **settings, callbacks=[_Ends(told)])
+    def client(self, settings: dict[str, Any], ends: list[str]) -> ChatPremEncrypted:
+        return ChatPremEncrypted(**PARAMS, **settings, callbacks=[_Ends(ends)])
 
     aclient = client
 
@@ -186,9 +182,9 @@ class LangChain:
 class _LlamaEnds(LlamaHandler):
     """LlamaIndex's callbacks."""
 
-    def __init__(self, told: list[str]) -> None:
+    def __init__(self, ends: list[str]) -> None:
         super().__init__([], [])
-        self.told = told
+        self.ends = ends
 
     def on_event_start(
         self, event_type: Any, payload: Any = None, event_id: str = "", *_: Any, **__: Any
@@ -196,7 +192,7 @@ class _LlamaEnds(LlamaHandler):
         return event_id
 
     def on_event_end(self, event_type: Any, payload: Any = None, event_id: str = "", **_: Any) -> None:
-        self.told.append("error" if EventPayload.EXCEPTION in (payload or {}) else "end")
+        self.ends.append("error" if EventPayload.EXCEPTION in (payload or {}) else "end")
 
     def start_trace(self, trace_id: str | None = None) -> None:
         pass
@@ -210,8 +206,8 @@ class LlamaIndex:
 
     name = "llama_index_prem"
 
-    def client(self, settings: dict[str, Any], told: list[str]) -> PremEncrypted:
-        return PremEncrypted(**PARAMS, **settings, callback_manager=CallbackManager([_LlamaEnds(told)]))
+    def client(self, settings: dict[str, Any], ends: list[str]) -> PremEncrypted:
+        return PremEncrypted(**PARAMS, **settings, callback_manager=CallbackManager([_LlamaEnds(ends)]))
 
     aclient = client
 
@@ -235,18 +231,18 @@ class LlamaIndex:
         return _constant(items)
 
 
-Ask = Callable[[], Told]
+Ask = Callable[[], CallResult]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One way of asking.
+    """One kind of call.
 
     Attributes:
-        layer: What asks.
+        layer: The client or model.
         way: Sync or async.
         form: Streamed or whole.
-        enveloped: Whether the enclave answers in the JSON envelope instead of events.
+        enveloped: Whether the enclave responds with the JSON envelope instead of events.
     """
 
     layer: Any
@@ -256,7 +252,7 @@ class Column:
 
     @property
     def kind(self) -> str:
-        """What the table calls the answers of this column: chat, envelope, audio or models."""
+        """The kind of response in the table: chat, envelope, audio or models."""
         if self.enveloped:
             return "envelope"
         return str(self.layer.name) if self.layer.name in ("audio", "models") else "chat"
@@ -266,38 +262,38 @@ class Column:
         return "-".join(names[:2] if self.kind in ("audio", "models") else names)
 
     @contextlib.contextmanager
-    def asking(self, settings: dict[str, Any]) -> Iterator[Ask]:
-        """A function that asks the question, each time with the same client; its connections are closed in the end."""
+    def calls(self, settings: dict[str, Any]) -> Iterator[Ask]:
+        """A function that makes a call, always with the same client, whose connections are closed at the end."""
         ended: list[str] = []
         with self._asking(settings, ended) as (client, ask):
 
-            def telling() -> Told:
+            def call() -> CallResult:
                 ended.clear()
-                told = Told()
-                began = client().stats.requests
+                result = CallResult()
+                before = client().stats.requests
                 try:
-                    items = ask(told)
-                    told.answer = self.layer.answer(items)
+                    items = ask(result)
+                    result.answer = self.layer.answer(items)
                 except Exception as error:
-                    told.error = _bare(error)
-                told.ended, told.began = [*ended], client().stats.requests - began
-                return told
+                    result.error = _bare(error)
+                result.ended, result.counted = [*ended], client().stats.requests - before
+                return result
 
-            yield telling
+            yield call
 
     @contextlib.contextmanager
     def _asking(
         self, settings: dict[str, Any], ended: list[str]
-    ) -> Iterator[tuple[Callable[[], Any], Callable[[Told], list[Any]]]]:
+    ) -> Iterator[tuple[Callable[[], Any], Callable[[CallResult], list[Any]]]]:
         layer: Any = self.layer
         if self.way == "sync":
-            # Held here alone: the models close their connections when they are forgotten.
+            # This is the only reference: the models close their connections when they are freed.
             held = [layer.client(settings, ended)]
 
-            def ask(told: Told) -> list[Any]:
+            def ask(result: CallResult) -> list[Any]:
                 items = []
                 for item in layer.ask(held[0], self.form):
-                    told.words.append(layer.text(item))
+                    result.words.append(layer.text(item))
                     items.append(item)
                 return items
 
@@ -311,15 +307,15 @@ class Column:
         with asyncio.Runner() as runner:
             aclient = layer.aclient(settings, ended)
 
-            async def aask(told: Told) -> list[Any]:
+            async def aask(result: CallResult) -> list[Any]:
                 items = []
                 async for item in layer.aask(aclient, self.form):
-                    told.words.append(layer.text(item))
+                    result.words.append(layer.text(item))
                     items.append(item)
                 return items
 
             try:
-                yield lambda: aclient, lambda told: runner.run(aask(told))
+                yield lambda: aclient, lambda result: runner.run(aask(result))
             finally:
                 if isinstance(aclient, AsyncPremClient):
                     runner.run(aclient.close())
@@ -337,7 +333,7 @@ def _bare(error: BaseException) -> BaseException:
 
 
 def _recording() -> tuple[str, bytes]:
-    """The first quarter of a second of a doctor's note."""
+    """The first quarter second of the example recording."""
     with wave.open(str(CLINIC_NOTE)) as note:
         rate, frames = note.getframerate(), note.readframes(note.getframerate() // 4)
     written = io.BytesIO()

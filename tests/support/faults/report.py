@@ -1,4 +1,4 @@
-"""The table as it is printed: a line for each fault, with equal cells joined."""
+"""The printed fault table: a line per fault, equal cells joined."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from support.faults.columns import COLUMNS, Column
 from support.faults.table import ROWS
 
-#: What the columns of one kind are called together, in this order.
+#: The names of groups of columns, in this order.
 _KINDS = ("stream", "whole", "envelope", "audio", "models")
 
 
@@ -20,30 +20,30 @@ _FULL = {kind: frozenset(column for column in COLUMNS if _kind(column) == kind) 
 
 
 class Report:
-    """What came of every fault in every column it was tried in; its lines stand in the table's own order."""
+    """The outcome of every fault in every column, in the order of the table."""
 
     def __init__(self) -> None:
         self._outcomes: dict[str, dict[Column, str]] = {str(row): {} for row in ROWS}
 
     def note(self, fault: str, column: Column, outcome: str) -> None:
-        """`fault` came to `outcome` there."""
+        """Record the outcome of `fault` in `column`."""
         self._outcomes[fault][column] = outcome
 
     def lines(self) -> Iterator[str]:
         """The table."""
-        tried = {fault: cells for fault, cells in self._outcomes.items() if cells}
-        width = max(map(len, tried), default=0)
-        for fault, cells in tried.items():
+        tested = {fault: cells for fault, cells in self._outcomes.items() if cells}
+        width = max(map(len, tested), default=0)
+        for fault, cells in tested.items():
             columns: dict[str, set[Column]] = defaultdict(set)
             for column in filter(cells.get, COLUMNS):
                 columns[cells[column]].add(column)
-            told = "; ".join(f"{_named(found)}: {outcome}" for outcome, found in columns.items())
-            yield f"{fault:{width}} | {told}"
-        yield f"{len(tried)} faults, {sum(map(len, tried.values()))} cells; in brackets, the requests that were made"
+            outcomes = "; ".join(f"{_named(found)}: {outcome}" for outcome, found in columns.items())
+            yield f"{fault:{width}} | {outcomes}"
+        yield f"{len(tested)} faults, {sum(map(len, tested.values()))} cells; in brackets, the number of requests"
 
 
 def _named(columns: set[Column]) -> str:
-    """The fewest words for some columns."""
+    """The shortest name for a set of columns."""
     if len(columns) == len(COLUMNS):
         return "everywhere"
     whole_kinds = [kind for kind in _KINDS if _FULL[kind] <= columns]

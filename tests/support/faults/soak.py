@@ -1,19 +1,19 @@
-"""The soak: many callers at once, a service that fails one time in five, and an account of every single answer.
+"""The soak: many concurrent callers, a fault in every fifth exchange, and a check of every response.
 
     PYTHONPATH=tests python -m support.faults.soak --requests 10000 --threads 50 --tasks 200 --faults 0.2 --seed 1
 
 The threads share one `PremClient`, one `ChatPremEncrypted` and one `PremEncrypted`, the tasks another set of three.
-Each request asks for a code word of its own, streamed or whole. Its answer has to be the right one, word for word, or
-an error of `PremError`'s tree; of a stream that fails, what came before has to be the beginning of the right one.
+Each request contains its own code word, streamed or whole. The response must be exactly right, or the error a
+`PremError`; the chunks of a stream before an error must be the beginning of the right response.
 
-The service (the embedded enclave, and the fault layer before it) is another process: memory and descriptors are the
-clients' alone. The exit status is 1 if an answer was wrong, belonged to somebody else, came twice or not at all, if an
-exception was not of the tree, or if something grew:
+The service (the embedded enclave behind the fault proxy) is another process, so memory and descriptors are those of the
+clients. The exit status is 1 if a response was wrong, belonged to another request, came twice or never, if an exception
+was no `PremError`, or if something grew in a run of at least MEASURED requests:
 
-- memory, over the last seven tenths of the run, by more than GROWTH of what it was, and by more than SLACK;
-- the pieces of memory that Python's objects hold, in the last seven tenths, by more than BLOCKS;
-- descriptors, in the last seven tenths, by more than SWING above the most there were before;
-- anything at all, a descriptor or a reply, that is left when the clients are closed.
+- memory in the last seven tenths of the run, by more than GROWTH and by more than SLACK;
+- allocated blocks of Python objects in the last seven tenths, by more than BLOCKS;
+- descriptors in the last seven tenths, by more than SWING;
+- any descriptor or response that is left after the clients were closed, in a run of any size.
 """
 
 from __future__ import annotations
@@ -51,28 +51,30 @@ from support.paths import TESTS
 
 MODEL: Final = "openai/gpt-oss-120b"
 
-#: What the clients are made with besides. The buffer is the one the table's large events do not fit into.
+#: Further settings of the clients. The large events of the fault table exceed this buffer.
 SETTINGS: Final[dict[str, Any]] = {"total_timeout": 60.0, "max_buffer_size": 8192}
 
-#: Requests on their way at once, of the threads and of the tasks.
+#: Concurrent requests, of the threads and of the tasks.
 CONCURRENCY: Final = 64
 
-#: How much more memory is no growth: a share of it, or bytes.
+#: Memory may grow by this share, or by this many bytes.
 GROWTH: Final = 0.10
 SLACK: Final = 16 * 1024 * 1024
 
-#: What share more of Python's pieces of memory is no growth. What the system's allocator keeps is not in them, so this
-#: is the finer measure.
+#: Allocated blocks may grow by this share. They do not include what the system's allocator keeps.
 BLOCKS: Final = 0.05
 
-#: How many more descriptors are no growth: what is open depends on what is just being asked.
+#: Descriptors may grow by this number: it depends on the requests in flight.
 SWING: Final = 32
 
-#: Collections that are made before something counts as left.
+#: Garbage collections before something counts as left.
 PASSES: Final = 5
 
 #: The tenth of the run from which on nothing may grow.
 SETTLED: Final = 3
+
+#: Growth is judged in runs of at least this many requests: in smaller ones the first tenths are all warm-up.
+MEASURED: Final = 2_000
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class Job:
     """One request.
 
     Attributes:
-        number: Which one.
-        word: The code word that its answer has to hold, and no other one.
-        layer: Who asks: core, langchain or llama_index.
-        streams: Whether the answer is streamed.
+        number: Its number.
+        word: The code word that the response must contain.
+        layer: The client: core, langchain or llama_index.
+        streams: Whether the response is streamed.
     """
 
     number: int
@@ -93,17 +95,17 @@ class Job:
 
     @property
     def question(self) -> str:
-        """What is asked."""
+        """The prompt."""
         return f"Context: The code word is {self.word}. Question: What is the code word?"
 
     @property
     def answer(self) -> str:
-        """What the embedded enclave answers."""
+        """The right response of the embedded enclave."""
         return f"Context: The code word is {self.word}."
 
 
 def jobs(count: int, seed: int) -> Iterator[Job]:
-    """So many requests, of every kind."""
+    """`count` requests of all kinds."""
     dice = random.Random(seed)
     for number in range(count):
         layer = dice.choices(("core", "langchain", "llama_index"), (6, 2, 2))[0]
@@ -111,13 +113,13 @@ def jobs(count: int, seed: int) -> Iterator[Job]:
 
 
 class Sample(NamedTuple):
-    """What the process uses at one moment.
+    """The resources of the process at one moment.
 
     Attributes:
-        seconds: Since the beginning.
-        memory: Bytes in memory.
-        blocks: Pieces of memory that Python's objects hold; what the system's allocator keeps is not in them.
-        descriptors: Open ones.
+        seconds: Since the start.
+        memory: Resident bytes.
+        blocks: Allocated blocks of Python objects.
+        descriptors: Open descriptors.
     """
 
     seconds: float
@@ -127,19 +129,19 @@ class Sample(NamedTuple):
 
     @classmethod
     def now(cls, begun: float) -> Sample:
-        """What it uses now."""
+        """The resources now."""
         return cls(time.monotonic() - begun, memory(), sys.getallocatedblocks(), descriptors())
 
 
 @dataclass
 class Tally:
-    """What came of the requests, so far.
+    """The results of the requests so far.
 
     Attributes:
-        counts: By what it was: "right answer", an error's class, or what must not be.
-        wrong: What must not be.
+        counts: Right responses, and errors by class.
+        wrong: Violations, by kind.
         ended: How often each request ended, by its number.
-        samples: What was used at each tenth of the run.
+        samples: The resources at each tenth of the run.
     """
 
     requests: int
@@ -147,39 +149,39 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     ended: bytearray = field(init=False)
-    asked: int = 0
+    finished: int = 0
     samples: list[Sample] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        # Made at once: an account that grew would look like a leak.
+        # Allocated at once: a growing account would look like a leak.
         self.ended = bytearray(self.requests)
 
     def end(self, job: Job, text: str, error: BaseException | None) -> None:
-        """`job` was given this text, and then ended, or raised `error`."""
+        """Record the text of a job, and its error if it raised one."""
         with self.lock:
-            self.asked += not self.ended[job.number]
+            self.finished += not self.ended[job.number]
             self.ended[job.number] += 1
             if error is not None and not isinstance(error, PremError):
                 self.wrong[f"untyped: {type(error).__name__}"] += 1
             elif error is None and text == job.answer:
-                self.counts["right answer"] += 1
+                self.counts["right response"] += 1
             elif error is not None and job.answer.startswith(text):
                 self.counts[type(error).__name__] += 1
             elif error is None and job.answer.startswith(text):
-                self.wrong["cut, and returned as whole"] += 1
+                self.wrong["truncated, returned as complete"] += 1
             elif "K" in text and job.word not in text:
-                self.wrong["somebody else's"] += 1
+                self.wrong["of another request"] += 1
             else:
                 self.wrong["altered"] += 1
             self.bar.update()
-            if self.asked * 10 // self.requests > len(self.samples):
+            if self.finished * 10 // self.requests > len(self.samples):
                 self.samples.append(Sample.now(self.begun))
 
 
 def memory() -> int:
-    """Bytes of this process in memory; 0 where the system does not say."""
+    """Resident bytes of this process; 0 on systems without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -187,14 +189,14 @@ def memory() -> int:
 
 
 def descriptors() -> int:
-    """Open descriptors of this process; 0 where the system does not say."""
+    """Open descriptors of this process; 0 on systems without /proc."""
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
         return 0
 
 
-# --- asking -------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------------
 
 
 def _params(job: Job) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def _llama_text(item: Any) -> str:
 
 
 def ask(clients: dict[str, Any], job: Job) -> Iterator[str]:
-    """The answer's text, piece by piece or whole."""
+    """The text of the response, chunk by chunk or whole."""
     client = clients[job.layer]
     if job.layer == "core":
         answer = client.chat.completions.create(**_params(job), stream=job.streams)
@@ -221,8 +223,8 @@ def ask(clients: dict[str, Any], job: Job) -> Iterator[str]:
         messages = client.stream(job.question) if job.streams else [client.invoke(job.question)]
         yield from (str(message.text) for message in messages)
     else:
-        asked = [ChatMessage(job.question)]
-        yield from map(_llama_text, client.stream_chat(asked) if job.streams else [client.chat(asked)])
+        messages = [ChatMessage(job.question)]
+        yield from map(_llama_text, client.stream_chat(messages) if job.streams else [client.chat(messages)])
 
 
 async def aask(clients: dict[str, Any], job: Job) -> AsyncIterator[str]:
@@ -242,16 +244,16 @@ async def aask(clients: dict[str, Any], job: Job) -> AsyncIterator[str]:
         async for message in client.astream(job.question):
             yield str(message.text)
     else:
-        asked = [ChatMessage(job.question)]
+        messages = [ChatMessage(job.question)]
         if not job.streams:
-            yield _llama_text(await client.achat(asked))
+            yield _llama_text(await client.achat(messages))
             return
-        async for response in await client.astream_chat(asked):
+        async for response in await client.astream_chat(messages):
             yield _llama_text(response)
 
 
 def clients(core: type[Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """One of each."""
+    """One client and one model of each adapter."""
     said = {"model": MODEL, "reasoning_effort": "none"}
     return {
         "core": core(**settings),
@@ -261,7 +263,7 @@ def clients(core: type[Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Queue:
-    """Jobs for many callers, until there are no more or the time is over."""
+    """Jobs for many callers, until all are taken or the time is up."""
 
     def __init__(self, waiting: Iterator[Job], deadline: float) -> None:
         self._waiting = waiting
@@ -278,7 +280,7 @@ class Queue:
 
 
 def by_threads(count: int, queue: Queue, settings: dict[str, Any], tally: Tally) -> threading.Thread:
-    """A thread with threads that share one set of clients; it ends with the queue."""
+    """A thread that runs the jobs in threads with one set of clients."""
     shared = clients(PremClient, settings)
 
     def work() -> None:
@@ -300,13 +302,13 @@ def by_threads(count: int, queue: Queue, settings: dict[str, Any], tally: Tally)
         for worker in workers:
             worker.join()
         shared["core"].close()
-        shared.clear()  # the models close what is theirs when they are forgotten
+        shared.clear()  # the models close their connections when they are freed
 
     return threading.Thread(target=all_of_them)
 
 
 def by_tasks(count: int, queue: Queue, settings: dict[str, Any], tally: Tally) -> threading.Thread:
-    """A thread with an event loop whose tasks share one set of clients; it ends with the queue."""
+    """A thread that runs the jobs in the tasks of an event loop with one set of clients."""
 
     async def work(shared: dict[str, Any], mine: Iterator[Job]) -> None:
         for job in mine:
@@ -333,7 +335,7 @@ def by_tasks(count: int, queue: Queue, settings: dict[str, Any], tally: Tally) -
 
 @contextlib.contextmanager
 def service(seed: int, share: float) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """The service's settings for clients; and, when it has ended, what it did."""
+    """Settings for clients of the service; and its statistics, filled in when it has ended."""
     path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "support.faults.soak_service", str(seed), str(share)]
     did: dict[str, Any] = {}
@@ -352,9 +354,9 @@ def service(seed: int, share: float) -> Iterator[tuple[dict[str, str], dict[str,
 
 
 def soak(arguments: argparse.Namespace) -> int:
-    """Run it, print the figures, and give the exit status."""
+    """Run the soak, print the figures, and return the exit status."""
     deadline = time.monotonic() + arguments.minutes * 60
-    # A run that hangs says where, and ends.
+    # A run that hangs prints its stacks and exits.
     faulthandler.dump_traceback_later(arguments.minutes * 60 + 2 * SETTINGS["total_timeout"], exit=True)
     with service(arguments.seed, arguments.faults) as (options, did):
         before = descriptors()
@@ -383,10 +385,10 @@ def soak(arguments: argparse.Namespace) -> int:
 
 
 def leftovers(before: int) -> dict[str, int]:
-    """What there is of the requests when their clients are closed."""
+    """What is left of the requests after their clients were closed."""
     kinds = (SyncDriver, AsyncDriver, httpx.Response, ChatCompletionStream, AsyncChatCompletionStream)
     left: dict[str, int] = {}
-    for _ in range(PASSES):  # what a finaliser lets go of is found by the next one
+    for _ in range(PASSES):  # what a finaliser frees is found by the next collection
         gc.collect()
         left = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
         left["descriptors"] = descriptors() - before
@@ -406,32 +408,32 @@ def report(
     in_flight: int,
     left: dict[str, int],
 ) -> int:
-    """Print the figures; 1 if one of them must not be."""
-    asked = tally.asked
+    """Print the figures; return 1 if there was a violation."""
+    requests = tally.finished
     twice = sum(count > 1 for count in tally.ended)
-    errors = {name: count for name, count in tally.counts.most_common() if name != "right answer"}
-    grown = growth(tally.samples)
+    errors = {name: count for name, count in tally.counts.most_common() if name != "right response"}
+    grown = growth(tally.samples) if requests >= MEASURED else {}
     print(f"{arguments.threads} threads and {arguments.tasks} tasks, seed {arguments.seed}")
     print(
-        f"requests         {asked:,} in {seconds:.0f} s: {asked / seconds:.0f} a second, {retries:,} retries"
+        f"requests         {requests:,} in {seconds:.0f} s: {requests / seconds:.0f} a second, {retries:,} retries"
     )
-    exchanges = did["asked"].get("gateway", 0)
-    share = sum(did["struck"].values()) / max(1, sum(did["asked"].values()))
+    exchanges = did["requests"].get("gateway", 0)
+    share = sum(did["faults"].values()) / max(1, sum(did["requests"].values()))
     print(
-        f"exchanges        {exchanges:,} at the gateway, {did['asked'].get('enclave', 0)} fetches of the key"
+        f"exchanges        {exchanges:,} at the gateway, {did['requests'].get('enclave', 0)} fetches of the key"
     )
     print(
-        f"faults           {sum(did['struck'].values()):,} ({share:.1%}), {len(did['struck'])} kinds of {did['kinds']}"
+        f"faults           {sum(did['faults'].values()):,} ({share:.1%}), {len(did['faults'])} kinds of {did['kinds']}"
     )
-    print(f"right answers    {tally.counts['right answer']:,}")
+    print(f"right responses  {tally.counts['right response']:,}")
     print(f"typed errors     {sum(errors.values()):,}")
     for name, count in errors.items():
         print(f"  {name:30} {count:,}")
-    for name in ("somebody else's", "altered", "cut, and returned as whole"):
+    for name in ("of another request", "altered", "truncated, returned as complete"):
         print(f"{name:30}   {tally.wrong[name]}")
     untyped = sum(count for name, count in tally.wrong.items() if name.startswith("untyped"))
-    print(f"{'answered twice':30}   {twice}")
-    print(f"{'not of the error tree':30}   {untyped}")
+    print(f"{'ended twice':30}   {twice}")
+    print(f"{'not a PremError':30}   {untyped}")
     print("tenth of the run  " + " ".join(f"{tenth:>6}" for tenth, _ in enumerate(tally.samples, 1)))
     rows = {
         "seconds": [f"{each.seconds:6.0f}" for each in tally.samples],
@@ -444,19 +446,19 @@ def report(
     print(f"left at the end  {left or 'nothing'}")
     wrong = {**tally.wrong, **grown, **left}
     if twice or in_flight:
-        wrong |= {"answered twice": twice, "in flight": in_flight}
-    if asked < arguments.requests:
-        print(f"{arguments.requests - asked:,} requests were not sent, or not answered")
-        if seconds < arguments.minutes * 60:  # there was time for them
-            wrong["not answered"] = arguments.requests - asked
+        wrong |= {"ended twice": twice, "in flight": in_flight}
+    if requests < arguments.requests:
+        print(f"{arguments.requests - requests:,} requests were not sent, or did not end")
+        if seconds < arguments.minutes * 60:  # there was time for all
+            wrong["not ended"] = arguments.requests - requests
     if did["failures"]:
-        wrong["failures of the layer"] = did["failures"]
-    print(f"WRONG: {wrong}" if wrong else "nothing that must not be")
+        wrong["failures of the proxy"] = did["failures"]
+    print(f"VIOLATIONS: {wrong}" if wrong else "no violation")
     return 1 if wrong else 0
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, str]:
-    """What grew, in words."""
+    """What grew, with figures."""
     early, late = samples[:SETTLED], samples[SETTLED:]
     if not late:
         return {}
@@ -474,13 +476,13 @@ def growth(samples: Sequence[Sample]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, and run."""
+    """Run the soak with command-line arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=50)
     parser.add_argument("--tasks", type=int, default=200)
-    parser.add_argument("--faults", type=float, default=0.2, help="the share of exchanges that are struck")
-    parser.add_argument("--minutes", type=float, default=8.0, help="no request is begun after these")
+    parser.add_argument("--faults", type=float, default=0.2, help="the share of exchanges with a fault")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no request starts after this time")
     parser.add_argument(
         "--timeout", type=float, default=4.0, help="seconds each client waits for the next bytes"
     )

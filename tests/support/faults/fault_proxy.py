@@ -1,10 +1,8 @@
-"""The fault layer: a man in the middle, on real sockets, between a client and the embedded enclave.
+"""A proxy on real sockets between a client and the embedded enclave, which injects faults into responses.
 
-It listens on two loopback ports, one in the gateway's place and one in the enclave's, and passes every request on to
-the real ones behind it. What comes back is theirs, sealed by them; on its way to the client one fault may strike
-it. What the layer was asked, and whether the client left before the answer's end, can be looked at afterwards.
-
-The rule of this file: it moves bytes and knows no fault. Those are functions over what is moved, in `fault_kinds`.
+It listens on two loopback ports, one for the gateway and one for the enclave, and forwards every request. The responses
+are real and sealed by the enclave; a fault may change one on its way to the client. The proxy records the requests, and
+whether the client disconnected before the end of the response. The faults themselves are in `kinds`.
 """
 
 from __future__ import annotations
@@ -32,11 +30,11 @@ from support.wire_schemas import TEST_KEY, Opened
 Party = Literal["gateway", "enclave"]
 PARTIES: Final[tuple[Party, ...]] = ("gateway", "enclave")
 
-#: What an answer is made of: the events of a stream, each with its empty line; of a JSON body so many pieces.
+#: The parts of a response: the events of a stream, each with its empty line, or `JSON_PIECES` pieces of a JSON body.
 Pieces = AsyncIterator[bytes]
 JSON_PIECES: Final = 16
 
-#: Requests the layer remembers.
+#: The number of requests that are recorded.
 REMEMBERED: Final = 1000
 
 
@@ -45,11 +43,11 @@ class Drop(Exception):
 
 
 class Reset(Exception):
-    """Break the connection off here, as a machine does that has lost its memory (RST)."""
+    """Reset the connection here (RST)."""
 
 
 class End(Exception):
-    """End the answer here as HTTP does, whatever is still to come of it."""
+    """End the response here with HTTP's regular end."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Head:
     headers: dict[str, str]
 
     def encode(self) -> bytes:
-        """As they stand on the wire."""
+        """As bytes."""
         try:
             phrase = HTTPStatus(self.status).phrase
         except ValueError:
@@ -74,16 +72,16 @@ class Head:
         return self.headers.get("content-type", "").startswith("text/event-stream")
 
 
-class Exchange:
-    """One request as it reached the layer, and what became of it.
+class ProxiedRequest:
+    """One request that the proxy received.
 
     Args:
-        party: Whom the client took the layer for.
+        party: The addressee of the request.
         method: The HTTP method.
         target: The path, with its query.
         headers: By lower-case name.
         body: The request's bytes.
-        private_keys: Keys the enclave behind has had; the last one is the present one.
+        private_keys: All keys the enclave has had; the last one is the current one.
     """
 
     def __init__(
@@ -98,12 +96,12 @@ class Exchange:
         self.party, self.method, self.target, self.headers, self.body = party, method, target, headers, body
         self._private_keys = private_keys
         self.fault: Fault | None = None
-        #: Set when the client closes the connection before it has the whole answer.
-        self.left = threading.Event()
+        #: Set when the client disconnects before the end of the response.
+        self.disconnected = threading.Event()
 
     @cached_property
     def opened(self) -> Opened:
-        """The chat request inside, opened with the enclave's own key."""
+        """The chat request, decrypted with the enclave's key."""
         fields = {name: bytes.fromhex(value) for name, value in json.loads(self.body).items()}
         for private_key in reversed(self._private_keys):
             keys = EncryptionKeys(private_key.decapsulate(fields["cipherText"]), fields["cipherText"])
@@ -113,12 +111,12 @@ class Exchange:
         raise DecryptionError
 
     def seal(self, value: Any) -> bytes:
-        """`value` as the enclave seals a chunk of the answer: hex, under the request's own nonce."""
+        """`value`, sealed like a chunk of the response: hex, under the request's nonce."""
         plain = value if isinstance(value, bytes) else json.dumps(value).encode()
         return self.opened.keys.seal(plain, self.opened.nonce).hex().encode()
 
     def open(self, event: bytes) -> dict[str, Any]:
-        """The chunk inside an event; empty where there is none."""
+        """The decrypted chunk of an event; empty if it has none."""
         name, _, data = event.strip().partition(b"\ndata: ")
         if name != b"event: data":
             return {}
@@ -132,33 +130,33 @@ def _same_head(head: Head) -> Head:
     return head
 
 
-def _same(exchange: Exchange, pieces: Pieces) -> Pieces:
+def _same(exchange: ProxiedRequest, pieces: Pieces) -> Pieces:
     return pieces
 
 
-def _same_body(exchange: Exchange) -> bytes:
+def _same_body(exchange: ProxiedRequest) -> bytes:
     return exchange.body
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one exchange, and where.
+    """A fault in one exchange.
 
-    Each part is a function over what passes: the request's body, the answer's head, its events, and the bytes that they
-    become on the socket. Head and events are those of a success; an answer that is an error already is left alone.
+    Each part is a function of what is forwarded: the body of the request, the head of the response, its events, and the
+    bytes on the socket. Head and events of an error response are not changed.
 
     Attributes:
-        name: The fault, in the field's words.
-        where: The place it strikes, in words.
-        party: Whose answer it strikes.
+        name: The name of the fault.
+        where: Its place in the response, in words.
+        party: Whose response it changes.
     """
 
     name: str
     where: str = ""
-    request: Callable[[Exchange], bytes] = _same_body
+    request: Callable[[ProxiedRequest], bytes] = _same_body
     head: Callable[[Head], Head] = _same_head
-    events: Callable[[Exchange, Pieces], Pieces] = _same
-    data: Callable[[Exchange, Pieces], Pieces] = _same
+    events: Callable[[ProxiedRequest, Pieces], Pieces] = _same
+    data: Callable[[ProxiedRequest, Pieces], Pieces] = _same
     party: Party = "gateway"
 
     def __str__(self) -> str:
@@ -168,44 +166,44 @@ class Fault:
 _NONE: Final = Fault("no fault")
 
 
-class _Link(asyncio.StreamReaderProtocol):
-    """One client's connection. `gone` is set when the client has closed it, whatever is being done for it."""
+class _Connection(asyncio.StreamReaderProtocol):
+    """A connection of a client. `disconnected` is set as soon as the client closes it."""
 
-    def __init__(self, serve: Callable[[_Link, asyncio.StreamWriter], Any]) -> None:
-        self.gone = asyncio.Event()
+    def __init__(self, serve: Callable[[_Connection, asyncio.StreamWriter], Any]) -> None:
+        self.disconnected = asyncio.Event()
         self.reader = asyncio.StreamReader()
         super().__init__(self.reader, lambda _, writer: serve(self, writer))
 
     def eof_received(self) -> bool | None:
-        self.gone.set()
+        self.disconnected.set()
         return super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.gone.set()
+        self.disconnected.set()
         super().connection_lost(error)
 
 
-class FaultLayer:
-    """Stands before `enclave`, in a thread of its own.
+class FaultProxy:
+    """Forwards requests to `enclave`, in its own thread.
 
     ::
 
-        with LocalEnclave(private_key=TEST_KEY) as prem, FaultLayer(prem) as layer:
-            layer.strike(fault)
-            PremClient(**layer.client_options)
+        with LocalEnclave(private_key=TEST_KEY) as prem, FaultProxy(prem) as proxy:
+            proxy.inject(fault)
+            PremClient(**proxy.client_options)
 
     Args:
-        enclave: Whom it passes requests on to. It may be replaced between two requests.
-        private_keys: The keys that open what passes, where a fault has to.
+        enclave: The enclave behind it, which may be replaced between two requests.
+        private_keys: Keys that decrypt the exchanges, for faults that change plaintext.
     """
 
     def __init__(self, enclave: LocalEnclave, private_keys: Sequence[PrivateKey] = (TEST_KEY,)) -> None:
         self.enclave = enclave
         self.private_keys = list(private_keys)
-        #: Chooses the fault of an exchange when its request is here; called in the layer's thread.
-        self.choose: Callable[[Exchange], Fault | None] = lambda exchange: None
-        self.exchanges: deque[Exchange] = deque(maxlen=REMEMBERED)
-        #: What went wrong in the layer itself.
+        #: Chooses the fault for a request; called in the proxy's thread.
+        self.choose: Callable[[ProxiedRequest], Fault | None] = lambda exchange: None
+        self.exchanges: deque[ProxiedRequest] = deque(maxlen=REMEMBERED)
+        #: Errors of the proxy itself.
         self.failures: list[BaseException] = []
         self.accepted: dict[Party, int] = dict.fromkeys(PARTIES, 0)
         self._open: dict[Party, set[asyncio.StreamWriter]] = {party: set() for party in PARTIES}
@@ -214,7 +212,7 @@ class FaultLayer:
         self._servers: dict[Party, asyncio.Server] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._ready: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="fault-layer")
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="fault-proxy")
 
     # --- for tests --------------------------------------------------------------------------------
 
@@ -229,20 +227,20 @@ class FaultLayer:
 
     @property
     def ports(self) -> frozenset[int]:
-        """Where it listens."""
+        """The ports it listens on."""
         return frozenset(self._ports.values())
 
     @property
     def client_options(self) -> dict[str, str]:
-        """What a client needs: `api_key`, `gateway_url`, `enclave_url`."""
+        """Arguments for a client: `api_key`, `gateway_url`, `enclave_url`."""
         gateway, enclave = (f"http://127.0.0.1:{self._ports[party]}" for party in PARTIES)
         return {"api_key": self.enclave.api_key, "gateway_url": gateway, "enclave_url": enclave}
 
-    def strike(self, fault: Fault, times: int | None = None) -> None:
-        """Let `fault` strike the next exchanges with its party: so many, or all that follow."""
+    def inject(self, fault: Fault, times: int | None = None) -> None:
+        """Inject `fault` into the next `times` exchanges with its party, or into all that follow."""
         left = [times]
 
-        def choose(exchange: Exchange) -> Fault | None:
+        def choose(exchange: ProxiedRequest) -> Fault | None:
             if exchange.party != fault.party or left[0] == 0:
                 return None
             if left[0] is not None:
@@ -251,25 +249,25 @@ class FaultLayer:
 
         self.choose = choose
 
-    def heal(self) -> None:
-        """Let everything pass as it is."""
+    def clear_fault(self) -> None:
+        """Forward everything unchanged."""
         self.choose = lambda exchange: None
 
-    def asked(self, party: Party) -> list[Exchange]:
-        """The requests to one party since `forget`."""
+    def requests_to(self, party: Party) -> list[ProxiedRequest]:
+        """The requests to one party since `clear_requests`."""
         return [exchange for exchange in self.exchanges if exchange.party == party]
 
-    def forget(self) -> None:
-        """Forget the requests so far."""
+    def clear_requests(self) -> None:
+        """Discard the recorded requests."""
         self.exchanges.clear()
 
     def connections(self, party: Party) -> int:
-        """How many connections clients hold open."""
+        """The number of open connections of clients."""
         return len(self._open[party])
 
     @contextlib.contextmanager
-    def refusing(self, party: Party) -> Iterator[None]:
-        """Refuse connections to `party`: nobody listens there, and nobody can take the port."""
+    def refusing_connections(self, party: Party) -> Iterator[None]:
+        """Refuse connections to `party` within the block; its port stays reserved."""
         self._do(self._refuse(party))
         try:
             yield
@@ -300,30 +298,30 @@ class FaultLayer:
         await asyncio.gather(*self._serving)
 
     async def _listen(self, party: Party) -> None:
-        # With the protocol named, or asyncio does not set TCP_NODELAY, and small writes wait for one another.
+        # asyncio sets TCP_NODELAY only on a socket whose protocol is named; without it small writes are delayed.
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", self._ports.get(party, 0)))
         self._ports[party] = sock.getsockname()[1]
 
-        async def serve(link: _Link, writer: asyncio.StreamWriter) -> None:
-            await self._serve(party, link, writer)
+        async def serve(connection: _Connection, writer: asyncio.StreamWriter) -> None:
+            await self._serve(party, connection, writer)
 
         loop = asyncio.get_running_loop()
-        self._servers[party] = await loop.create_server(lambda: _Link(serve), sock=sock, backlog=512)
+        self._servers[party] = await loop.create_server(lambda: _Connection(serve), sock=sock, backlog=512)
 
     async def _refuse(self, party: Party) -> None:
         self._servers.pop(party).close()
 
-    async def _serve(self, party: Party, link: _Link, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, party: Party, connection: _Connection, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
         self._open[party].add(writer)
         self.accepted[party] += 1
         try:
-            while (exchange := await self._request(party, link.reader)) is not None:
-                await self._until_left(exchange, link, writer)
+            while (exchange := await self._request(party, connection.reader)) is not None:
+                await self._until_disconnected(exchange, connection, writer)
         except Reset:
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -339,36 +337,38 @@ class FaultLayer:
             self._open[party].discard(writer)
             self._serving.discard(task)
 
-    async def _request(self, party: Party, reader: asyncio.StreamReader) -> Exchange | None:
+    async def _request(self, party: Party, reader: asyncio.StreamReader) -> ProxiedRequest | None:
         try:
             (method, target, _), headers = await _read_head(reader)
         except asyncio.IncompleteReadError:
             return None
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        exchange = Exchange(party, method, target, headers, body, self.private_keys)
+        exchange = ProxiedRequest(party, method, target, headers, body, self.private_keys)
         self.exchanges.append(exchange)
         exchange.fault = self.choose(exchange)
         return exchange
 
-    async def _until_left(self, exchange: Exchange, link: _Link, writer: asyncio.StreamWriter) -> None:
-        answering = asyncio.ensure_future(self._answer(exchange, writer))
-        leaving = asyncio.ensure_future(link.gone.wait())
+    async def _until_disconnected(
+        self, exchange: ProxiedRequest, connection: _Connection, writer: asyncio.StreamWriter
+    ) -> None:
+        responding = asyncio.ensure_future(self._answer(exchange, writer))
+        disconnecting = asyncio.ensure_future(connection.disconnected.wait())
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                answering.result()
+            await asyncio.wait({responding, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
+            if responding.done():
+                responding.result()
             else:
-                exchange.left.set()
+                exchange.disconnected.set()
                 raise Drop
         finally:
-            for task in (answering, leaving):
+            for task in (responding, disconnecting):
                 task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            await asyncio.gather(responding, disconnecting, return_exceptions=True)
 
-    async def _answer(self, exchange: Exchange, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, exchange: ProxiedRequest, writer: asyncio.StreamWriter) -> None:
         fault = exchange.fault or _NONE
-        async with self._passed_on(exchange, fault.request(exchange)) as (head, body):
-            events = _events(body) if head.is_stream else _cut(body)
+        async with self._forwarded(exchange, fault.request(exchange)) as (head, body):
+            events = _events(body) if head.is_stream else _in_pieces(body)
             if head.status == 200 and (fault.head is not _same_head or fault.events is not _same):
                 head = fault.head(replace(head, headers=_chunked(head.headers)))
                 events = fault.events(exchange, events)
@@ -377,11 +377,11 @@ class FaultLayer:
                     writer.write(data)
                     await writer.drain()
                 except ConnectionError:
-                    exchange.left.set()
+                    exchange.disconnected.set()
                     raise
 
     @contextlib.asynccontextmanager
-    async def _passed_on(self, exchange: Exchange, body: bytes) -> AsyncIterator[tuple[Head, Pieces]]:
+    async def _forwarded(self, exchange: ProxiedRequest, body: bytes) -> AsyncIterator[tuple[Head, Pieces]]:
         url = self.enclave.gateway_url if exchange.party == "gateway" else self.enclave.enclave_url
         host = urlsplit(url).netloc
         headers = {**exchange.headers, "host": host, "connection": "close", "content-length": str(len(body))}
@@ -391,7 +391,7 @@ class FaultLayer:
         try:
             writer.write("\r\n".join([*lines, "\r\n"]).encode("latin-1") + body)
             (_, status, *_), answered = await _read_head(reader)
-            answered.pop("connection", None)  # between the layer and its neighbour
+            answered.pop("connection", None)  # hop by hop
             yield Head(int(status), answered), _body(reader, answered)
         finally:
             writer.close()
@@ -424,7 +424,7 @@ async def _events(pieces: Pieces) -> Pieces:
         yield held
 
 
-async def _cut(pieces: Pieces) -> Pieces:
+async def _in_pieces(pieces: Pieces) -> Pieces:
     body = b"".join([piece async for piece in pieces])
     size = -(-len(body) // JSON_PIECES)
     for start in range(0, len(body), size or 1):
@@ -432,7 +432,7 @@ async def _cut(pieces: Pieces) -> Pieces:
 
 
 def _chunked(headers: dict[str, str]) -> dict[str, str]:
-    # What a fault does to the length need not be announced.
+    # A fault may change the length.
     kept = {name: value for name, value in headers.items() if name != "content-length"}
     return {**kept, "transfer-encoding": "chunked"}
 
