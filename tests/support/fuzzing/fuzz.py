@@ -28,7 +28,7 @@ def main() -> int:
         "targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all by default"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="for all of them together (default: 60)")
-    parser.add_argument("--seed", type=int, help="of chance; by default another one each time")
+    parser.add_argument("--seed", type=int, help="of the random generator; by default a new one each time")
     options = parser.parse_args()
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
@@ -38,13 +38,14 @@ def main() -> int:
     faulthandler.enable(os.dup(2))
     warnings.simplefilter("error")
     print(f"seed {seed}\n")
-    print(f"{'target':14} {'runs':>8} {'runs/s':>8} {'ways':>5} {'lines':>6} {'corpus':>7} {'findings':>9}")
+    print(f"{'target':14} {'runs':>8} {'runs/s':>8} {'kinds':>5} {'lines':>6} {'corpus':>7} {'findings':>9}")
     found = 0
     begun = time.monotonic()
     for number, target in enumerate(chosen):
         left = options.seconds - (time.monotonic() - begun)
         share = max(0.5, left / (len(chosen) - number))
-        report = fuzz(target, share, random.Random(f"{seed} {target.name}"), known_signatures(target))
+        rng = random.Random(f"{seed} {target.name}")
+        report = fuzz(target, rng, seconds=share, known=known_signatures(target))
         _show(report)
         for finding in report.findings.values():
             found += 1

@@ -1,7 +1,7 @@
-"""A random fuzzer that follows coverage: inputs that reach new lines, or end in a new way, are changed further.
+"""A coverage-guided fuzzer: inputs that reach new lines, or have a new kind of outcome, are mutated further.
 
-An input is run for what it does (its outcome), which must not depend on when it is run; what it raises beyond its
-target's own errors is a finding. So is an input that takes too long or too much memory.
+The outcome of an input must be the same each time. Any exception but the target's documented errors is a finding, as
+is an input that takes too long or too much memory.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ PACKAGES: Final = tuple(
     f"{Path(str(package.__file__)).parent}/" for package in (prem_core, langchain_prem, llama_index_prem)
 )
 
-#: Seconds that one input may take. Most take less than a thousandth of that, on a machine with nothing else to do.
-PATIENCE: Final = 10.0
+#: Seconds that one input may take. Most take less than a thousandth of that on an idle machine.
+TIMEOUT: Final = 10.0
 
-#: Bytes that one input may need at its worst, besides this many times its own size.
+#: Bytes that one input may allocate, in addition to `TIMES` its own size.
 MEMORY: Final = 32 * 1024 * 1024
 TIMES: Final = 100
 
 
 class Outcome(NamedTuple):
-    """What an input did.
+    """The outcome of an input.
 
     Attributes:
-        kind: In a word or two: ways of ending are told apart by it.
-        detail: All that must be the same when it is run again.
+        kind: The kind of outcome, in a word or two.
+        detail: Everything that must be the same when the input is run again.
     """
 
     kind: str
@@ -52,20 +52,20 @@ class Outcome(NamedTuple):
 
 
 class TooSlow(BaseException):
-    """An input took longer than `PATIENCE`."""
+    """An input took longer than `TIMEOUT`."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed.
+    """The code under test.
 
     Args:
-        name: What it is called.
-        run: Runs one input. Raises whatever is no error that the code under test may raise.
-        seeds: Inputs to begin with.
-        tokens: Bytes that mean something to it.
-        follows: Whether coverage is followed; not where the code under test runs in other threads.
-        setting: Around all runs: servers, folders.
+        name: Its name.
+        run: Runs one input. Raises every exception that the code under test must not raise.
+        seeds: The first inputs.
+        tokens: Bytes with a meaning in its input.
+        follows: Whether coverage guides the fuzzer; False if the code runs in other threads.
+        setting: A context around all runs, for servers and folders.
     """
 
     name: str
@@ -77,16 +77,16 @@ class Target:
 
     @property
     def folder(self) -> Path:
-        """Where its cases are kept."""
+        """The folder of its cases."""
         return CASES / self.name
 
     def cases(self) -> list[Path]:
-        """Inputs that found something once, or that are worth being run again."""
+        """Inputs that found something once."""
         return sorted(path for path in self.folder.glob("*") if path.is_file())
 
 
 class Signature(NamedTuple):
-    """What tells one finding from another: the error, and where in this project it was raised."""
+    """Identifies a finding: the error, and the place in this project that raised it."""
 
     kind: str
     place: str
@@ -94,7 +94,7 @@ class Signature(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """An input that should not have done what it did."""
+    """An input with a wrong outcome."""
 
     signature: Signature
     data: bytes = field(repr=False)
@@ -103,7 +103,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What came of fuzzing one target."""
+    """The results of fuzzing one target."""
 
     target: str
     runs: int = 0
@@ -114,21 +114,29 @@ class Report:
     findings: dict[Signature, Finding] = field(default_factory=dict)
 
 
-def fuzz(target: Target, seconds: float, rng: random.Random, known: Collection[Signature] = ()) -> Report:
-    """Run `target` for so many seconds.
+def fuzz(
+    target: Target,
+    rng: random.Random,
+    *,
+    seconds: float = 0.0,
+    runs: int = 0,
+    known: Collection[Signature] = (),
+) -> Report:
+    """Run `target` on its seeds, its cases and mutations of them.
 
     Args:
-        target: What to run.
-        seconds: How long; its seeds and cases are run in any case.
-        rng: Where chance comes from. The same one gives the same inputs, in as far as there is time for them.
-        known: Findings that are none.
+        target: The code under test.
+        rng: The source of randomness. The same state yields the same inputs.
+        seconds: Mutate for at least this long.
+        runs: Run at least this many inputs.
+        known: Findings to ignore.
     """
     report = Report(target.name)
     covered = _Lines() if target.follows else None
     begun = time.monotonic()
     waiting = [*target.seeds, *(path.read_bytes() for path in target.cases())]
     with target.setting():
-        while waiting or time.monotonic() - begun < seconds:
+        while waiting or report.runs < runs or time.monotonic() - begun < seconds:
             data = waiting.pop(0) if waiting else _next(target, report, rng)
             report.runs += 1
             try:
@@ -156,7 +164,7 @@ def fuzz(target: Target, seconds: float, rng: random.Random, known: Collection[S
 
 def _next(target: Target, report: Report, rng: random.Random) -> bytes:
     corpus = report.corpus
-    # The latest ones as often as all the others.
+    # The latest inputs as often as all the others.
     parent = rng.choice(corpus[-8:] if rng.random() < 0.5 else corpus)
     return mutated(parent, corpus, rng, target.tokens)
 
@@ -166,19 +174,19 @@ def attempt(target: Target, data: bytes, covered: _Lines | None = None) -> Outco
 
     Raises:
         TooSlow: It took too long.
-        Exception: Whatever is a finding.
+        Exception: The input is a finding.
     """
     if covered is not None:
-        with contextlib.suppress(Exception), _patience():
+        with contextlib.suppress(Exception), _timeout():
             return covered.following(lambda: target.run(data))
-        # Following takes stack and time of its own: only what is found without it counts.
-    with _patience():
+        # Tracing takes stack and time: only a finding without it counts.
+    with _timeout():
         return target.run(data)
 
 
 def _check_again(target: Target, data: bytes) -> None:
     if attempt(target, data) != attempt(target, data):
-        raise AssertionError("the same input did something else when it was run again")
+        raise AssertionError("the same input has another outcome when it is run again")
 
 
 def _check_memory(target: Target, data: bytes) -> None:
@@ -218,9 +226,9 @@ def _finds(target: Target, data: bytes, signature: Signature) -> bool:
 
 
 def signature_of(error: BaseException) -> Signature:
-    """Of the frames of the packages that an error passed the innermost one; of an oracle's error, its text.
+    """The innermost frame of the packages in the traceback; for a failed check, its message.
 
-    A recursion can end in any of its frames, so that the outermost one names it.
+    For a recursion the outermost frame: it can end in any of the inner ones.
     """
     if isinstance(error, AssertionError) and error.args:
         return Signature("AssertionError", str(error.args[0]).partition(":")[0])
@@ -234,17 +242,17 @@ def signature_of(error: BaseException) -> Signature:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """Ends what takes longer than `PATIENCE`, where signals can do that."""
+def _timeout() -> Iterator[None]:
+    """Interrupt what takes longer than `TIMEOUT`, on systems with the signal for it."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
-    def bark(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise TooSlow
 
-    before = signal.signal(signal.SIGALRM, bark)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
     try:
         yield
     finally:
@@ -253,7 +261,7 @@ def _patience() -> Iterator[None]:
 
 
 class _Lines:
-    """Which steps from line to line were taken, in the packages."""
+    """The transitions between lines of the packages that were executed."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[CodeType, int, int]] = set()

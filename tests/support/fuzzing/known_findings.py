@@ -1,4 +1,4 @@
-"""Cases that still find something, each with what it finds. What is mended is taken off this list."""
+"""Cases that are still findings. A fixed case is removed from this list."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Final
 
 from support.fuzzing.fuzzer import Signature, Target, TooSlow, attempt, signature_of
 
-#: By the case's path under ``cases``: why it is not mended yet.
+#: The reason why a case is not fixed yet, by its path under ``cases``.
 KNOWN: Final[dict[str, str]] = {}
 
 
 def known_signatures(target: Target) -> set[Signature]:
-    """What the known cases of a target find, so that the fuzzer need not find it again."""
+    """The signatures of the known cases of a target."""
     found: set[Signature] = set()
     with target.setting():
         for path in target.cases():

@@ -58,11 +58,11 @@ from prem_core.enclave._engine import EngineError
 from prem_core.enclave.audio_request import open_audio
 from prem_core.enclave.enclave import _open
 from prem_core.enclave.schema_check import Refused
-from support.fuzzing.fuzzer import PATIENCE, Outcome
+from support.fuzzing.fuzzer import TIMEOUT, Outcome
 from support.fuzzing.mutations import PLAIN
 from support.wire_schemas import DATA, PARAMS
 
-# --- what is the same for every run, so that a case means the same for ever
+# --- fixed values, so that a case has the same meaning in every run
 
 VECTOR: Final = json.loads((DATA / "vectors" / "rvenc-vectors.json").read_text())["vectors"][-1]
 PRIVATE: Final = PrivateKey(bytes.fromhex(VECTOR["seed"]))
@@ -70,7 +70,7 @@ KEYS: Final = EncryptionKeys(VECTOR["sharedSecret"], VECTOR["cipherText"])
 NONCE: Final = bytes.fromhex(VECTOR["nonce"])
 SECRETS: Final = (VECTOR["sharedSecret"], repr(KEYS.shared_secret)[2:-1], VECTOR["seed"])
 
-#: A word that stands in plaintexts and parameters, and in no error's text.
+#: A word in plaintexts and parameters that no error may contain.
 WORD: Final = "Quillonbury"
 
 
@@ -79,8 +79,8 @@ def sealed(data: bytes) -> bytes:
     return PLAIN.sub(lambda match: KEYS.seal(match[1], NONCE).hex().encode(), data)
 
 
-def said(error: BaseException) -> str:
-    """All that an error, and those it hangs on, could give away."""
+def error_text(error: BaseException) -> str:
+    """Everything a log could show of an error, its cause and its context."""
     texts, pending, seen = [], [error], set()
     while pending:
         each = pending.pop()
@@ -93,18 +93,18 @@ def said(error: BaseException) -> str:
 
 
 def checked(error: Exception, *secrets: str) -> Outcome:
-    """The outcome of an error that may be raised. Its text can be written anywhere, and gives nothing away."""
-    text = said(error)
+    """The outcome of a documented error, which must be printable, picklable and free of secrets."""
+    text = error_text(error)
     for secret in (*SECRETS, *secrets):
-        assert secret not in text, "an error gives a secret away"
+        assert secret not in text, "an error contains a secret"
     str(error).encode()
-    assert str(pickle.loads(pickle.dumps(error))) == str(error), "a pickled error says something else"
-    assert str(copy.copy(error)) == str(error), "a copied error says something else"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error), "a pickled error has another message"
+    assert str(copy.copy(error)) == str(error), "a copied error has another message"
     return Outcome(type(error).__name__, str(error))
 
 
-def cuts(data: bytes) -> list[list[bytes]]:
-    """`data` in pieces, in several ways that depend on it alone."""
+def splits(data: bytes) -> list[list[bytes]]:
+    """`data` split in several ways that depend on it alone."""
     rng = random.Random(zlib.crc32(data))
     found = [[data]]
     for _ in range(3):
@@ -116,8 +116,8 @@ def cuts(data: bytes) -> list[list[bytes]]:
 
 
 def same(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcome of an input that came in pieces, which may not depend on them."""
-    assert all(each == outcomes[0] for each in outcomes), "it depends on how the input came in pieces"
+    """The outcome of an input in pieces, which must not depend on how it is split."""
+    assert all(each == outcomes[0] for each in outcomes), "the outcome depends on how the input is split"
     return outcomes[0]
 
 
@@ -140,7 +140,7 @@ def run_sse(data: bytes) -> Outcome:
             return Outcome("too large", events)
         return Outcome(f"{min(len(events), 3)} events", (events, decoder.pending))
 
-    outcome = same([decoded(cut) for cut in cuts(stream)])
+    outcome = same([decoded(cut) for cut in splits(stream)])
     events = outcome.detail if outcome.kind == "too large" else outcome.detail[0]
     assert sum(len(name) + len(text) for name, text in events) <= len(stream) + len(b"message") * len(events)
     assert all(len(text) <= limit for _, text in events)
@@ -167,7 +167,7 @@ def run_stream(data: bytes) -> Outcome:
         builder.build()
         return Outcome(ended.kind, ([repr(chunk.model_dump()) for chunk in chunks], ended.detail))
 
-    outcome = same([read(cut) for cut in cuts(stream)])
+    outcome = same([read(cut) for cut in splits(stream)])
     chunks, _ = outcome.detail
     allowed = set()
     for each in plain:
@@ -641,7 +641,7 @@ def _served(data: bytes, prem: LocalEnclave) -> Outcome:
 
 def _asked(port: int, request: bytes) -> Outcome:
     whole = _is_whole(request)
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE - 1) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT - 1) as sock:
         try:
             sock.sendall(request)
             if not whole:
