@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := $(VENV)/.installed
+# How often `make test-random` runs all tests.
+REPEAT ?= 1
 # What `make lowest` and `make newest` run.
 VERSIONS_TESTS ?= tests/protocol tests/client tests/transport tests/langchain tests/llama_index tests/enclave tests/cli tests/proxy
 
 .DEFAULT_GOAL := help
 # A folder has this name too.
-.PHONY: help setup demo test notebooks docs fuzz soak record lint types format bench package lowest newest build clean
+.PHONY: help setup demo test test-random notebooks docs fuzz soak record lint types format bench package lowest newest build clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -28,8 +30,12 @@ $(INSTALLED): pyproject.toml constraints.txt prem_core/_version.py
 demo: $(INSTALLED)  ## Chat, an agent, an extraction and a recording on the embedded enclave; no API key
 	@$(BIN)/python examples/demo.py
 
-test: $(INSTALLED)  ## Run all tests
-	$(BIN)/pytest tests
+test: $(INSTALLED)  ## Run all tests, on all processors
+	$(BIN)/pytest -n auto --dist loadfile tests
+
+test-random: $(INSTALLED)  ## Run all tests in random order, with random examples; REPEAT=10 does it ten times
+	for run in $$(seq $(REPEAT)); do \
+		$(BIN)/pytest -q -n auto --dist loadfile -p randomly --hypothesis-profile=random tests || exit 1; done
 
 notebooks: $(INSTALLED)  ## Run the notebooks from top to bottom
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 -W default notebooks

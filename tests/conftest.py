@@ -1,4 +1,4 @@
-"""What every test shares: a clean environment, and an embedded enclave whose key the tests hold."""
+"""Fixtures for all tests: a clean environment, and embedded enclaves whose private key is known."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,8 +17,16 @@ from support.wire_schemas import TEST_KEY, problems
 from prem_core.enclave import LocalEnclave
 from prem_core.enclave.local import _listening_socket, _Servers
 
-#: Variables that would lead a test to another service, or its prompts out of the process.
-_FOREIGN = (
+# By default each run has the same examples, and no time limit for one: `make test` passes or fails for a reason in the
+# code. `make test-random` draws new examples.
+settings.register_profile(
+    "fixed", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fixed")
+
+#: Variables that configure clients, or send prompts to a tracing service.
+_VARIABLES = (
     "PREM_API_KEY",
     "PREM_GATEWAY_URL",
     "PREM_PROXY_URL",
@@ -25,19 +34,22 @@ _FOREIGN = (
     "PREM_ENCLAVE_URL",
     "ENCLAVE_URL",
     "CLIENT_KEK",
+    "LANGSMITH_TRACING",
+    "LANGCHAIN_TRACING_V2",
+    "LANGSMITH_API_KEY",
+    "LANGCHAIN_API_KEY",
 )
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in _FOREIGN:
-        monkeypatch.delenv(name, raising=False)
-    for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2", "LANGSMITH_API_KEY", "LANGCHAIN_API_KEY"):
+    """No variable of the developer's environment configures a client."""
+    for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 class Recorder:
-    """What the gateway saw, and what the published schemas say of it."""
+    """Records the exchanges of the gateway, and the violations of the published schemas by their requests."""
 
     def __init__(self) -> None:
         self.exchanges: list[Any] = []
@@ -60,7 +72,7 @@ def gateway_saw() -> Recorder:
 
 @pytest.fixture(scope="session")
 def enclave(gateway_saw: Recorder) -> Iterator[LocalEnclave]:
-    """One enclave for the whole run. Every body that went through it satisfied the published schemas."""
+    """One enclave for the whole run. Every request to it must satisfy the published schemas."""
     with LocalEnclave(private_key=TEST_KEY, on_exchange=gateway_saw) as prem:
         yield prem
     assert gateway_saw.problems == []
@@ -68,7 +80,7 @@ def enclave(gateway_saw: Recorder) -> Iterator[LocalEnclave]:
 
 @pytest.fixture
 def seen(enclave: LocalEnclave, gateway_saw: Recorder) -> Recorder:
-    """A recorder that holds this test's exchanges alone."""
+    """A recorder of this test's exchanges only."""
     del enclave
     gateway_saw.exchanges.clear()
     return gateway_saw
@@ -76,20 +88,20 @@ def seen(enclave: LocalEnclave, gateway_saw: Recorder) -> Recorder:
 
 @pytest.fixture(scope="session")
 def upstream_server() -> Iterator[list[Upstream]]:
-    """The server's URL is the first upstream's; the last one answers."""
+    """A model server. Its URL is that of the first upstream; the last upstream responds."""
     stubs = [Upstream()]
 
     async def complete(request: Request) -> Response:
         return await stubs[-1].complete(request)
 
-    async def hear(request: Request) -> Response:
+    async def transcribe(request: Request) -> Response:
         return await stubs[-1].hear(request)
 
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", complete, methods=["POST"]),
-            Route("/v1/audio/transcriptions", hear, methods=["POST"]),
-            Route("/v1/audio/translations", hear, methods=["POST"]),
+            Route("/v1/audio/transcriptions", transcribe, methods=["POST"]),
+            Route("/v1/audio/translations", transcribe, methods=["POST"]),
         ]
     )
     servers = _Servers([(app, _listening_socket(0))], closers=[])
@@ -100,13 +112,14 @@ def upstream_server() -> Iterator[list[Upstream]]:
 
 @pytest.fixture(scope="session")
 def upstream_enclave(upstream_server: list[Upstream]) -> Iterator[LocalEnclave]:
-    """An enclave with the scripted server behind it."""
+    """An enclave that uses the scripted model server."""
     with LocalEnclave(upstream=upstream_server[0].url) as prem:
         yield prem
 
 
 @pytest.fixture
 def upstream(upstream_server: list[Upstream]) -> Upstream:
+    """The scripted model server of this test; it responds "Hello" until the test changes it."""
     stub = Upstream(upstream_server[0].url)
     stub.says(delta(content="Hello"), finish(), usage(6, 1))
     upstream_server.append(stub)
