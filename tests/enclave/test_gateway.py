@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.raw_client import CHAT, SCHEMAS, Wire, eventually, params, validator
+from support.raw_client import CHAT, Wire, eventually, params, validator
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 import prem_core
@@ -382,8 +382,3 @@ def test_support_ids_are_version_7_uuids_in_the_order_of_time() -> None:
     for made, ms in zip(ids, times, strict=True):
         assert (made.version, made.variant, made.int >> 80) == (7, uuid.RFC_4122, ms)
     assert _uuid7() != _uuid7()
-
-
-def test_the_packaged_schemas_are_the_published_ones() -> None:
-    for path in SCHEMAS.glob("*.json"):
-        assert (PACKAGE / "enclave" / "schemas" / path.name).read_bytes() == path.read_bytes()

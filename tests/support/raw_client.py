@@ -19,11 +19,10 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.sse import EventDecoder
 from prem_core.enclave import LocalEnclave
+from support.paths import SCHEMAS
 from support.waiting import eventually
-from support.wire_schemas import DATA
 from support.wire_schemas import schema as validator
 
-SCHEMAS = DATA / "schemas"
 CHAT = "/rvenc/chat/completions"
 TRANSCRIPTIONS = "/rvenc/audio/transcriptions"
 TRANSLATIONS = "/rvenc/audio/translations"

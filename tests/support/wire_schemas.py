@@ -17,7 +17,8 @@ from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.sse import EventDecoder
-from support.paths import DATA
+from support.paths import DATA as DATA
+from support.paths import SCHEMAS
 
 #: The key of every enclave these tests start, and of the committed cassettes. It protects nothing.
 TEST_KEY = PrivateKey(b"prem-encrypted test enclave seed")
@@ -25,7 +26,7 @@ TEST_KEY = PrivateKey(b"prem-encrypted test enclave seed")
 
 def schema(name: str) -> Draft202012Validator:
     """A published schema, by its file's name."""
-    return Draft202012Validator(json.loads((DATA / "schemas" / f"{name}.schema.json").read_text()))
+    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
 
 
 REQUEST = schema("chat-request")
