@@ -1,7 +1,7 @@
-"""However any stream comes in pieces, good or not, the same chunks come out and the same error.
+"""Any stream, valid or not, yields the same chunks and the same error however it is split.
 
-`tests/core/test_sse.py` holds it of events; here it is the whole reader, over streams of every kind, and then both
-clients over real sockets.
+`tests/protocol/test_sse.py` tests this for events; here it is the whole reader, with streams of every kind, and then
+both clients on real sockets.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _choices = st.builds(
     _deltas | _tool_deltas | st.just([]),
     st.sampled_from([None, None, None, "stop", "length"]),
 )
-#: What a chunk may say: what the schema has, an error, or anything at all.
-_said = (
+#: Contents of a chunk: as in the schema, an error, or anything at all.
+_contents = (
     st.builds(lambda choices: {"choices": choices}, st.lists(_choices, max_size=2))
     | st.builds(lambda text: {"error": {"message": text}}, texts)
     | st.dictionaries(texts, values, max_size=2)
 )
-_sealed = st.builds(lambda said: OPENED.seal(chunk(said)).encode(), _said)
+_sealed = st.builds(lambda content: OPENED.seal(chunk(content)).encode(), _contents)
 _data = (
     _sealed
     | st.builds(lambda said: OPENED.seal(json.dumps(said).encode()).encode(), values)
@@ -72,11 +72,11 @@ _events = (
     )
     | st.binary(max_size=5)
 )
-_good = st.builds(lambda said: event("data", OPENED.seal(chunk(said))), _said)
+_good = st.builds(lambda said: event("data", OPENED.seal(chunk(said))), _contents)
 
-#: Streams that mostly begin well, and end in every way.
+#: Streams that mostly start with valid chunks, and end in every way.
 streams = st.builds(
-    lambda begun, more, end: b"".join([*begun, *more, end]),
+    lambda start, more, end: b"".join([*start, *more, end]),
     st.lists(_good, max_size=4),
     st.lists(_events, max_size=6),
     st.sampled_from([b"", DONE, event("data", OPENED.seal(chunk(FINISH))) + DONE, b"data: [DONE]\n\n"]),
@@ -84,19 +84,19 @@ streams = st.builds(
 places = st.lists(st.integers(0, 1 << 16), max_size=12)
 
 
-def cut(stream: bytes, at: Iterable[int]) -> list[bytes]:
-    """`stream` in pieces, cut at these places."""
+def split(stream: bytes, at: Iterable[int]) -> list[bytes]:
+    """`stream`, split at these places."""
     marks = [0, *sorted(each % (len(stream) + 1) for each in at), len(stream)]
     return [stream[a:b] for a, b in itertools.pairwise(marks)]
 
 
 def read(pieces: Sequence[bytes]) -> tuple[list[Any], Any]:
-    """The chunks of a stream that ends after these pieces, and its error's class and text."""
+    """The chunks of a stream in these pieces, and the class and text of its error."""
     reader = ChatStreamReader(KEYS, OPENED.nonce, 1 << 20)
     chunks: list[Any] = []
     try:
         for piece in pieces:
-            # One by one, so that what came before an error is kept.
+            # One by one, so that the chunks before an error are kept.
             for each in reader.feed(piece):
                 chunks.append(each)
         reader.finish()
@@ -108,35 +108,35 @@ def read(pieces: Sequence[bytes]) -> tuple[list[Any], Any]:
 @given(streams, places)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example(event("data", OPENED.seal(chunk(FINISH))) + DONE, [1, 7, 100])
-def test_any_stream_reads_the_same_however_it_is_cut(stream: bytes, at: list[int]) -> None:
-    assert read(cut(stream, at)) == read([stream])
+def test_any_stream_is_read_the_same_however_it_is_split(stream: bytes, at: list[int]) -> None:
+    assert read(split(stream, at)) == read([stream])
 
 
 @given(streams)
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_stream_reads_the_same_byte_by_byte(stream: bytes) -> None:
+def test_any_stream_is_read_the_same_byte_by_byte(stream: bytes) -> None:
     assert read([stream[i : i + 1] for i in range(len(stream))]) == read([stream])
 
 
-# --- over real sockets
+# --- on real sockets
 
 
-class Script:
-    """Answers every chat with chunks of its own, in pieces cut at places of its own."""
+class SplitResponse:
+    """A chat handler that streams `contents`, split at the places in `at`."""
 
     def __init__(self) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.contents: list[dict[str, Any]] = []
         self.at: list[int] = []
 
     def __call__(self, call: ReceivedRequest) -> None:
-        stream = call.opened().events(*self.said, FINISH) + DONE
-        # An empty chunk would be HTTP's end.
-        call.stream(*filter(None, cut(stream, self.at)))
+        stream = call.opened().events(*self.contents, FINISH) + DONE
+        # An empty HTTP chunk would end the response.
+        call.stream(*filter(None, split(stream, self.at)))
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[tuple[Script, str]]:
-    made = Script()
+def script() -> Iterator[tuple[SplitResponse, str]]:
+    made = SplitResponse()
     with FakeGateway(made, enclave=ENCLAVE) as gateway:
         yield made, gateway.url
 
@@ -152,11 +152,11 @@ _parts = st.lists(
 
 @given(_parts, places)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_both_clients_read_the_same_however_the_network_cuts_it(
-    script: tuple[Script, str], said: list[dict[str, Any]], at: list[int]
+def test_both_clients_read_the_same_however_the_network_splits_a_stream(
+    script: tuple[SplitResponse, str], said: list[dict[str, Any]], at: list[int]
 ) -> None:
-    answers, url = script
-    answers.said, answers.at = said, at
+    handler, url = script
+    handler.contents, handler.at = said, at
     options: Any = {"api_key": "k", "gateway_url": url, "enclave_url": url, "max_retries": 0}
     asked: Any = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
 

@@ -1,6 +1,6 @@
-"""What the embedded enclave owes this machine, as far as its own tests do not hold it.
+"""The embedded enclave keeps nothing in memory, writes nothing to disk, and serves this machine only.
 
-`tests/enclave/test_gateway.py` has the foreign Host, the bounded body, the wrong key and the loopback address.
+`tests/enclave/test_gateway.py` tests the Host header, the body limit, the API key and the loopback address as well.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ PNG = DATA / "media" / "pixels.png"
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Wire]:
-    with LocalEnclave() as prem, httpx.Client(trust_env=False, timeout=10) as client:
+    with LocalEnclave() as prem, httpx.Client(trust_env=False, timeout=60) as client:
         yield Wire(prem, client)
 
 
-# --- it keeps nothing
+# --- memory and disk
 
 
-class Watched:
-    """An enclave in a process of its own, in an empty folder."""
+class WatchedEnclave:
+    """An enclave in its own process and in an empty folder, whose memory can be searched."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,29 +56,29 @@ class Watched:
             cwd=folder,
             env={**os.environ, **places, "PYTHONPATH": package, "PYTHONWARNINGS": "error"},
         )
-        self.options: dict[str, str] = self._told()
+        self.options: dict[str, str] = self._read_line()
 
-    def _told(self) -> Any:
+    def _read_line(self) -> Any:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
-    def look_for(self, *words: str) -> dict[str, list[str]]:
+    def search_memory(self, *words: str) -> dict[str, list[str]]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([word.lower()[::-1] for word in words]) + "\n")
         self._process.stdin.flush()
-        seen: dict[str, list[str]] = self._told()
+        seen: dict[str, list[str]] = self._read_line()
         return {**seen, "held": [word[::-1] for word in seen["held"]]}
 
     def end(self) -> str:
-        """What it wrote to standard output and error besides."""
+        """Stop it, and return its other output."""
         out, err = self._process.communicate(timeout=30)
         assert self._process.returncode == 0, err
         return out + err
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Watched]:
-    watched = Watched(tmp_path)
+def watched(tmp_path: Path) -> Iterator[WatchedEnclave]:
+    watched = WatchedEnclave(tmp_path)
     yield watched
     if watched._process.poll() is None:
         watched._process.kill()
@@ -88,7 +88,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 WORDS = ["Quillonbury", "Tarnivolesk", "Wexlothar", "Mardlestone", "Oskiburrow", "Clupperdow"]
 
 
-def _converse(client: PremClient) -> None:
+def _chat(client: PremClient) -> None:
     question = "Context: The ward of Quillonbury closes at nine. Question: When does Quillonbury close?"
     asked: dict[str, Any] = {
         "model": "openai/gpt-oss-120b",
@@ -112,7 +112,7 @@ def _converse(client: PremClient) -> None:
     }
     assert "Quillonbury" in str(client.chat.completions.create(**asked).choices[0].message.content)
     with client.chat.completions.create(**asked, stream=True) as stream:
-        next(stream)  # and leave
+        next(stream)  # and disconnect
     tool = {
         "type": "function",
         "function": {
@@ -150,51 +150,53 @@ def _data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def test_the_search_finds_what_the_process_does_hold(watched: Watched) -> None:
-    assert watched.look_for(watched.options["api_key"], WORDS[0])["held"] == [
+def test_the_memory_search_finds_a_value_in_memory(watched: WatchedEnclave) -> None:
+    assert watched.search_memory(watched.options["api_key"], WORDS[0])["held"] == [
         watched.options["api_key"].lower()
     ]
 
 
-def _held(watched: Watched, *words: str) -> list[str]:
-    """The words that are held once the enclave is through with its work."""
+def _held(watched: WatchedEnclave, *words: str) -> list[str]:
+    """The words still in memory once the enclave has finished its work."""
     seen: list[list[str]] = []
 
     def nothing() -> bool:
-        seen.append(watched.look_for(*words)["held"])
+        seen.append(watched.search_memory(*words)["held"])
         return not seen[-1]
 
-    eventually(nothing, 2)
+    eventually(nothing)
     return seen[-1]
 
 
-def test_after_an_exchange_no_object_of_the_enclave_holds_its_words(watched: Watched) -> None:
+def test_no_text_of_a_chat_stays_in_the_enclaves_memory(watched: WatchedEnclave) -> None:
     with PremClient(**watched.options) as client:
-        _converse(client)
+        _chat(client)
     assert _held(watched, *WORDS) == []
 
 
-def test_after_a_recording_no_object_of_the_enclave_holds_anything_of_it(watched: Watched) -> None:
+def test_nothing_of_a_transcription_stays_in_the_enclaves_memory(watched: WatchedEnclave) -> None:
     recording = CLINIC_NOTE.read_bytes()
-    words = _heard(watched, recording).split()
+    words = _transcribe(watched, recording).split()
     middle = len(words) // 2
     phrases = [" ".join(words[i : i + 3]) for i in (0, middle, len(words) - 3)]
     samples = [recording[at : at + 24].decode("latin-1") for at in (10_000, len(recording) // 2)]
     assert _held(watched, "Clupperdow", "Quillonbury", *phrases, *samples) == []
 
 
-def test_exchanges_write_no_file_print_nothing_and_lead_nowhere_else(watched: Watched) -> None:
+def test_the_enclave_writes_no_file_prints_nothing_and_connects_to_loopback_only(
+    watched: WatchedEnclave,
+) -> None:
     with PremClient(**watched.options) as client:
-        _converse(client)
-    _heard(watched, CLINIC_NOTE.read_bytes())
-    seen = watched.look_for()
+        _chat(client)
+    _transcribe(watched, CLINIC_NOTE.read_bytes())
+    seen = watched.search_memory()
     assert [path for path in seen["written"] if path != os.devnull] == []
     assert {address.split(",")[0] for address in seen["connected"]} == {"('127.0.0.1'"}
     assert list(watched.folder.iterdir()) == []
     assert watched.end() == ""
 
 
-def _heard(watched: Watched, recording: bytes) -> str:
+def _transcribe(watched: WatchedEnclave, recording: bytes) -> str:
     with PremClient(**watched.options, timeout=120) as client:
         said = client.audio.transcriptions.create(
             file=("Clupperdow.wav", recording), prompt="Quillonbury", response_format="verbose_json"
@@ -202,7 +204,7 @@ def _heard(watched: Watched, recording: bytes) -> str:
     return said.text
 
 
-# --- who may ask
+# --- access
 
 
 def _routes(app: Any) -> list[tuple[str, str]]:
@@ -211,7 +213,7 @@ def _routes(app: Any) -> list[tuple[str, str]]:
     ]
 
 
-def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
+def test_every_route_of_the_gateway_requires_the_api_key(shared: Wire) -> None:
     gateway = Gateway(
         api_key="k", scopes=None, models=(), tier=None, enclave=httpx.AsyncClient(), hop_secret="h"
     )
@@ -225,7 +227,7 @@ def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
             assert answer.status_code == 401, path
 
 
-def test_every_route_of_the_enclave_but_its_key_answers_the_gateway_only(shared: Wire) -> None:
+def test_the_enclave_serves_everything_but_its_public_key_to_the_gateway_only(shared: Wire) -> None:
     enclave = Enclave(
         private_key=shared.prem._private_key,
         engine=BuiltInEngine(),
@@ -243,11 +245,11 @@ def test_every_route_of_the_enclave_but_its_key_answers_the_gateway_only(shared:
 
 
 @pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
-def test_both_servers_bound_the_body(url: str) -> None:
+def test_both_servers_limit_the_body_size(url: str) -> None:
     with LocalEnclave(body_limit=1000) as prem, httpx.Client(trust_env=False) as http:
         headers = {"Authorization": f"Bearer {prem.api_key}"}
         target = getattr(prem, url) + "/rvenc/chat/completions"
-        # The enclave's does not even look at a body that does not come from the gateway.
+        # The enclave does not read a body that does not come from the gateway.
         refused = 413 if url == "gateway_url" else 403
         for body in (b"x" * 1001, b"x" * 5_000_000):
             assert http.post(target, content=body, headers=headers).status_code == refused
@@ -255,7 +257,7 @@ def test_both_servers_bound_the_body(url: str) -> None:
 
 def _raw(url: str, request: str) -> bytes:
     address = urlsplit(url)
-    with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as sock:
+    with socket.create_connection((str(address.hostname), address.port or 0), timeout=60) as sock:
         sock.sendall(request.format(port=address.port).encode())
         answer = b""
         while b"\r\n\r\n" not in answer and (piece := sock.recv(65536)):
@@ -275,20 +277,18 @@ def _raw(url: str, request: str) -> bytes:
         "GET /publicKey HTTP/1.1\r\nHost: 127.0.0.1:{port}, evil.example\r\n\r\n",
     ],
 )
-def test_a_request_that_does_not_name_this_machine_is_refused(
-    shared: Wire, url: str, request_text: str
-) -> None:
+def test_a_request_with_another_host_is_rejected(shared: Wire, url: str, request_text: str) -> None:
     assert _raw(getattr(shared.prem, url), request_text).startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
-def test_a_request_that_names_two_machines_is_refused(shared: Wire, url: str) -> None:
+def test_a_request_with_two_hosts_is_rejected(shared: Wire, url: str) -> None:
     two = "GET /publicKey HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n"
     assert _raw(getattr(shared.prem, url), two).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel's list of sockets is Linux's")
-def test_the_kernel_lists_its_sockets_on_loopback_alone(shared: Wire) -> None:
+def test_the_servers_listen_on_loopback_only(shared: Wire) -> None:
     listening: dict[int, set[str]] = {}
     for family in ("tcp", "tcp6"):
         path = Path("/proc/net") / family

@@ -34,7 +34,7 @@ SEARCH = SecretSearch(text=TEXT, raw=RAW, key="v8Jq2LmXw5TzRb1N")
         lambda text: text[-PIECE:],
     ],
 )
-def test_a_text_is_found_in_every_form(show: Callable[[str], str | bytes]) -> None:
+def test_a_text_is_found_in_every_encoding(show: Callable[[str], str | bytes]) -> None:
     assert SEARCH(show(TEXT)) == {"text"}
 
 
@@ -60,7 +60,7 @@ def test_a_text_is_found_in_every_form(show: Callable[[str], str | bytes]) -> No
         lambda raw: repr(b"it's \"" + raw),
     ],
 )
-def test_bytes_are_found_in_every_form(show: Callable[[bytes], str | bytes]) -> None:
+def test_bytes_are_found_in_every_encoding(show: Callable[[bytes], str | bytes]) -> None:
     assert SEARCH(show(RAW)) == {"raw"}
 
 

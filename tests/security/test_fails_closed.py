@@ -1,7 +1,7 @@
-"""Any single change of a sealed byte fails closed, wherever the byte stands: in a request, an answer or a file.
+"""Any single change of a sealed byte in a request, a response or a file fails closed.
 
-Bytes travel as hex, so a change is one of its digits, one digit less, or one more. Of this, `tests/core` holds what a
-single sealed item does, and of a key file every bit (`test_keyfile.py`).
+Sealed bytes are sent as hex, so a change is another digit, one digit less or one more. `tests/crypto` tests single
+sealed items, and every bit of a key file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HEX = "0123456789abcdef"
 
 
 class Change(NamedTuple):
-    """What is done to some hex: a digit replaced by another one, left out, or put in before it."""
+    """A change of some hex: a digit replaced, removed or inserted."""
 
     kind: str
     place: int
@@ -44,13 +44,13 @@ class Change(NamedTuple):
 
     def of(self, text: str) -> str:
         at = self.place % len(text)
-        if self.kind == "left out":
+        if self.kind == "removed":
             return text[:at] + text[at + 1 :]
-        if self.kind == "put in":
+        if self.kind == "inserted":
             return text[:at] + self.digit + text[at:]
-        if self.kind == "a byte less":
+        if self.kind == "a byte removed":
             return text[: at & ~1] + text[(at & ~1) + 2 :]
-        if self.kind == "no hex":
+        if self.kind == "not hex":
             return text[:at] + "gz \x00\xe9-"[HEX.index(self.digit) % 6] + text[at + 1 :]
         new = HEX[(int(text[at], 16) + 1 + HEX.index(self.digit) % 15) % 16]
         return text[:at] + new + text[at + 1 :]
@@ -58,7 +58,7 @@ class Change(NamedTuple):
 
 changes = st.builds(
     Change,
-    st.sampled_from(["replaced", "replaced", "replaced", "left out", "put in", "a byte less", "no hex"]),
+    st.sampled_from(["replaced", "replaced", "replaced", "removed", "inserted", "a byte removed", "not hex"]),
     st.integers(0, 1 << 20),
     st.sampled_from(HEX),
 )
@@ -71,8 +71,7 @@ AUDIO_FIELDS = (*CHAT_FIELDS, "encryptedFile", "fileNonce", "encryptedFileName",
 
 
 def _sent(body: Body) -> dict[str, str]:
-    assert isinstance(body, bytes)  # as small ones are
-    fields: dict[str, str] = json.loads(body)
+    fields: dict[str, str] = json.loads(body if isinstance(body, bytes) else b"".join(body))
     return fields
 
 
@@ -81,14 +80,14 @@ CHAT_BODY = _sent(chat_body(_MADE, json.dumps(params()).encode(), new_nonce()))
 AUDIO_BODY = _sent(audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"note.wav", b"RIFF and so on"))
 
 
-def test_the_requests_open_as_they_are() -> None:
+def test_the_unchanged_requests_open() -> None:
     assert _open(PRIVATE, json.dumps(CHAT_BODY).encode()).params == params()
     assert open_audio(PRIVATE, "transcribe", json.dumps(AUDIO_BODY).encode()).audio == b"RIFF and so on"
 
 
 @given(st.sampled_from(CHAT_FIELDS), changes)
 @thorough
-def test_a_chat_request_with_any_change_is_refused(name: str, change: Change) -> None:
+def test_a_chat_request_with_any_change_is_rejected(name: str, change: Change) -> None:
     body = {**CHAT_BODY, name: change.of(CHAT_BODY[name])}
     with pytest.raises(Refused) as caught:
         _open(PRIVATE, json.dumps(body).encode())
@@ -99,7 +98,7 @@ def test_a_chat_request_with_any_change_is_refused(name: str, change: Change) ->
 
 @given(st.sampled_from(AUDIO_FIELDS), changes)
 @thorough
-def test_a_recording_with_any_change_is_refused(name: str, change: Change) -> None:
+def test_a_transcription_request_with_any_change_is_rejected(name: str, change: Change) -> None:
     body = {**AUDIO_BODY, name: change.of(AUDIO_BODY[name])}
     with pytest.raises(Refused) as caught:
         open_audio(PRIVATE, "transcribe", json.dumps(body).encode())
@@ -110,7 +109,7 @@ def test_a_recording_with_any_change_is_refused(name: str, change: Change) -> No
 
 @given(st.sampled_from(AUDIO_FIELDS), st.sampled_from(AUDIO_FIELDS))
 @thorough
-def test_items_that_change_places_are_refused(one: str, other: str) -> None:
+def test_swapped_items_are_rejected(one: str, other: str) -> None:
     body = {**AUDIO_BODY, one: AUDIO_BODY[other], other: AUDIO_BODY[one]}
     if body == AUDIO_BODY:
         return
@@ -120,7 +119,7 @@ def test_items_that_change_places_are_refused(one: str, other: str) -> None:
 
 @given(st.sets(st.integers(0, 3000)))
 @thorough
-def test_digits_of_the_other_case_are_the_same_bytes(places: set[int]) -> None:
+def test_upper_case_hex_digits_are_the_same_bytes(places: set[int]) -> None:
     body = {
         name: "".join(d.upper() if i % 3000 in places else d for i, d in enumerate(text))
         for name, text in CHAT_BODY.items()
@@ -130,7 +129,7 @@ def test_digits_of_the_other_case_are_the_same_bytes(places: set[int]) -> None:
 
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Wire]:
-    with LocalEnclave(private_key=PRIVATE) as prem, httpx.Client(trust_env=False, timeout=10) as http:
+    with LocalEnclave(private_key=PRIVATE) as prem, httpx.Client(trust_env=False, timeout=60) as http:
         yield Wire(prem, http)
 
 
@@ -141,7 +140,7 @@ def wire() -> Iterator[Wire]:
     changes,
 )
 @settings(thorough, max_examples=40)
-def test_over_the_wire_a_request_with_any_change_is_a_400(
+def test_a_request_with_any_change_gets_status_400(
     wire: Wire, where: tuple[str, str], change: Change
 ) -> None:
     path, name = where
@@ -151,7 +150,7 @@ def test_over_the_wire_a_request_with_any_change_is_a_400(
     assert response.json()["data"] is None
 
 
-# --- answers, at the client
+# --- responses, at the client
 
 ENCLAVE = FakeEnclave()
 KEYS = EncryptionKeys.encapsulate(ENCLAVE.public)
@@ -178,7 +177,7 @@ WHOLE, _ = read(STREAM)
 
 @given(st.integers(0, len(SEALED) - 1), changes)
 @thorough
-def test_a_stream_with_any_change_of_a_chunk_ends_there(number: int, change: Change) -> None:
+def test_a_stream_ends_at_a_chunk_with_any_change(number: int, change: Change) -> None:
     changed = [*SEALED[:number], change.of(SEALED[number]), *SEALED[number + 1 :]]
     chunks, error = read(b"".join(event("data", each) for each in changed) + DONE)
     assert chunks == WHOLE[:number]
@@ -187,8 +186,8 @@ def test_a_stream_with_any_change_of_a_chunk_ends_there(number: int, change: Cha
 
 @given(st.integers(0, len(STREAM) - 1), st.integers(0, 255))
 @settings(thorough, max_examples=500)
-def test_a_stream_with_any_byte_changed_says_nothing_that_was_not_sealed(place: int, byte: int) -> None:
-    # Between the chunks, the names of events and the ends of lines are not sealed: a chunk can be dropped there.
+def test_a_stream_with_any_changed_byte_yields_only_sealed_chunks(place: int, byte: int) -> None:
+    # The names of events and the line ends are not sealed: a change there can drop a chunk.
     chunks, error = read(STREAM[:place] + bytes([byte]) + STREAM[place + 1 :])
     left = iter(WHOLE)
     assert all(each in left for each in chunks), "chunks that were sealed, in their order"
@@ -198,7 +197,7 @@ def test_a_stream_with_any_byte_changed_says_nothing_that_was_not_sealed(place: 
 
 @given(st.sampled_from(["encryptedResponse", "nonce"]), changes)
 @thorough
-def test_an_answer_in_one_piece_with_any_change_does_not_open(name: str, change: Change) -> None:
+def test_a_whole_response_with_any_change_does_not_open(name: str, change: Change) -> None:
     for plaintext, read_it in (
         (COMPLETION, open_completion),
         (b'{"text": "Hello"}', open_response),
@@ -212,7 +211,7 @@ def test_an_answer_in_one_piece_with_any_change_does_not_open(name: str, change:
 
 @given(st.data())
 @settings(thorough, max_examples=500)
-def test_an_answer_in_one_piece_with_any_byte_changed_is_an_error_or_the_same(data: st.DataObject) -> None:
+def test_a_whole_response_with_any_changed_byte_is_an_error_or_unchanged(data: st.DataObject) -> None:
     body = bytearray(OPENED.envelope(COMPLETION))
     body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -227,7 +226,7 @@ def test_an_answer_in_one_piece_with_any_byte_changed_is_an_error_or_the_same(da
 
 @given(changes)
 @settings(thorough, max_examples=100)
-def test_a_kek_file_with_any_change_opens_nothing(
+def test_a_kek_file_with_any_change_opens_no_key_file(
     tmp_path_factory: pytest.TempPathFactory, change: Change
 ) -> None:
     folder = tmp_path_factory.getbasetemp()

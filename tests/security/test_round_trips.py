@@ -1,7 +1,6 @@
-"""Whatever users of either framework write arrives at the model as they wrote it, in the published schema's form.
+"""The model receives every conversation of either framework unchanged, in the published schema.
 
-Every example is sealed, sent over loopback, opened by the embedded enclave and passed on to a model server, whose
-request is what is looked at.
+Every example is sealed, sent over loopback, decrypted by the embedded enclave and forwarded to a model server.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessageChunk
 from support.scripted_upstream import Upstream, delta, finish, tool_call
 from support.security.conversations import (
-    Call,
-    Said,
-    arrived,
+    PlainMessage,
+    ToolCall,
     conversations,
     expected,
     langchain,
     llama_index,
-    replies,
+    model_replies,
+    received,
 )
 from support.wire_schemas import PARAMS
 
@@ -32,25 +31,25 @@ from langchain_prem import ChatPremEncrypted
 from llama_index_prem import PremEncrypted
 from prem_core.enclave import LocalEnclave
 
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few_examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass
 class Model:
-    """A model of either framework on a real enclave, and the server behind that."""
+    """Models of both frameworks on a real enclave, and the model server behind it."""
 
     langchain: ChatPremEncrypted
     llama_index: PremEncrypted
     server: Upstream = field(repr=False)
 
-    def says(self, *chunks: Any) -> None:
+    def respond_with(self, *chunks: Any) -> None:
         self.server.says(*chunks)
 
-    def asked(self) -> list[Said]:
-        """What the last request's messages say, which satisfied the published schema."""
+    def received(self) -> list[PlainMessage]:
+        """The messages of the last request, which must satisfy the published schema."""
         _, request = self.server.requests[-1]
         assert [error.message for error in PARAMS.iter_errors(request)] == []
-        return arrived(request["messages"])
+        return received(request["messages"])
 
 
 @pytest.fixture(scope="module")
@@ -65,46 +64,46 @@ def model(upstream_server: list[Upstream]) -> Iterator[Model]:
 
 
 @given(conversations())
-@few
-def test_a_langchain_conversation_arrives_as_it_was_written(model: Model, said: list[Said]) -> None:
-    model.langchain.invoke(langchain(said))
-    assert model.asked() == expected(said)
+@few_examples
+def test_a_langchain_conversation_arrives_unchanged(model: Model, messages: list[PlainMessage]) -> None:
+    model.langchain.invoke(langchain(messages))
+    assert model.received() == expected(messages)
 
 
 @given(conversations())
-@few
-def test_a_llama_index_conversation_arrives_as_it_was_written(model: Model, said: list[Said]) -> None:
-    model.llama_index.chat(llama_index(said))
-    assert model.asked() == expected(said)
+@few_examples
+def test_a_llama_index_conversation_arrives_unchanged(model: Model, messages: list[PlainMessage]) -> None:
+    model.llama_index.chat(llama_index(messages))
+    assert model.received() == expected(messages)
 
 
-# --- what the model says goes back to it
+# --- the messages of the model are sent back to it
 
 
 def _pieces(text: str, size: int) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text), size)]
 
 
-def chunks(reply: Said, size: int) -> list[Any]:
-    """`reply` as a server streams it, in pieces of so many characters."""
-    said = [delta(reasoning_content=piece) for piece in _pieces(reply.reasoning, size)]
-    said += [delta(content=piece) for piece in _pieces(reply.parts[0][1], size)]
-    said += [delta(refusal=piece) for piece in _pieces(reply.refusal, size)]
+def chunks(reply: PlainMessage, size: int) -> list[Any]:
+    """`reply` as the chunks of a stream, with so many characters each."""
+    messages = [delta(reasoning_content=piece) for piece in _pieces(reply.reasoning, size)]
+    messages += [delta(content=piece) for piece in _pieces(reply.parts[0][1], size)]
+    messages += [delta(refusal=piece) for piece in _pieces(reply.refusal, size)]
     for i, call in enumerate(reply.calls):
-        said.append(delta(tool_calls=[tool_call(i, call.id, call.name)]))
-        said += [
+        messages.append(delta(tool_calls=[tool_call(i, call.id, call.name)]))
+        messages += [
             delta(tool_calls=[tool_call(i, arguments=piece)])
             for piece in _pieces(json.dumps(call.arguments), size)
         ]
-    return [*said, finish("tool_calls" if reply.calls else "stop")]
+    return [*messages, finish("tool_calls" if reply.calls else "stop")]
 
 
-def _langchain_invoked(model: Model) -> Callable[[list[Said]], None]:
+def _langchain_invoked(model: Model) -> Callable[[list[PlainMessage]], None]:
     answer = model.langchain.invoke("Well?")
     return lambda results: model.langchain.invoke([("human", "Well?"), answer, *langchain(results)])  # type: ignore[return-value]
 
 
-def _langchain_streamed(model: Model) -> Callable[[list[Said]], None]:
+def _langchain_streamed(model: Model) -> Callable[[list[PlainMessage]], None]:
     answer: Any = None
     for chunk in model.langchain.stream("Well?"):
         answer = chunk if answer is None else answer + chunk
@@ -112,14 +111,14 @@ def _langchain_streamed(model: Model) -> Callable[[list[Said]], None]:
     return lambda results: model.langchain.invoke([("human", "Well?"), answer, *langchain(results)])  # type: ignore[return-value]
 
 
-def _llama_index_chatted(model: Model) -> Callable[[list[Said]], None]:
-    question = llama_index([Said("user", [("text", "Well?")])])
+def _llama_index_chatted(model: Model) -> Callable[[list[PlainMessage]], None]:
+    question = llama_index([PlainMessage("user", [("text", "Well?")])])
     answer = model.llama_index.chat(question).message
     return lambda results: model.llama_index.chat([*question, answer, *llama_index(results)])  # type: ignore[return-value]
 
 
-def _llama_index_streamed(model: Model) -> Callable[[list[Said]], None]:
-    question = llama_index([Said("user", [("text", "Well?")])])
+def _llama_index_streamed(model: Model) -> Callable[[list[PlainMessage]], None]:
+    question = llama_index([PlainMessage("user", [("text", "Well?")])])
     *_, last = model.llama_index.stream_chat(question)
     return lambda results: model.llama_index.chat([*question, last.message, *llama_index(results)])  # type: ignore[return-value]
 
@@ -127,20 +126,24 @@ def _llama_index_streamed(model: Model) -> Callable[[list[Said]], None]:
 @pytest.mark.parametrize(
     "way", [_langchain_invoked, _langchain_streamed, _llama_index_chatted, _llama_index_streamed]
 )
-@given(reply=replies, size=st.integers(1, 40))
-@few
-def test_an_answer_goes_back_as_the_model_said_it(
-    way: Callable[[Model], Callable[[list[Said]], None]], model: Model, reply: Said, size: int
+@given(reply=model_replies, size=st.integers(1, 40))
+@few_examples
+def test_a_response_is_sent_back_unchanged(
+    way: Callable[[Model], Callable[[list[PlainMessage]], None]], model: Model, reply: PlainMessage, size: int
 ) -> None:
-    model.says(*chunks(reply, size))
+    model.respond_with(*chunks(reply, size))
     go_on = way(model)
-    model.says(delta(content="Yes"), finish())
-    results = [Said("tool", [("text", f"result of {call.name}")], answers=call.id) for call in reply.calls]
+    model.respond_with(delta(content="Yes"), finish())
+    results = [
+        PlainMessage("tool", [("text", f"result of {call.name}")], answers=call.id) for call in reply.calls
+    ]
     go_on(results)
-    assert model.asked() == [Said("user", [("text", "Well?")]), reply, *results]
+    assert model.received() == [PlainMessage("user", [("text", "Well?")]), reply, *results]
 
 
-def test_the_comparison_sees_a_difference() -> None:
-    one = Said("assistant", [("text", "a")], [Call("1", "f", {"x": 1})])
-    assert expected([one]) != expected([Said("assistant", [("text", "a")], [Call("1", "f", {"x": 2})])])
-    assert arrived([{"role": "user", "content": "a"}]) != arrived([{"role": "user", "content": "b"}])
+def test_the_comparison_detects_a_difference() -> None:
+    one = PlainMessage("assistant", [("text", "a")], [ToolCall("1", "f", {"x": 1})])
+    assert expected([one]) != expected(
+        [PlainMessage("assistant", [("text", "a")], [ToolCall("1", "f", {"x": 2})])]
+    )
+    assert received([{"role": "user", "content": "a"}]) != received([{"role": "user", "content": "b"}])

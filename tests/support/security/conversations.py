@@ -1,7 +1,6 @@
-"""Conversations of any kind, as each framework's users write them, and what of them must arrive.
+"""Conversations of any kind in the messages of each framework, and what the model must receive of them.
 
-What a message says is compared in a form of its own: its role, its parts with media as bytes, and its calls with
-arguments as values, whichever way a framework or the wire spells them.
+Messages are compared as `PlainMessage`: media as bytes and arguments as values, independent of their encoding.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """A tool call."""
 
     id: str
@@ -48,8 +47,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one message says.
+class PlainMessage:
+    """A message.
 
     Attributes:
         parts: Text, or media: ("image", url or bytes), ("audio", bytes, format), ("file", bytes, name).
@@ -57,14 +56,14 @@ class Said:
 
     role: str
     parts: list[tuple[Any, ...]]
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     reasoning: str = ""
     refusal: str = ""
     answers: str = ""
 
 
 _calls = st.lists(
-    st.builds(Call, st.uuids().map(str), names, st.dictionaries(texts, values, max_size=3)),
+    st.builds(ToolCall, st.uuids().map(str), names, st.dictionaries(texts, values, max_size=3)),
     max_size=3,
     unique_by=lambda call: call.id,
 )
@@ -75,14 +74,14 @@ _media = (
     | st.tuples(st.just("file"), st.binary(min_size=1, max_size=40), names.map("{}.txt".format))
 )
 _text = st.tuples(st.just("text"), texts)
-_users = st.builds(Said, st.just("user"), st.lists(_text | _media, min_size=1, max_size=4))
-_systems = st.builds(Said, st.just("system"), st.lists(_text, min_size=1, max_size=1))
+_users = st.builds(PlainMessage, st.just("user"), st.lists(_text | _media, min_size=1, max_size=4))
+_systems = st.builds(PlainMessage, st.just("system"), st.lists(_text, min_size=1, max_size=1))
 
-#: What a model says: text, calls or both, or a refusal; with its reasoning.
-replies = st.builds(
-    Said, st.just("assistant"), st.lists(_text, min_size=1, max_size=1), _calls, texts
+#: Messages of a model: text, tool calls or both, or a refusal; with reasoning.
+model_replies = st.builds(
+    PlainMessage, st.just("assistant"), st.lists(_text, min_size=1, max_size=1), _calls, texts
 ) | st.builds(
-    Said,
+    PlainMessage,
     st.just("assistant"),
     st.just([("text", "")]),
     st.just([]),
@@ -92,43 +91,43 @@ replies = st.builds(
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> list[Said]:
-    """A system message or none, and turns: a user, an assistant, and the results of its calls."""
-    said = draw(st.lists(_systems, max_size=1))
+def conversations(draw: st.DrawFn) -> list[PlainMessage]:
+    """An optional system message, and turns: a user, an assistant, and the results of its tool calls."""
+    messages = draw(st.lists(_systems, max_size=1))
     for _ in range(draw(st.integers(1, 3))):
-        said.append(draw(_users))
+        messages.append(draw(_users))
         if draw(st.booleans()):
-            reply = draw(replies)
-            said.append(reply)
+            reply = draw(model_replies)
+            messages.append(reply)
             for call in reply.calls:
-                said.append(Said("tool", [draw(_text)], answers=call.id))
-    return said
+                messages.append(PlainMessage("tool", [draw(_text)], answers=call.id))
+    return messages
 
 
-# --- as users of each framework write them
+# --- in the messages of each framework
 
 
-def langchain(said: Sequence[Said]) -> list[BaseMessage]:
+def langchain(messages: Sequence[PlainMessage]) -> list[BaseMessage]:
     """The conversation in LangChain's messages."""
-    return [_langchain(each) for each in said]
+    return [_langchain(each) for each in messages]
 
 
-def _langchain(said: Said) -> BaseMessage:
-    text = "".join(part[1] for part in said.parts if part[0] == "text")
-    if said.role == "system":
+def _langchain(message: PlainMessage) -> BaseMessage:
+    text = "".join(part[1] for part in message.parts if part[0] == "text")
+    if message.role == "system":
         return SystemMessage(text)
-    if said.role == "tool":
-        return ToolMessage(text, tool_call_id=said.answers)
-    if said.role == "assistant":
-        kwargs = {"reasoning_content": said.reasoning, "refusal": said.refusal}
+    if message.role == "tool":
+        return ToolMessage(text, tool_call_id=message.answers)
+    if message.role == "assistant":
+        kwargs = {"reasoning_content": message.reasoning, "refusal": message.refusal}
         return AIMessage(
             text,
-            tool_calls=[{"id": call.id, "name": call.name, "args": call.arguments} for call in said.calls],
+            tool_calls=[{"id": call.id, "name": call.name, "args": call.arguments} for call in message.calls],
             additional_kwargs={name: value for name, value in kwargs.items() if value},
         )
-    if len(said.parts) == 1 and said.parts[0][0] == "text":
+    if len(message.parts) == 1 and message.parts[0][0] == "text":
         return HumanMessage(text)
-    return HumanMessage([_block(*part) for part in said.parts])
+    return HumanMessage([_block(*part) for part in message.parts])
 
 
 def _block(kind: str, data: Any, more: str = "") -> dict[str, Any]:
@@ -141,21 +140,21 @@ def _block(kind: str, data: Any, more: str = "") -> dict[str, Any]:
     return {**block, "filename": more} if kind == "file" else block
 
 
-def llama_index(said: Sequence[Said]) -> list[ChatMessage]:
+def llama_index(messages: Sequence[PlainMessage]) -> list[ChatMessage]:
     """The conversation in LlamaIndex's messages."""
-    return [_llama_index(each) for each in said]
+    return [_llama_index(each) for each in messages]
 
 
-def _llama_index(said: Said) -> ChatMessage:
-    blocks: list[Any] = [ThinkingBlock(content=said.reasoning)] if said.reasoning else []
-    blocks += [_li_block(*part) for part in said.parts]
+def _llama_index(message: PlainMessage) -> ChatMessage:
+    blocks: list[Any] = [ThinkingBlock(content=message.reasoning)] if message.reasoning else []
+    blocks += [_li_block(*part) for part in message.parts]
     blocks += [
         ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
-        for call in said.calls
+        for call in message.calls
     ]
-    kwargs = {"tool_call_id": said.answers, "refusal": said.refusal}
+    kwargs = {"tool_call_id": message.answers, "refusal": message.refusal}
     return ChatMessage(
-        role=said.role,
+        role=message.role,
         blocks=blocks,
         additional_kwargs={name: value for name, value in kwargs.items() if value},
     )
@@ -168,45 +167,45 @@ def _li_block(kind: str, data: Any, more: str = "") -> Any:
         return (
             ImageBlock(url=data)
             if isinstance(data, str)
-            else ImageBlock(image=_coded(data), image_mimetype="image/png")
+            else ImageBlock(image=_base64(data), image_mimetype="image/png")
         )
     if kind == "audio":
-        return AudioBlock(audio=_coded(data), format=more)
-    return DocumentBlock(data=_coded(data), document_mimetype="text/plain", title=more)
+        return AudioBlock(audio=_base64(data), format=more)
+    return DocumentBlock(data=_base64(data), document_mimetype="text/plain", title=more)
 
 
-def _coded(data: bytes) -> bytes:
-    # The form in which these blocks hold their data; raw bytes they guess about.
+def _base64(data: bytes) -> bytes:
+    # These blocks guess whether raw bytes are base64; encoded ones are unambiguous.
     return base64.b64encode(data)
 
 
-# --- as they arrive
+# --- as the model receives them
 
 
-def expected(said: Sequence[Said]) -> list[Said]:
-    """What must arrive: all of it, but for reasoning from before the last user's message."""
-    last = max((i for i, each in enumerate(said) if each.role == "user"), default=-1)
+def expected(messages: Sequence[PlainMessage]) -> list[PlainMessage]:
+    """What the model must receive: everything except for reasoning before the last user message."""
+    last = max((i for i, each in enumerate(messages) if each.role == "user"), default=-1)
     return [
-        Said(
+        PlainMessage(
             each.role, each.parts, each.calls, each.reasoning if i > last else "", each.refusal, each.answers
         )
-        for i, each in enumerate(said)
+        for i, each in enumerate(messages)
     ]
 
 
-def arrived(messages: Sequence[dict[str, Any]]) -> list[Said]:
-    """What messages of the published schema say."""
-    return [_arrived(message) for message in messages]
+def received(messages: Sequence[dict[str, Any]]) -> list[PlainMessage]:
+    """Messages of the published schema as `PlainMessage`."""
+    return [_received_message(message) for message in messages]
 
 
-def _arrived(message: dict[str, Any]) -> Said:
+def _received_message(message: dict[str, Any]) -> PlainMessage:
     content = message.get("content", "")
     parts = [("text", content)] if isinstance(content, str) else [_part(part) for part in content]
     calls = [
-        Call(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"] or "{}"))
+        ToolCall(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"] or "{}"))
         for call in message.get("tool_calls", ())
     ]
-    return Said(
+    return PlainMessage(
         message["role"],
         parts,
         calls,

@@ -1,9 +1,8 @@
-"""An embedded enclave in a process of its own, which looks through its memory when it is told to.
+"""An embedded enclave in its own process, which searches its memory on request.
 
-Prints what a client needs, then answers each line of standard input, a JSON list of words, with a JSON object: which of
-the words some object of the process still holds, what files were opened to be written, and where connections went.
-
-The words come spelled backwards, and are looked for backwards: the search itself must not be what is found.
+It prints the options for a client. Then it responds to each line of standard input, a JSON list of words, with a JSON
+object: the words that are still in some object of the process, the files opened for writing, and the addresses of
+connections. The words are reversed, so that the search does not find itself.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
 
 
 def texts() -> Iterator[str | bytes]:
-    """Every text and every bytes that an object of this process refers to."""
+    """Every `str` and `bytes` that an object of this process refers to."""
     gc.collect()
     seen: set[int] = set()
     pending = gc.get_objects()
@@ -62,9 +61,9 @@ def main() -> None:
             held: set[str] = set()
             for text in texts():
                 shown = text if isinstance(text, str) else text.decode("latin-1")
-                turned = shown[::-1].lower()
-                held |= {word for word in backwards if word in turned and shown != line}
-                del shown, turned, text
+                reversed_text = shown[::-1].lower()
+                held |= {word for word in backwards if word in reversed_text and shown != line}
+                del shown, reversed_text, text
             print(json.dumps({"held": sorted(held), "written": written, "connected": connected}), flush=True)
 
 
