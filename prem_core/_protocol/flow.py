@@ -20,7 +20,7 @@ import functools
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from prem_core import _errors as errors
 from prem_core._crypto.aead import new_nonce
@@ -41,6 +41,8 @@ from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE, MODELS_ROUTE
 
 if TYPE_CHECKING:
     from prem_core._audio.upload import Recording
+
+R = TypeVar("R")
 
 #: Bytes of plaintext from which sealing would hold an event loop for longer than about a millisecond.
 OFFLOAD_BYTES: Final = 256 * 1024
@@ -293,7 +295,7 @@ def transcribe(
 def list_models(kind: str | None, settings: FlowSettings) -> Flow:
     """The list of models the gateway offers: those of one type, or all."""
     request = Send("GET", "gateway", MODELS_ROUTE, query={"type": kind} if kind else {})
-    yield read_models((yield from _fetch_with_retries(request, settings)))
+    yield (yield from _fetch_with_retries(request, settings, read_models))
 
 
 def fetch_public_key(settings: FlowSettings) -> Flow:
@@ -304,9 +306,8 @@ def fetch_public_key(settings: FlowSettings) -> Flow:
         APIConnectionError: It could not be reached.
     """
     try:
-        yield read_public_key(
-            (yield from _fetch_with_retries(Send("GET", "enclave", PUBLIC_KEY_PATH), settings))
-        )
+        request = Send("GET", "enclave", PUBLIC_KEY_PATH)
+        yield (yield from _fetch_with_retries(request, settings, read_public_key))
     except errors.APIConnectionError:
         raise
     except errors.APIError as error:
@@ -377,12 +378,14 @@ _ACQUIRE_WITH_KEY: Final = Acquire()
 _ACQUIRE: Final = Acquire(key=False)
 
 
-def _fetch_with_retries(request: Send, settings: FlowSettings) -> Generator[Step, Any, bytes]:
-    """The body of an answer to a request that is not sealed."""
+def _fetch_with_retries(
+    request: Send, settings: FlowSettings, read: Callable[[bytes], R]
+) -> Generator[Step, Any, R]:
+    """The body of a response to a request that is not sealed, read by `read`: a 200 may report an error inside."""
     retries = 0
     while True:
         try:
-            return (yield from _fetch(request, settings))
+            return read((yield from _fetch(request, settings)))
         except errors.APIError as error:
             delay = settings.retry.delay(retries, error)
             if delay is None:

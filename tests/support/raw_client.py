@@ -43,9 +43,9 @@ class Sealed:
     def events(self, response: httpx.Response) -> list[tuple[str, Any]]:
         """Every event: its name, and its data opened (``[DONE]`` as it is)."""
         response.read()
+        assert response.content.endswith(b"\n\n")  # no incomplete event
         decoder = EventDecoder(1 << 24)
         events = list(decoder.feed(response.content))
-        assert not decoder.pending
         return [
             (name.decode(), data.decode() if name == b"done" else self.open_hex(data))
             for name, data in events
