@@ -260,7 +260,7 @@ def _error(error: errors.APIError) -> Outcome:
     assert "\n" not in str(error), "an error's text has more than one line"
     assert len(str(error)) <= 1200
     is_key_rotation_error(error)
-    delay = RetryPolicy(max_retries=1, dice=lambda: 0.5).delay(0, error)
+    delay = RetryPolicy(max_retries=1, rng=lambda: 0.5).delay(0, error)
     assert delay is None or 0 <= delay <= MAX_RETRY_AFTER + MAX_DELAY, "a wait that is none"
     return outcome
 
