@@ -350,12 +350,12 @@ def run_keyfile(data: bytes) -> Outcome:
             assert len(kek) == 32
         try:
             file = keyfile.read_header(path)
-            keys = file.open(KEK)
+            secret = file.open(KEK)
         except errors.ConfigurationError as error:
             text = checked(error, KEK.hex()).detail.replace(str(path), "the file")
             return Outcome(f"refused, {'a' if kek else 'no'} KEK", text)
     assert data == key_image(), "a file that was changed opens"
-    assert keys == KEYS
+    assert EncryptionKeys(secret, file.cipher_text) == KEYS
     return Outcome("opens", repr(file.created))
 
 
