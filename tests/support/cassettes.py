@@ -1,12 +1,11 @@
 """vcrpy cassettes of encrypted exchanges.
 
-A recorded body never comes again: each request has a fresh secret and nonce. So a cassette is matched on
-the request's parameters, opened with the test key, and its reply is sealed again for the request
-that asks. The client under test is the one users have; only the key is the tests' own.
+Each request has a fresh secret and nonce, so no two bodies are equal. A cassette therefore matches requests by their
+parameters, which the test key decrypts, and seals the recorded response again for the new request.
 
-Recorded from the embedded enclave, an exchange is kept as it went over the wire. The live service's private key nobody
-has: there the exchange is opened with the secret that this process made for it, and kept as it would have
-been with an enclave that has the tests' key. No secret of the service's, or for it, is in a cassette.
+An exchange with the embedded enclave is recorded as it was sent. An exchange with the live service, whose private key
+is not known, is decrypted with the secret that this process made for it, and recorded as if it were sealed to the test
+key. A cassette contains no secret of the service.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _MATCH_ON = ["method", "path", "prem_params"]
 
 
 def same_params(one: Request, other: Request) -> None:
-    """Two requests ask for the same: what they seal is the same."""
+    """Match two requests with the same sealed parameters."""
     if not (one.body and other.body):
         assert not (one.body or other.body)
         return
@@ -40,7 +39,7 @@ def same_params(one: Request, other: Request) -> None:
 
 
 def resealing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make cassettes answer a request under its own secret."""
+    """Seal the responses of cassettes for the request that is played."""
     plain = Cassette.play_response
 
     def play_response(self: Cassette, request: Request) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def resealing(monkeypatch: pytest.MonkeyPatch) -> None:
             Opened.request(request.body), response["body"]["string"]
         )
         sealed["body"]["string"] = body
-        # The one framing header a recorded stream has; the replayed body comes whole.
+        # The replayed body is not chunked.
         sealed["headers"].pop("transfer-encoding", None)
         return sealed
 
@@ -61,25 +60,25 @@ def resealing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def under_the_test_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make cassettes keep whatever is recorded as an exchange with the test enclave."""
+    """Record exchanges as if they were sealed to the test key."""
     made: dict[str, EncryptionKeys] = {}
     encapsulate = EncryptionKeys.encapsulate.__func__
     append = Cassette.append
 
-    def remembered(cls: type[EncryptionKeys], public_key: PublicKey) -> EncryptionKeys:
+    def encapsulate_and_keep(cls: type[EncryptionKeys], public_key: PublicKey) -> EncryptionKeys:
         keys = encapsulate(cls, public_key)
         made[keys.cipher_text.hex()] = keys
         return keys
 
-    def kept(self: Cassette, request: Request, response: dict[str, Any]) -> None:
-        # Of the service's headers nothing else is needed, and some of them tell of whom they answered.
+    def append_resealed(self: Cassette, request: Request, response: dict[str, Any]) -> None:
+        # The other headers are not needed, and some of them identify the account.
         headers = {name: each for name, each in response["headers"].items() if name.lower() == "content-type"}
         response = copy.deepcopy(response) | {"headers": headers}
         if request.path == PUBLIC_KEY_PATH:
             text = json.dumps({"publicKey": bytes(TEST_KEY.public_key()).hex()})
             response["body"]["string"] = text.encode()
         elif "authorization" not in request.headers:
-            return  # the embedded gateway's own call of its enclave
+            return  # a request of the embedded gateway to its enclave
         elif request.body:
             live = Opened.request(request.body, made[json.loads(request.body)["cipherText"]])
             request = copy.deepcopy(request)
@@ -87,12 +86,12 @@ def under_the_test_key(monkeypatch: pytest.MonkeyPatch) -> None:
             response["body"]["string"] = live.resealed(here, response["body"]["string"])
         append(self, request, response)
 
-    monkeypatch.setattr(EncryptionKeys, "encapsulate", classmethod(remembered))
-    monkeypatch.setattr(Cassette, "append", kept)
+    monkeypatch.setattr(EncryptionKeys, "encapsulate", classmethod(encapsulate_and_keep))
+    monkeypatch.setattr(Cassette, "append", append_resealed)
 
 
 def cassette(name: str | Path, *, record: bool = False) -> Any:
-    """A context manager in which httpx plays `name` back; with `record`, writes it anew."""
+    """A context manager in which httpx replays the cassette `name`, or records it again."""
     path = CASSETTES / name
     if record:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What is written in README.md and on the site's pages, for the tests that hold it to the code."""
+"""Read README.md and the pages of the site: text, sections, tables and code blocks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from support.paths import ROOT
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 
-#: What is run and read by the tests: README.md, and the site's pages.
+#: README.md and the pages of the site, whose code blocks are run.
 PAGES = (README, *sorted(DOCS.rglob("*.md")))
 
-#: These, and the other texts beside the code: their links and commands are to be right as well.
+#: These and all other Markdown files, whose links and commands are checked.
 TEXTS = (*PAGES, *sorted(set(ROOT.glob("*.md")) - {README}), *sorted(ROOT.glob("*/README.md")))
 
-#: How a block begins that no test runs. What follows is the reason, which its reader sees too.
+#: The first line of a code block that is not run, followed by the reason.
 NOT_RUN = "# Not run in the tests: "
 
-#: The kinds of blocks there are. `output` stands behind a Python block, and is what that prints.
+#: The kinds of code blocks. `output` follows a Python block and is what it prints.
 KINDS = ("bash", "json", "output", "python", "text", "toml", "typescript")
 
 
@@ -32,35 +32,35 @@ def name_of(page: Path) -> str:
 
 
 def text_of(page: Path) -> str:
-    """A page as it is written."""
+    """The source of a page."""
     return page.read_text(encoding="utf-8")
 
 
 def prose_of(page: Path) -> str:
-    """A page without its blocks."""
+    """A page without its code blocks."""
     return re.sub(r"^( *)```.*?^\1```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, *kinds: str) -> list[Example]:
-    """A page's blocks of these kinds, in their order. Python blocks know how to be run."""
+    """The code blocks of these kinds, in order. Python blocks can be run."""
     parsers = [CodeBlockParser(kind, _run if kind == "python" else _nothing) for kind in kinds]
     return list(Sybil(parsers=parsers, path=str(page.parent)).parse(page).examples())
 
 
 def kind_of(block: Example) -> str:
-    """The language a block is marked with."""
+    """The language of a code block."""
     return _region(block).lexemes["arguments"]
 
 
 def section(page: Path, title: str) -> str:
-    """What stands below a heading, until the next one of its level or above."""
+    """The text below a heading, up to the next one of the same level or above."""
     found = re.search(rf"^(#+) {re.escape(title)}\n(.*)", text_of(page), re.MULTILINE | re.DOTALL)
     assert found is not None, f"{name_of(page)} has no section {title!r}"
     return re.split(rf"^#{{1,{len(found[1])}}} ", found[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def first_cells(table: str) -> list[str]:
-    """The first cell of every row of the tables in a text, heads left out."""
+    """The first cell of every row of the tables in a text, without the header rows."""
     rows = re.findall(r"^\|(.*)\|$", table, re.MULTILINE)
     ruled = [i for i, row in enumerate(rows) if re.fullmatch(r"[\s:|-]+", row)]
     heads = {i - 1 for i in ruled} | set(ruled)
@@ -72,7 +72,7 @@ def _region(block: Example) -> Region:
 
 
 def _run(block: Example) -> None:
-    # Lines of the page are the code's lines: a traceback leads there.
+    # The code keeps its line numbers of the page, for tracebacks.
     source = "\n" * (block.line + block.parsed.line_offset) + block.parsed
     exec(compile(source, block.path, "exec", dont_inherit=True), block.namespace)
 

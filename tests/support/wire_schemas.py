@@ -1,9 +1,4 @@
-"""Look at recorded exchanges with the test enclave's private key.
-
-What the gateway saw is ciphertext. Tests hold the key of the enclave they start, so they can open a
-recorded request or reply: to validate it against the published schemas, to compare it, or to seal a
-recorded reply again for another request.
-"""
+"""Decrypt recorded exchanges with the test enclave's private key, and validate them by the published schemas."""
 
 from __future__ import annotations
 
@@ -20,12 +15,12 @@ from prem_core._protocol.sse import EventDecoder
 from support.paths import DATA as DATA
 from support.paths import SCHEMAS
 
-#: The key of every enclave these tests start, and of the committed cassettes. It protects nothing.
+#: The private key of the enclaves in tests and of the committed cassettes. It protects nothing.
 TEST_KEY = PrivateKey(b"prem-encrypted test enclave seed")
 
 
 def schema(name: str) -> Draft202012Validator:
-    """A published schema, by its file's name."""
+    """The validator of a published schema."""
     return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
 
 
@@ -36,7 +31,7 @@ CHUNK = schema("chat-chunk")
 
 @dataclass(frozen=True)
 class Opened:
-    """A chat request, opened with the test key."""
+    """A decrypted chat request."""
 
     keys: EncryptionKeys
     nonce: bytes
@@ -44,7 +39,7 @@ class Opened:
 
     @classmethod
     def request(cls, body: bytes, keys: EncryptionKeys | None = None) -> Opened:
-        """Opened with these keys, or with the test enclave's."""
+        """Decrypt a request with these keys, or with the test key."""
         fields = json.loads(body)
         cipher_text = bytes.fromhex(fields["cipherText"])
         keys = keys or EncryptionKeys(TEST_KEY.decapsulate(cipher_text), cipher_text)
@@ -53,7 +48,7 @@ class Opened:
 
     @classmethod
     def sealed(cls, params: dict[str, Any]) -> tuple[Opened, bytes]:
-        """A request for the test enclave, and its body."""
+        """A request to the test enclave, and its body."""
         keys, nonce = EncryptionKeys.encapsulate(TEST_KEY.public_key()), new_nonce()
         fields = {
             "encryptedInference": keys.seal(json.dumps(params).encode(), nonce).hex(),
@@ -63,7 +58,7 @@ class Opened:
         return cls(keys, nonce, params), json.dumps(fields).encode()
 
     def chunks(self, reply: bytes) -> list[dict[str, Any]]:
-        """The chunks of an event stream that answers this request."""
+        """The chunks of the event stream that responds to this request."""
         events = list(EventDecoder(1 << 24).feed(reply))
         return [
             json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce))
@@ -72,7 +67,7 @@ class Opened:
         ]
 
     def resealed(self, other: Opened, reply: bytes) -> bytes:
-        """`reply`, which answers this request, as it would answer `other`: a stream, or an envelope."""
+        """The response to this request (a stream or an envelope), sealed again as a response to `other`."""
         if reply.lstrip().startswith(b"{"):
             envelope = json.loads(reply)
             data = envelope["data"]
@@ -90,7 +85,7 @@ class Opened:
 
 
 def problems(body: bytes) -> list[str]:
-    """What the published schemas find wrong with a chat request: the sealed outside, and the inside."""
+    """The violations of the published schemas by a chat request: its body, and its decrypted parameters."""
     found = [error.message for error in REQUEST.iter_errors(json.loads(body))]
     found += [
         f"{error.json_path}: {error.validator}" for error in PARAMS.iter_errors(Opened.request(body).params)

@@ -1,9 +1,9 @@
-"""Poly1305's one-time key, worked out from two items that were sealed under it.
+"""Compute Poly1305's one-time key from two items that were sealed with it.
 
 The key is a point r and a mask s. An item's tag is a polynomial whose coefficients are the ciphertext's blocks, at the
-point r modulo 2^130 - 5, plus s modulo 2^128 (RFC 8439, section 2.5). Two tags under one key: s goes out by
-subtraction, and r is a root of what is left. Nothing here needs the secret; a nonce that is used once never lets it
-come to this.
+point r modulo 2^130 - 5, plus s modulo 2^128 (RFC 8439, section 2.5). The difference of two tags with
+one key does not contain s, and r is a root of the difference of the polynomials. This needs no secret, but two items
+with one nonce.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 TAG_BYTES: Final = 16
 P: Final = 2**130 - 5
 
-#: The bits that r may have.
+#: The bits that may be set in r.
 CLAMP: Final = 0x0FFFFFFC0FFFFFFC0FFFFFFC0FFFFFFF
 
 #: Coefficients modulo P, the constant one first, the last one not 0.
@@ -23,7 +23,7 @@ Polynomial = list[int]
 
 
 def tag(ciphertext: bytes, r: int, s: int) -> bytes:
-    """The tag of a ciphertext, as XChaCha20-Poly1305 makes it without associated data."""
+    """The XChaCha20-Poly1305 tag of a ciphertext without associated data."""
     return ((_value(_polynomial(ciphertext), r) + s) % 2**128).to_bytes(16, "little")
 
 
@@ -31,13 +31,13 @@ def one_time_key(one: bytes, other: bytes) -> tuple[int, int]:
     """r and s, from two sealed items (ciphertext and tag each) of one key and nonce.
 
     Raises:
-        ValueError: They were sealed under two.
+        ValueError: They were sealed with two keys or nonces.
     """
     (a, tag_a), (b, tag_b) = _parts(one), _parts(other)
     difference = _subtract(a, b)
-    # Both sums were below 2^130 before s was added and the rest cut off.
-    for lost in range(-4, 5):
-        equation = _trimmed([(difference[0] - (tag_a - tag_b) - lost * 2**128) % P, *difference[1:]])
+    # Both sums were below 2^130 before s was added, modulo 2^128.
+    for carry in range(-4, 5):
+        equation = _trimmed([(difference[0] - (tag_a - tag_b) - carry * 2**128) % P, *difference[1:]])
         for r in _roots(equation):
             if r & ~CLAMP == 0:
                 return r, (tag_a - _value(a, r)) % 2**128
