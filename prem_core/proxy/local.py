@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from prem_core import _config
 from prem_core._client.client import AsyncPremClient
 from prem_core._crypto.keys import EncryptionKeys
+from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core.proxy.app import Proxy
@@ -92,6 +93,7 @@ class LocalProxy:
         EnclaveKeyError: `enclave_public_key` is not an X-Wing key.
     """
 
+    @without_traceback
     def __init__(
         self,
         *,

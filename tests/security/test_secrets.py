@@ -447,17 +447,7 @@ def test_any_other_error_contains_no_secret(name: str, enclaves: Enclaves) -> No
     assert SEARCH.find(serialised(error)) == []
 
 
-#: What is known to fail until it is mended: `LocalProxy.__init__` keeps the key it was given in its locals.
-waiting = pytest.mark.xfail(strict=True, reason="LocalProxy.__init__ is not without_traceback")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=waiting if name.startswith("proxy: ") else [])
-        for name in sorted(OTHER_FAILURES.keys() - KEY_IS_THE_WRONG_ARGUMENT)
-    ],
-)
+@pytest.mark.parametrize("name", sorted(OTHER_FAILURES.keys() - KEY_IS_THE_WRONG_ARGUMENT))
 def test_no_local_variable_in_a_traceback_holds_a_key(name: str, enclaves: Enclaves) -> None:
     kind, call = OTHER_FAILURES[name]
     error = capture_error(lambda: call(enclaves), kind)
