@@ -73,7 +73,7 @@ def read_by_prem(arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("words", SHOWN)
-def test_a_command_that_is_shown_is_one(words: list[str]) -> None:
+def test_every_shown_command_is_valid(words: list[str]) -> None:
     program, *arguments = words
     if program == "prem":
         assert read_by_prem(arguments)
@@ -98,14 +98,14 @@ def test_a_command_that_is_shown_is_one(words: list[str]) -> None:
     "arguments",
     [["chat", "--modell", "x"], ["keys", "forge"], ["models", "--type", "poem"], ["transcribe"], ["no"]],
 )
-def test_a_command_that_is_none_would_be_noticed(arguments: list[str]) -> None:
+def test_an_invalid_command_is_detected(arguments: list[str]) -> None:
     with pytest.raises(Exception, match="(?i)no such|is not one of|missing") as caught:
         read_by_prem(arguments)
     assert type(caught.value).__module__.startswith(("click", "typer"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_an_option_and_a_target_in_a_sentence_are_there(page: Path) -> None:
+def test_options_and_make_targets_in_the_text_exist(page: Path) -> None:
     spelt = {
         option
         for command in _every_command(typer.main.get_command(application()))
@@ -119,20 +119,20 @@ def test_an_option_and_a_target_in_a_sentence_are_there(page: Path) -> None:
     assert said <= set(prem_core.cli.COMMANDS)
 
 
-def test_the_page_on_the_command_line_has_every_command() -> None:
+def test_the_command_line_page_lists_every_command() -> None:
     page = DOCS / "command-line.md"
     assert sorted(re.findall(r"^## prem (\w+)$", text_of(page), re.MULTILINE)) == sorted(
         prem_core.cli.COMMANDS
     )
 
 
-def test_the_page_on_the_command_line_has_every_exit_code() -> None:
+def test_the_command_line_page_lists_every_exit_code() -> None:
     page = DOCS / "command-line.md"
     shown = re.findall(r"^\| (\d+) \|", section(page, "Exit codes"), re.MULTILINE)
     assert shown == re.findall(r"^(\d+) {2,}", prem_core.cli.__doc__ or "", re.MULTILINE)
 
 
-def test_the_page_on_the_proxy_has_every_route() -> None:
+def test_the_proxy_page_lists_every_route() -> None:
     nobody: Any = None
     proxy = Proxy(
         clients=nobody,
@@ -152,7 +152,7 @@ def test_the_page_on_the_proxy_has_every_route() -> None:
     assert set(re.findall(r"`((?:GET|POST) \S+)`", section(page, "Routes"))) == routes
 
 
-def test_the_page_on_installing_has_every_extra_and_what_it_brings() -> None:
+def test_the_install_page_lists_every_extra_and_its_packages() -> None:
     page = DOCS / "install.md"
     table = dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \|", section(page, "Extras"), re.MULTILINE))
     assert set(table) == EXTRAS

@@ -49,7 +49,7 @@ def names(cell: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("title", "theirs", "base", "ours"), FRAMEWORKS)
-def test_every_field_of_the_model_that_is_left_is_in_the_table(
+def test_the_migration_table_covers_every_field_of_the_other_model(
     title: str, theirs: type, base: type, ours: type
 ) -> None:
     del ours
@@ -59,7 +59,7 @@ def test_every_field_of_the_model_that_is_left_is_in_the_table(
 
 
 @pytest.mark.parametrize(("title", "theirs", "base", "ours"), FRAMEWORKS)
-def test_what_a_field_is_said_to_become_it_is(title: str, theirs: type, base: type, ours: type) -> None:
+def test_the_migration_table_names_the_right_field(title: str, theirs: type, base: type, ours: type) -> None:
     del theirs, base
     for first, becomes, *_ in rows(title):
         (name,) = names(first)
@@ -73,14 +73,16 @@ def test_what_a_field_is_said_to_become_it_is(title: str, theirs: type, base: ty
 
 
 @pytest.mark.parametrize(("title", "theirs", "base", "ours"), FRAMEWORKS)
-def test_a_setting_that_a_row_names_is_one(title: str, theirs: type, base: type, ours: type) -> None:
+def test_every_setting_in_the_migration_table_exists(
+    title: str, theirs: type, base: type, ours: type
+) -> None:
     known = {*theirs.model_fields, *ours.model_fields, *dir(ours), *base.model_fields}
     for _, _, remark in rows(title):
         for name in names(remark.replace("=", "")):
             assert name in known or name.isupper()
 
 
-def test_a_name_of_the_typescript_sdk_becomes_what_there_is() -> None:
+def test_every_name_of_the_typescript_sdk_maps_to_an_existing_name() -> None:
     variables = {name for group in _config.VARIABLES.values() for name in group} | {keyfile.KEK_VARIABLE}
     attributes = dir(prem_core.APIStatusError(""))
     known = {*DEFAULTS, *prem_core.__all__, *prem_core.proxy.__all__, *attributes, *variables}
@@ -97,7 +99,7 @@ def test_a_name_of_the_typescript_sdk_becomes_what_there_is() -> None:
     assert "proxy" in COMMANDS
 
 
-def test_what_is_said_of_chat_openai_is_so() -> None:
+def test_the_statements_on_chat_openai_are_true() -> None:
     with pytest.warns(UserWarning, match="foo"):
         theirs = ChatOpenAI(model="gpt-4o", api_key="sk-none", foo=1)
     assert theirs.model_kwargs == {"foo": 1}
@@ -113,7 +115,7 @@ def test_what_is_said_of_chat_openai_is_so() -> None:
     assert b"sk_test_x" not in pickle.dumps(ours)
 
 
-def test_what_is_said_of_llms_openai_is_so() -> None:
+def test_the_statements_on_llms_openai_are_true() -> None:
     theirs = OpenAI(model="gpt-4o", api_key="sk-none", max_tokens=7, additional_kwargs={"seed": 1}, foo=1)
     assert theirs.temperature == 0.1
     sent = theirs._get_model_kwargs(max_tokens=5, seed=2, stream=True)

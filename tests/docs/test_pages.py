@@ -38,7 +38,7 @@ TAKEN = re.compile(r'^--8<-- "([\w.]+)"(?:, (.+))?$', re.MULTILINE)
 # --- the README's tables ----------------------------------------------------------------------------------
 
 
-def test_what_is_assumed_is_listed_and_nothing_else() -> None:
+def test_the_readme_lists_exactly_the_assumptions_of_the_code() -> None:
     table = section(README, "What we could not check against the live service")
     listed = [name for cell in first_cells(table) for name in re.findall(r"`(\w+)`", cell)]
     defined = {
@@ -54,19 +54,19 @@ def test_what_is_assumed_is_listed_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("setting", sorted(_config.VARIABLES))
-def test_the_settings_table_names_the_variables_of_a_setting(setting: str) -> None:
+def test_the_settings_table_lists_the_variables_of_a_setting(setting: str) -> None:
     row = re.search(rf"^\| `{setting}` \| (.*?) \|", section(README, "Settings"), re.MULTILINE)
     assert row is not None
     assert tuple(re.findall(r"`(\w+)`", row[1])) == _config.VARIABLES[setting]
 
 
-def test_the_settings_table_has_every_argument_of_a_client() -> None:
+def test_the_settings_table_lists_every_argument_of_a_client() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", section(README, "Settings"), re.MULTILINE)
     # The text below the table names the one that is another name of `gateway_url`.
     assert sorted([*listed, "proxy_url"]) == sorted(DEFAULTS)
 
 
-def test_the_settings_table_has_the_defaults_of_a_client() -> None:
+def test_the_settings_table_lists_the_defaults_of_a_client() -> None:
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|", section(README, "Settings"), re.MULTILINE)
     shown = {name: default.strip("` ").split(";")[0] for name, default in rows}
     for name in ("timeout", "max_retries", "max_concurrency", "allow_insecure"):
@@ -86,13 +86,13 @@ def test_the_settings_table_has_the_defaults_of_a_client() -> None:
 # --- the pages' tables ------------------------------------------------------------------------------------
 
 
-def test_the_tree_of_errors_is_the_one_of_the_code() -> None:
+def test_the_error_tree_on_the_page_matches_the_code() -> None:
     (drawn,) = blocks(DOCS / "errors.md", "text")
     assert all(line.strip() in (_errors.__doc__ or "") for line in drawn.parsed.splitlines())
     assert {kind.__name__ for kind in _every_error(PremError)} == set(re.findall(r"\w+Error\b", drawn.parsed))
 
 
-def test_every_error_has_what_to_do_and_whether_to_try_again() -> None:
+def test_every_error_is_listed_with_whether_it_is_retryable() -> None:
     rows = re.findall(
         r"^\| `(\w+Error)` \| (yes|no) \|", section(DOCS / "errors.md", "What to do"), re.MULTILINE
     )
@@ -131,7 +131,7 @@ def test_every_public_name_is_in_the_reference(page: str, package: str) -> None:
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)
-def test_a_relative_link_leads_somewhere(page: Path) -> None:
+def test_every_relative_link_has_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -142,12 +142,12 @@ def test_a_relative_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)
-def test_a_file_of_the_project_that_a_sentence_names_is_there(page: Path) -> None:
+def test_every_file_named_in_the_text_exists(page: Path) -> None:
     for path in re.findall(r"`((?:\w+/)+[\w.-]*\.(?:py|md|ipynb|wav|json|txt|yaml))`", prose_of(page)):
         assert (ROOT / path).is_file() or (page.parent / path).is_file(), path
 
 
-def test_the_map_of_the_code_names_files_that_are_there() -> None:
+def test_the_map_of_the_code_names_existing_files() -> None:
     drawn = section(ROOT / "CONTRIBUTING.md", "Where things live").split("```")[1]
     for line in filter(None, drawn.splitlines()):
         package, _, names = re.split(r"\s{2,}", line)[0].partition("/")
@@ -156,7 +156,7 @@ def test_the_map_of_the_code_names_files_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if TAKEN.search(text_of(page))], ids=name_of)
-def test_what_a_page_takes_from_elsewhere_is_there(page: Path) -> None:
+def test_every_included_section_exists(page: Path) -> None:
     for file, title in TAKEN.findall(text_of(page)):
         assert section(ROOT / file, title) if title else text_of(ROOT / file)
 
@@ -171,7 +171,7 @@ def test_every_page_is_in_the_navigation_and_has_a_title() -> None:
         assert re.match(r'# |--8<-- "[\w.]+"\n', text_of(page)), name_of(page)
 
 
-def test_the_site_fetches_nothing_from_elsewhere() -> None:
+def test_the_site_loads_nothing_from_another_host() -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert config["theme"]["font"] is False
     assert config["use_directory_urls"] is False
@@ -183,7 +183,7 @@ def test_the_site_fetches_nothing_from_elsewhere() -> None:
 @pytest.mark.parametrize(
     "fetched", ['<script src="https://else.where/a.js">', "<link rel=stylesheet href=//else.where/a.css>"]
 )
-def test_a_page_that_fetches_from_elsewhere_is_not_built(fetched: str) -> None:
+def test_a_page_that_loads_from_another_host_fails_the_build(fetched: str) -> None:
     hooks = runpy.run_path(str(DOCS / "_site" / "hooks.py"))
     page = SimpleNamespace(file=SimpleNamespace(src_uri="page.md"))
     here = '<script src="a.js"></script><a href="https://else.where">read it there</a>'

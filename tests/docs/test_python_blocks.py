@@ -39,7 +39,9 @@ def is_run(block: Example) -> bool:
 
 @pytest.mark.usefixtures("as_a_reader")
 @pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
-def test_a_block_of_the_readme_runs_by_itself(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_code_block_of_the_readme_runs_by_itself(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     block = blocks(README, "python")[number]
     block.namespace["__name__"] = "readme"
     block.evaluate()
@@ -48,7 +50,7 @@ def test_a_block_of_the_readme_runs_by_itself(number: int, capsys: pytest.Captur
 
 @pytest.mark.usefixtures("as_a_reader")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
-def test_the_blocks_of_a_page_run_and_print_what_it_says(
+def test_the_code_blocks_of_a_page_run_with_the_shown_output(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = blocks(page, "python", "output")
@@ -71,7 +73,7 @@ def test_the_blocks_of_a_page_run_and_print_what_it_says(
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
-def test_what_a_page_shows_as_printed_stands_below_the_block_that_prints_it(page: Path) -> None:
+def test_every_shown_output_follows_its_code_block(page: Path) -> None:
     found = blocks(page, "python", "output")
     for before, shown in zip([None, *found], found, strict=False):
         if kind_of(shown) == "output":
@@ -80,7 +82,7 @@ def test_what_a_page_shows_as_printed_stands_below_the_block_that_prints_it(page
             assert is_run(before)
 
 
-def test_the_suite_of_the_page_on_testing_passes(tmp_path: Path) -> None:
+def test_the_example_test_suite_passes(tmp_path: Path) -> None:
     page = DOCS / "testing.md"
     files = [(found[1], block) for block in blocks(page, "python") if (found := FILE.match(block.parsed))]
     assert [name for name, _ in files] == ["conftest", "test_summary"]
@@ -97,14 +99,14 @@ def test_the_suite_of_the_page_on_testing_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_a_reader")
-def test_the_block_of_security_md_runs_with_a_key_in_its_place(enclave: LocalEnclave) -> None:
+def test_the_code_block_of_security_md_runs(enclave: LocalEnclave) -> None:
     (block,) = blocks(ROOT / "SECURITY.md", "python")
     assert block.parsed.count("…") == 1
     code = block.parsed.replace("…", bytes(enclave.public_key).hex())
     exec(compile(code, "SECURITY.md", "exec"), {"PremClient": PremClient})
 
 
-def test_what_is_not_run_says_why_and_is_counted() -> None:
+def test_every_skipped_code_block_has_a_reason_and_is_counted() -> None:
     reasons: dict[str, list[str]] = {}
     for page in PAGES:
         for block in blocks(page, "python"):
@@ -116,7 +118,7 @@ def test_what_is_not_run_says_why_and_is_counted() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_block_is_of_a_kind_that_is_tested_or_meant_to_be_read(page: Path) -> None:
+def test_every_code_block_is_of_a_known_kind(page: Path) -> None:
     fences = re.findall(r"^[ >]*(```+|~~~+)(.*)$", text_of(page), re.MULTILINE)
     opening = [info.strip() for _, info in fences[::2]]
     assert set(opening) <= set(KINDS)
