@@ -112,7 +112,7 @@ def test_never_more_than_max_concurrency_permits_are_held_by_threads_and_tasks()
                 job.result(60)
     finally:
         sys.setswitchinterval(interval)
-    assert max(counts) == 3
+    assert max(counts) <= 3  # how many are held at once depends on the scheduler
     assert limits.stats == Stats(requests=6 * 40 + 200)
 
 
