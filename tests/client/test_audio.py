@@ -6,7 +6,8 @@ import json
 
 import pytest
 from support.fake_gateway import FakeGateway
-from support.wire_schemas import DATA, schema
+from support.paths import DATA
+from support.wire_schemas import schema
 
 from prem_core import AsyncPremClient, InvalidParameterError, PremClient, Transcription
 from prem_core import _errors as errors

@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from support.paths import CLINIC_NOTE, TESTS
+from support.paths import CLINIC_NOTE, DATA, TESTS
 from support.raw_client import Wire, eventually
-from support.wire_schemas import DATA
 
 import prem_core
 from prem_core import PremClient

@@ -23,7 +23,8 @@ from vcr.request import Request
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.assumptions import PUBLIC_KEY_PATH
-from support.wire_schemas import DATA, TEST_KEY, Opened
+from support.paths import DATA
+from support.wire_schemas import TEST_KEY, Opened
 
 CASSETTES = DATA / "cassettes"
 

@@ -61,7 +61,8 @@ from prem_core.enclave.schema_check import Refused
 from support.fake_gateway import JSON, FlowHarness, ScriptedResponse
 from support.fuzzing.fuzzer import TIMEOUT, Outcome
 from support.fuzzing.mutations import PLAIN
-from support.wire_schemas import DATA, PARAMS
+from support.paths import DATA
+from support.wire_schemas import PARAMS
 
 # --- fixed values, so that a case has the same meaning in every run
 
