@@ -199,5 +199,6 @@ def anchors(page: Path) -> set[str]:
 
 
 def _every_error(kind: type[PremError]) -> list[type[PremError]]:
-    below = [each for each in kind.__subclasses__() if each.__module__ == _errors.__name__]
+    # The adapters make subclasses with the same name and module.
+    below = [each for each in kind.__subclasses__() if vars(_errors).get(each.__name__) is each]
     return [kind, *(found for each in below for found in _every_error(each))]
