@@ -90,6 +90,7 @@ def seen(enclave: LocalEnclave, gateway_saw: Recorder) -> Recorder:
 def upstream_server() -> Iterator[list[Upstream]]:
     """A model server. Its URL is that of the first upstream; the last upstream responds."""
     stubs = [Upstream()]
+    _respond_hello(stubs[0])
 
     async def complete(request: Request) -> Response:
         return await stubs[-1].complete(request)
@@ -118,9 +119,14 @@ def upstream_enclave(upstream_server: list[Upstream]) -> Iterator[LocalEnclave]:
 
 
 @pytest.fixture
-def upstream(upstream_server: list[Upstream]) -> Upstream:
+def upstream(upstream_server: list[Upstream]) -> Iterator[Upstream]:
     """The scripted model server of this test; it responds "Hello" until the test changes it."""
     stub = Upstream(upstream_server[0].url)
-    stub.says(delta(content="Hello"), finish(), usage(6, 1))
+    _respond_hello(stub)
     upstream_server.append(stub)
-    return stub
+    yield stub
+    upstream_server[:] = [each for each in upstream_server if each is not stub]
+
+
+def _respond_hello(stub: Upstream) -> None:
+    stub.says(delta(content="Hello"), finish(), usage(6, 1))
