@@ -174,11 +174,11 @@ def test_no_one_time_key_can_be_computed_from_items_under_two_nonces(secret: Enc
         one_time_key(one, other)
 
 
-def forging(said: bytes, instead: bytes) -> Injection:
-    """A gateway that replaces `said` in a response. It has no key, only the bytes it forwards.
+def forging(original: bytes, instead: bytes) -> Injection:
+    """A gateway that replaces `original` in a response. It has no key, only the bytes it forwards.
 
-    It computes the one-time key from the request and the first chunk. It also needs the offset of `said`, which is the
-    same in every chunk.
+    It computes the one-time key from the request and the first chunk. It also needs the offset of `original`,
+    which is the same in every chunk.
     """
 
     async def inject(exchange: ProxiedRequest, events: Pieces) -> Pieces:
@@ -187,18 +187,18 @@ def forging(said: bytes, instead: bytes) -> Injection:
         async for each in events:
             if key is None:
                 key = one_time_key(request, sealed_bytes(each))
-            if said in json.dumps(exchange.open(each)).encode():
+            if original in json.dumps(exchange.open(each)).encode():
                 yield forged(each, place(exchange, each), key)
             else:
                 yield each
 
     def place(exchange: ProxiedRequest, each: bytes) -> int:
-        return exchange.opened.keys.open(sealed_bytes(each), exchange.opened.nonce).index(said)
+        return exchange.opened.keys.open(sealed_bytes(each), exchange.opened.nonce).index(original)
 
     def forged(each: bytes, begin: int, key: tuple[int, int]) -> bytes:
         ciphertext = bytearray(sealed_bytes(each)[:-TAG_BYTES])
-        end = begin + len(said)
-        ciphertext[begin:end] = xor(xor(ciphertext[begin:end], said), instead)
+        end = begin + len(original)
+        ciphertext[begin:end] = xor(xor(ciphertext[begin:end], original), instead)
         return event("data", (bytes(ciphertext) + tag(bytes(ciphertext), *key)).hex().encode())
 
     return inject

@@ -55,8 +55,8 @@ _contents = (
 _sealed = st.builds(lambda content: OPENED.seal(chunk(content)).encode(), _contents)
 _data = (
     _sealed
-    | st.builds(lambda said: OPENED.seal(json.dumps(said).encode()).encode(), values)
-    | st.builds(lambda said: json.dumps({"error": said}).encode(), values)
+    | st.builds(lambda contents: OPENED.seal(json.dumps(contents).encode()).encode(), values)
+    | st.builds(lambda contents: json.dumps({"error": contents}).encode(), values)
     | st.sampled_from([b"[DONE]", b"", b"zz", b"{", b"00" * 30])
 )
 _events = (
@@ -72,7 +72,7 @@ _events = (
     )
     | st.binary(max_size=5)
 )
-_good = st.builds(lambda said: event("data", OPENED.seal(chunk(said))), _contents)
+_good = st.builds(lambda contents: event("data", OPENED.seal(chunk(contents))), _contents)
 
 #: Streams that mostly start with valid chunks, and end in every way.
 streams = st.builds(
@@ -135,7 +135,7 @@ class SplitResponse:
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[tuple[SplitResponse, str]]:
+def split_response() -> Iterator[tuple[SplitResponse, str]]:
     made = SplitResponse()
     with FakeGateway(made, enclave=ENCLAVE) as gateway:
         yield made, gateway.url
@@ -153,19 +153,19 @@ _parts = st.lists(
 @given(_parts, places)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_both_clients_read_the_same_however_the_network_splits_a_stream(
-    script: tuple[SplitResponse, str], said: list[dict[str, Any]], at: list[int]
+    split_response: tuple[SplitResponse, str], contents: list[dict[str, Any]], at: list[int]
 ) -> None:
-    handler, url = script
-    handler.contents, handler.at = said, at
+    handler, url = split_response
+    handler.contents, handler.at = contents, at
     options: Any = {"api_key": "k", "gateway_url": url, "enclave_url": url, "max_retries": 0}
-    asked: Any = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    params: Any = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
 
     async def asynchronously() -> list[Any]:
         async with AsyncPremClient(**options) as client:
-            return [each async for each in await client.chat.completions.create(**asked)]
+            return [each async for each in await client.chat.completions.create(**params)]
 
     with PremClient(**options) as client:
-        chunks = list(client.chat.completions.create(**asked))
+        chunks = list(client.chat.completions.create(**params))
     text = "".join(choice.delta.content or "" for each in chunks for choice in each.choices)
-    assert text == "".join(each["choices"][0]["delta"]["content"] for each in said)
+    assert text == "".join(each["choices"][0]["delta"]["content"] for each in contents)
     assert asyncio.run(asynchronously()) == chunks

@@ -89,7 +89,7 @@ WORDS = ["Quillonbury", "Tarnivolesk", "Wexlothar", "Mardlestone", "Oskiburrow",
 
 def _chat(client: PremClient) -> None:
     question = "Context: The ward of Quillonbury closes at nine. Question: When does Quillonbury close?"
-    asked: dict[str, Any] = {
+    params: dict[str, Any] = {
         "model": "openai/gpt-oss-120b",
         "messages": [
             {"role": "system", "content": "You speak for Tarnivolesk."},
@@ -109,8 +109,8 @@ def _chat(client: PremClient) -> None:
             },
         ],
     }
-    assert "Quillonbury" in str(client.chat.completions.create(**asked).choices[0].message.content)
-    with client.chat.completions.create(**asked, stream=True) as stream:
+    assert "Quillonbury" in str(client.chat.completions.create(**params).choices[0].message.content)
+    with client.chat.completions.create(**params, stream=True) as stream:
         next(stream)  # and disconnect
     tool = {
         "type": "function",
@@ -124,12 +124,12 @@ def _chat(client: PremClient) -> None:
             },
         },
     }
-    called = client.chat.completions.create(**asked, tools=[tool], tool_choice="required")
+    called = client.chat.completions.create(**params, tools=[tool], tool_choice="required")
     call = called.choices[0].message.tool_calls
     assert call
     result = {"role": "tool", "content": "Oskiburrow is far.", "tool_call_id": call[0].id}
     client.chat.completions.create(
-        **{**asked, "messages": [*asked["messages"], called.choices[0].message, result]}
+        **{**params, "messages": [*params["messages"], called.choices[0].message, result]}
     )
     form = {
         "type": "json_schema",
@@ -138,11 +138,11 @@ def _chat(client: PremClient) -> None:
             "schema": {"type": "object", "properties": {"ward": {"type": "string"}}, "required": ["ward"]},
         },
     }
-    client.chat.completions.create(**asked, response_format=form)
+    client.chat.completions.create(**params, response_format=form)
     with pytest.raises(prem_core.BadRequestError):
-        client.chat.completions.create(**asked, extra_body={"temperature": "Quillonbury"})
+        client.chat.completions.create(**params, extra_body={"temperature": "Quillonbury"})
     with pytest.raises(prem_core.NotFoundError):
-        client.chat.completions.create(**{**asked, "model": "Quillonbury"})
+        client.chat.completions.create(**{**params, "model": "Quillonbury"})
 
 
 def _data_url(kind: str, data: bytes) -> str:
@@ -197,10 +197,10 @@ def test_the_enclave_writes_no_file_prints_nothing_and_connects_to_loopback_only
 
 def _transcribe(watched: WatchedEnclave, recording: bytes) -> str:
     with PremClient(**watched.options, timeout=120) as client:
-        said = client.audio.transcriptions.create(
+        transcription = client.audio.transcriptions.create(
             file=("Clupperdow.wav", recording), prompt="Quillonbury", response_format="verbose_json"
         )
-    return said.text
+    return transcription.text
 
 
 # --- access

@@ -86,7 +86,9 @@ def enclaves(
     stub = Upstream(answer=secret_values.respond)
     wrong = {**secret_values.TRANSCRIPTION, "segments": secret_values.TRANSCRIPT}
     stub.transcribes(
-        lambda heard: wrong if heard.params.get("prompt") == "wrong" else secret_values.TRANSCRIPTION
+        lambda transcription: (
+            wrong if transcription.params.get("prompt") == "wrong" else secret_values.TRANSCRIPTION
+        )
     )
     upstream_server.append(stub)
     same = {"api_key": API_KEY, "private_key": secret_values.PRIVATE}
@@ -135,13 +137,13 @@ def _use_client(enclaves: Enclaves, things: dict[str, list[Any]], stack: context
     ask = client.chat.completions.create
     whole = ask(model="text", messages=MESSAGES, tools=[TOOL])
     called = ask(model="call", messages=MESSAGES, tools=[TOOL])
-    # The message of an answer goes back as it is.
+    # The message of a response is sent back unchanged.
     ask(model="text", messages=[*MESSAGES, called.choices[0].message])
     half = stack.enter_context(ask(model="text", messages=MESSAGES, stream=True))
     first = next(half)
     read = ask(model="call", messages=MESSAGES, stream=True)
     chunks = list(read)
-    heard = client.audio.transcriptions.create(
+    transcription = client.audio.transcriptions.create(
         file=(secret_values.FILE_NAME, secret_values.FILE), prompt=PROMPT, response_format="verbose_json"
     )
     translated = client.audio.translations.create(file=secret_values.FILE)
@@ -155,9 +157,9 @@ def _use_client(enclaves: Enclaves, things: dict[str, list[Any]], stack: context
     things["prem_core.ChatCompletionMessage"] += [whole.choices[0].message, called.choices[0].message]
     things["prem_core.ChatCompletionChunk"] += [first, *chunks, chunks[0].choices[0].delta]
     things["prem_core.Usage"] += [whole.usage]
-    things["prem_core.Transcription"] += [heard, translated]
-    things["prem_core.TranscriptionSegment"] += heard.segments or []
-    things["prem_core.TranscriptionWord"] += heard.words or []
+    things["prem_core.Transcription"] += [transcription, translated]
+    things["prem_core.TranscriptionSegment"] += transcription.segments or []
+    things["prem_core.TranscriptionWord"] += transcription.words or []
     things["prem_core.Model"] += client.models.list()
     things["prem_core.Limits"] += [client.limits]
     things["prem_core.Stats"] += [client.stats]
@@ -311,7 +313,7 @@ def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
         "enclave_url": enclaves.scripted.enclave_url,
         "max_retries": 0,
     }
-    asked = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
+    params = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
     stopped = prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=KEYS, **options)
     with prem_proxy.LocalProxy(encryption_keys=KEYS, **options) as proxy:
         changes = proxy.exchanges.changes()
@@ -321,10 +323,12 @@ def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
                 with contextlib.suppress(
                     httpx.RemoteProtocolError
                 ):  # a truncated response is truncated here too
-                    assert http.post("chat/completions", json={**asked, **more}).content
+                    assert http.post("chat/completions", json={**params, **more}).content
             form = {"file": (secret_values.FILE_NAME, secret_values.FILE)}
-            heard = http.post("audio/transcriptions", files=form, data={"prompt": PROMPT, "model": "whisper"})
-            assert heard.content
+            transcription = http.post(
+                "audio/transcriptions", files=form, data={"prompt": PROMPT, "model": "whisper"}
+            )
+            assert transcription.content
             assert http.get("models").status_code == 200
         exchanges = proxy.exchanges.latest()
     assert len(exchanges) == 6
@@ -544,8 +548,8 @@ def interactions(path: Any) -> list[dict[str, Any]]:
 
 
 def in_bytes(body: Any) -> bytes:
-    said = body.get("string", "") if isinstance(body, dict) else body
-    return said.encode() if isinstance(said, str) else said or b""
+    text = body.get("string", "") if isinstance(body, dict) else body
+    return text.encode() if isinstance(text, str) else text or b""
 
 
 def chats(path: Any) -> list[tuple[bytes, bytes]]:
@@ -562,15 +566,15 @@ def test_a_cassette_contains_no_plaintext(path: Any) -> None:
     assert chats(path)
     for request, answer in chats(path):
         opened = Opened.request(request)
-        asked = [str(message["content"]) for message in opened.params["messages"]]
-        said = "".join(
+        prompts = [str(message["content"]) for message in opened.params["messages"]]
+        content = "".join(
             choice["delta"].get("content") or ""
             for chunk in opened.chunks(answer)
             for choice in chunk["choices"]
         )
-        assert said and all(asked)
-        secrets = {f"asked {i}": text for i, text in enumerate(asked)} | {
-            "said": said, "model": opened.params["model"], "shared secret": opened.keys.shared_secret,
+        assert content and all(prompts)
+        secrets = {f"prompt {i}": text for i, text in enumerate(prompts)} | {
+            "content": content, "model": opened.params["model"], "shared secret": opened.keys.shared_secret,
         }  # fmt: skip
         assert SecretSearch(**secrets)(path.read_bytes()) == set()
 

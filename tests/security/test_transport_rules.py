@@ -41,22 +41,22 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _asynchronously(ask: Callable[[Any], Any]) -> Callable[..., Any]:
-    def asked(**options: Any) -> Any:
+    def request(**options: Any) -> Any:
         async def run() -> Any:
             async with AsyncPremClient(**options) as client:
                 return await ask(client)
 
         return asyncio.run(run())
 
-    return asked
+    return request
 
 
 def _synchronously(ask: Callable[[Any], Any]) -> Callable[..., Any]:
-    def asked(**options: Any) -> Any:
+    def request(**options: Any) -> Any:
         with PremClient(**options) as client:
             return ask(client)
 
-    return asked
+    return request
 
 
 def _chat(client: Any) -> Any:
@@ -342,11 +342,11 @@ def test_a_cookie_of_the_service_is_not_sent_back(client_class: type) -> None:
                     ask(client)
         else:
 
-            async def asked() -> None:
+            async def request() -> None:
                 async with AsyncPremClient(**gateway.settings()) as client:
                     for ask in (_list, _chat, _chat, _list):
                         await ask(client)
 
-            asyncio.run(asked())
+            asyncio.run(request())
         assert len(gateway.calls) == 5
         assert [call.path for call in gateway.calls if "cookie" in call.headers] == []

@@ -95,8 +95,8 @@ class Core:
             yield await client.chat.completions.create(messages=messages, **PARAMS)
 
     def text(self, item: Any) -> str:
-        said = [getattr(choice, "delta", None) or choice.message for choice in item.choices]
-        return "".join(each.content or "" for each in said)
+        parts = [getattr(choice, "delta", None) or choice.message for choice in item.choices]
+        return "".join(each.content or "" for each in parts)
 
     def answer(self, items: list[Any]) -> Any:
         return _constant(items)

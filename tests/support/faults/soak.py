@@ -128,9 +128,9 @@ class Sample(NamedTuple):
     descriptors: int
 
     @classmethod
-    def now(cls, begun: float) -> Sample:
+    def now(cls, started: float) -> Sample:
         """The resources now."""
-        return cls(time.monotonic() - begun, memory(), sys.getallocatedblocks(), descriptors())
+        return cls(time.monotonic() - started, memory(), sys.getallocatedblocks(), descriptors())
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Tally:
     ended: bytearray = field(init=False)
     finished: int = 0
     samples: list[Sample] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -177,7 +177,7 @@ class Tally:
                 self.wrong["altered"] += 1
             self.bar.update()
             if self.finished * 10 // self.requests > len(self.samples):
-                self.samples.append(Sample.now(self.begun))
+                self.samples.append(Sample.now(self.started))
 
 
 def memory() -> int:
@@ -205,8 +205,8 @@ def _params(job: Job) -> dict[str, Any]:
 
 
 def _core_text(item: Any) -> str:
-    said = [getattr(choice, "delta", None) or choice.message for choice in item.choices]
-    return "".join(each.content or "" for each in said)
+    parts = [getattr(choice, "delta", None) or choice.message for choice in item.choices]
+    return "".join(each.content or "" for each in parts)
 
 
 def _llama_text(item: Any) -> str:
@@ -254,11 +254,11 @@ async def aask(clients: dict[str, Any], job: Job) -> AsyncIterator[str]:
 
 def clients(core: type[Any], settings: dict[str, Any]) -> dict[str, Any]:
     """One client and one model of each adapter."""
-    said = {"model": MODEL, "reasoning_effort": "none"}
+    settings_of_models = {"model": MODEL, "reasoning_effort": "none"}
     return {
         "core": core(**settings),
-        "langchain": ChatPremEncrypted(**said, **settings),
-        "llama_index": PremEncrypted(**said, **settings),
+        "langchain": ChatPremEncrypted(**settings_of_models, **settings),
+        "llama_index": PremEncrypted(**settings_of_models, **settings),
     }
 
 
@@ -375,7 +375,7 @@ def soak(arguments: argparse.Namespace) -> int:
                 side.start()
             for side in sides:
                 side.join()
-        seconds = time.monotonic() - tally.begun
+        seconds = time.monotonic() - tally.started
         retries = sum(each.stats.retries for each in limits)
         in_flight = sum(each.stats.in_flight + each.stats.waiting for each in limits)
         del sides, settings

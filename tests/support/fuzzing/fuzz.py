@@ -40,9 +40,9 @@ def main() -> int:
     print(f"seed {seed}\n")
     print(f"{'target':14} {'runs':>8} {'runs/s':>8} {'kinds':>5} {'lines':>6} {'corpus':>7} {'findings':>9}")
     found = 0
-    begun = time.monotonic()
+    started = time.monotonic()
     for number, target in enumerate(chosen):
-        left = options.seconds - (time.monotonic() - begun)
+        left = options.seconds - (time.monotonic() - started)
         share = max(0.5, left / (len(chosen) - number))
         rng = random.Random(f"{seed} {target.name}")
         report = fuzz(target, rng, seconds=share, known=known_signatures(target))
@@ -50,7 +50,7 @@ def main() -> int:
         for finding in report.findings.values():
             found += 1
             print(f"\n{finding.trace}kept as {_keep(target, finding)}\n")
-    print(f"\n{found} new findings in {time.monotonic() - begun:.0f} s")
+    print(f"\n{found} new findings in {time.monotonic() - started:.0f} s")
     return 1 if found else 0
 
 

@@ -133,10 +133,10 @@ def fuzz(
     """
     report = Report(target.name)
     covered = _Lines() if target.follows else None
-    begun = time.monotonic()
+    started = time.monotonic()
     waiting = [*target.seeds, *(path.read_bytes() for path in target.cases())]
     with target.setting():
-        while waiting or report.runs < runs or time.monotonic() - begun < seconds:
+        while waiting or report.runs < runs or time.monotonic() - started < seconds:
             data = waiting.pop(0) if waiting else _next(target, report, rng)
             report.runs += 1
             try:
@@ -157,7 +157,7 @@ def fuzz(
                 report.corpus.append(data)
             elif len(data) < len(report.kinds[outcome.kind]):
                 report.kinds[outcome.kind] = data
-    report.seconds = time.monotonic() - begun
+    report.seconds = time.monotonic() - started
     report.lines = covered.count() if covered is not None else 0
     return report
 

@@ -129,7 +129,7 @@ def same(outcomes: Sequence[Outcome]) -> Outcome:
 def run_sse(data: bytes) -> Outcome:
     """The first byte says how much of an event may be held."""
     limit = 1 << 20 if data[:1] < b"\x80" else 1 + data[0] - 0x80
-    # Of a line that has not ended nobody knows yet whether it is too long.
+    # Whether a line is too long is decided at its end.
     stream = data[1:] + b"\n"
 
     def decoded(cut: list[bytes]) -> Outcome:
@@ -186,7 +186,7 @@ def words(error: PremError, body: bytes) -> tuple[str, ...]:
 
 
 def run_completion(data: bytes) -> Outcome:
-    """The JSON envelope of an answer that is not streamed."""
+    """The JSON envelope of a whole response."""
     body = sealed(data).replace(b"NONCE", NONCE.hex().encode())
     try:
         completion = open_completion(KEYS, body)
@@ -194,12 +194,12 @@ def run_completion(data: bytes) -> Outcome:
         return checked(error, *words(error, body))
     assert completion.choices
     assert all(choice.finish_reason is not None for choice in completion.choices)
-    assert f"={WORD!r}" not in repr(completion), "a repr shows what was said"
+    assert f"={WORD!r}" not in repr(completion), "a repr contains content"
     return Outcome("an answer", repr(completion.model_dump()))
 
 
 def run_answers(data: bytes) -> Outcome:
-    """An answer as both frameworks have it. Input: a completion's JSON, a line, and chunks' JSON, each on a line."""
+    """A response in both frameworks. Input: a completion's JSON, a line, and chunks' JSON, each on a line."""
     first, _, rest = data.partition(b"\n")
     outcomes = []
     with contextlib.suppress(ValueError, PremError):
@@ -230,13 +230,13 @@ def _read_answer(read: Callable[..., Any], answer: Any, **options: Any) -> Outco
 
 
 def run_transcription(data: bytes) -> Outcome:
-    """The first byte says in which form the answer was asked for."""
+    """The first byte selects the requested response format."""
     form = ("text", "json", "verbose_json", None)[data[0] % 4] if data else None
     try:
         found = read_transcription(data[1:], form)
     except errors.APIResponseValidationError as error:
         return checked(error, WORD)
-    assert isinstance(found, str) or f"={WORD!r}" not in repr(found), "a repr shows what was said"
+    assert isinstance(found, str) or f"={WORD!r}" not in repr(found), "a repr contains content"
     return Outcome("text" if isinstance(found, str) else "a transcription", repr(found))
 
 
@@ -464,7 +464,7 @@ def run_params(data: bytes) -> Outcome:
 
 
 class Opaque:
-    """A value that is not JSON; its repr gives a word away."""
+    """A value that is not JSON, with a secret word in its repr."""
 
     def __repr__(self) -> str:
         return WORD
@@ -555,7 +555,7 @@ def _opened(data: bytes) -> Outcome:
         except Refused as error:
             assert error.status in (400, 413)
             envelope = json.dumps(error.envelope())
-            assert WORD not in envelope, "an answer in the clear gives a word away"
+            assert WORD not in envelope, "a plaintext response contains a secret word"
             assert all(secret not in envelope for secret in SECRETS)
             kinds.append(error.error[:24])
         else:
@@ -582,21 +582,21 @@ SERVED: Final = Served()
 def served() -> Iterator[None]:
     """An embedded enclave that listens."""
 
-    class Told(logging.Handler):
+    class LogRecorder(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             SERVED.logged.append(record.getMessage())
 
-    told = Told(logging.ERROR)
+    errors_logged = LogRecorder(logging.ERROR)
     loggers = [logging.getLogger(name) for name in ("prem_core.enclave", "uvicorn.error", "asyncio")]
     with LocalEnclave(private_key=PRIVATE, api_key="sk_test_fuzz", body_limit=64 * 1024) as SERVED.prem:
         for logger in loggers:
-            logger.addHandler(told)
+            logger.addHandler(errors_logged)
         try:
             yield
         finally:
             SERVED.prem = None
             for logger in loggers:
-                logger.removeHandler(told)
+                logger.removeHandler(errors_logged)
 
 
 def run_http(data: bytes) -> Outcome:
@@ -624,10 +624,10 @@ def _served(data: bytes, prem: LocalEnclave) -> Outcome:
     if SERVED.runs % 8 == 0:
         good = b"GET /models HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: sk_test_fuzz\r\n\r\n"
         port = urlsplit(prem.gateway_url).port or 0
-        assert _asked(port, good % port).kind == "200", "it does not answer any more"
+        assert _asked(port, good % port).kind == "200", "the server no longer responds"
     logged, SERVED.logged[:] = SERVED.logged[:], []
     assert logged == [], f"it logs that {logged[0].replace(':', ',')}"
-    assert outcome.kind < "5" or not outcome.kind.isdigit(), "it answers with a server's error"
+    assert outcome.kind < "5" or not outcome.kind.isdigit(), "the server responds with a server error"
     return outcome
 
 
@@ -651,12 +651,12 @@ def _asked(port: int, request: bytes) -> Outcome:
         assert not whole, "a whole request is not answered"
         return Outcome("no answer")
     status: bytes = re.findall(rb"^HTTP/1\.1 (\d{3})", answer)[0]
-    assert WORD.encode() not in answer, "an answer in the clear gives a word away"
+    assert WORD.encode() not in answer, "a plaintext response contains a secret word"
     return Outcome(status.decode())
 
 
 def _is_whole(request: bytes) -> bool:
-    """Whether the server has something to answer without waiting for more."""
+    """Whether the request is complete."""
     connection = h11.Connection(h11.SERVER)
     try:
         connection.receive_data(request)

@@ -86,8 +86,8 @@ def _flipped(call: ReceivedRequest) -> None:
 
 
 def _truncated(call: ReceivedRequest) -> None:
-    said = {"choices": [{"index": 0, "delta": {"content": secret_values.REPLY}, "finish_reason": None}]}
-    call.stream(call.opened().events(said))
+    chunk = {"choices": [{"index": 0, "delta": {"content": secret_values.REPLY}, "finish_reason": None}]}
+    call.stream(call.opened().events(chunk))
 
 
 def _no_chunk(call: ReceivedRequest) -> None:
@@ -195,7 +195,7 @@ REQUEST_FAILURES: dict[str, Failure] = {
 
 
 def raise_request_failure(enclaves: Enclaves, name: str, way: str) -> Exception:
-    """The error of a trouble, asked for in one of `WAYS`."""
+    """The error of a failing request, made by one of `CALLERS`."""
     failure = REQUEST_FAILURES[name]
     with contextlib.ExitStack() as stack:
         options = enclaves.options(failure.at, **failure.options)
