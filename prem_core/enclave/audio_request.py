@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey
-from prem_core.enclave._engine import AudioTask
+from prem_core.enclave.engines.base import AudioTask
 from prem_core.enclave.gateway import AUDIO_PATHS
 from prem_core.enclave.schema_check import Refused, SchemaName, read_body
 from prem_core.enclave.sealed_fields import FILE, FILE_NAME, INFERENCE, open_items

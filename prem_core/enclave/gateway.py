@@ -11,7 +11,7 @@ import functools
 import logging
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
@@ -84,7 +84,7 @@ class Gateway:
     Args:
         api_key: The one key that is accepted.
         scopes: What the key may do; None means everything.
-        models: The names ``GET /models`` lists.
+        models: Returns the names ``GET /models`` lists.
         tier: The organisation's limits; None for none.
         enclave: A client whose base URL is the enclave's.
         hop_secret: What `HOP_HEADER` has to say.
@@ -95,7 +95,7 @@ class Gateway:
         *,
         api_key: str,
         scopes: Collection[str] | None,
-        models: Sequence[str],
+        models: Callable[[], Awaitable[Sequence[str]]],
         tier: Tier | None,
         enclave: httpx.AsyncClient,
         hop_secret: str,
@@ -131,7 +131,7 @@ class Gateway:
         if wanted is not None and wanted not in MODEL_TYPES:
             rule = f"must be one of {', '.join(MODEL_TYPES)}"
             raise Refused(400, f"Invalid request: type {rule}", validator={"type": rule})
-        entries = [_model_entry(name) for name in self._models]
+        entries = [_model_entry(name) for name in await self._models()]
         listed = [entry for entry in entries if wanted in (None, entry["type"])]
         return JSONResponse(envelope(200, data=listed))
 

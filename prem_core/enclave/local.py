@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from types import TracebackType
 from typing import Final, Literal, Self, get_args
@@ -30,11 +30,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from prem_core._config import VARIABLES
 from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import SEED_BYTES, PrivateKey, PublicKey
 from prem_core._errors import ConfigurationError
-from prem_core.enclave._upstream import UpstreamEngine, completions_url
-from prem_core.enclave.enclave import BuiltInEngine, Enclave, Engine, ReplyForm
+from prem_core.enclave.enclave import Enclave, ReplyForm, refusal
+from prem_core.enclave.engines.base import Engine, EngineError, EngineRequest
+from prem_core.enclave.engines.quoting import QuotingEngine
+from prem_core.enclave.engines.scripted import ReplyLike, Respond, ScriptedEngine
+from prem_core.enclave.engines.upstream import UpstreamEngine
 from prem_core.enclave.gateway import Exchange, Gateway, Observed
 from prem_core.enclave.quota import Tier
 from prem_core.enclave.schema_check import Refused
@@ -47,7 +51,7 @@ HOST: Final = "127.0.0.1"
 #: browser was led here by somebody else's DNS name.
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 
-DEFAULT_MODELS: Final = ("openai/gpt-oss-120b", "openai/whisper-large-v3", "prem-local/extractive")
+DEFAULT_MODELS: Final = ("openai/gpt-oss-120b", "openai/whisper-large-v3", "prem-local/quoting")
 
 #: Bytes of one request body: 25 MB of audio, sealed and written as hex, with room to spare.
 DEFAULT_BODY_LIMIT: Final = 64 * 1024 * 1024
@@ -75,13 +79,17 @@ class LocalEnclave:
         port: The gateway's port; 0 for a free one.
         enclave_port: The enclave's port; 0 for a free one.
         private_key: The enclave's key; by default a fresh one.
-        upstream: Base URL of an OpenAI-compatible server that answers, with or without ``/v1``. By
-            default the built-in engine answers: it quotes and extracts, and transcribes English.
+        replies: What is answered, one reply for each request, in order; see `ScriptedEngine`.
+        respond: A function that returns the reply to each request; see `ScriptedEngine`.
+        upstream: Base URL of an OpenAI-compatible server that answers, with or without ``/v1``.
         upstream_api_key: Sent to it as a bearer token.
+        engine: What answers, in place of `replies`, `respond` and `upstream`. With none of the four, a
+            `QuotingEngine` answers: it quotes and extracts what the prompt holds, and transcribes English.
         tier: ``base`` limits requests, tokens, seconds of audio and concurrency as the BASE tier does; a `Tier` has
             limits of its own, which a restart does not fill up again.
-        models: The names ``GET /models`` lists and requests may ask for. With `upstream` any name may be
-            asked for.
+        models: The names ``GET /models`` lists and requests may ask for. By default the names of the live
+            service's two models, and one of the default engine; any other engine is asked for any model, and
+            with `upstream` the list is the server's own.
         scopes: What the API key may do; None for everything.
         reply_form: How a request without ``stream: true`` is answered: as the documented event
             ``stream``, or as the JSON ``envelope`` that the audio routes use.
@@ -90,7 +98,8 @@ class LocalEnclave:
             By default nothing is kept.
 
     Raises:
-        ConfigurationError: A value cannot work.
+        ConfigurationError: A value cannot work, or several of `engine`, `replies`, `respond` and `upstream`
+            are given.
     """
 
     @without_traceback
@@ -101,10 +110,13 @@ class LocalEnclave:
         port: int = 0,
         enclave_port: int = 0,
         private_key: PrivateKey | None = None,
+        replies: Iterable[ReplyLike] | None = None,
+        respond: Respond | None = None,
         upstream: str | None = None,
         upstream_api_key: str | None = None,
+        engine: Engine | None = None,
         tier: TierName | Tier = "off",
-        models: Sequence[str] = DEFAULT_MODELS,
+        models: Sequence[str] | None = None,
         scopes: Collection[str] | None = None,
         reply_form: ReplyForm = "stream",
         body_limit: int = DEFAULT_BODY_LIMIT,
@@ -114,8 +126,11 @@ class LocalEnclave:
             api_key = f"sk_test_local_{secrets.token_urlsafe(24)}"
         if not re.fullmatch(r"[!-~]+", api_key):
             raise ConfigurationError("api_key must be printable ASCII without spaces")
-        if upstream is not None:
-            completions_url(upstream)
+        given = {"engine": engine, "replies": replies, "respond": respond, "upstream": upstream}
+        if len(names := [name for name, value in given.items() if value is not None]) > 1:
+            raise ConfigurationError(
+                f"{' and '.join(names)} are given: pass only one of engine, replies, respond and upstream"
+            )
         if not isinstance(tier, Tier) and tier not in get_args(TierName):
             raise ConfigurationError('tier must be "base" or "off"')
         if reply_form not in get_args(ReplyForm):
@@ -123,10 +138,16 @@ class LocalEnclave:
         self._api_key = api_key
         self._ports = (port, enclave_port)
         self._private_key = private_key or _new_private_key()
-        self._upstream = upstream
-        self._upstream_api_key = upstream_api_key
+        if engine is not None:
+            self._engine = engine
+        elif upstream is not None:
+            self._engine = UpstreamEngine(upstream, upstream_api_key)
+        elif replies is not None or respond is not None:
+            self._engine = ScriptedEngine(replies or (), respond=respond)
+        else:
+            self._engine = QuotingEngine()
         self._tier = tier
-        self._models = tuple(models)
+        self._models = None if models is None else tuple(models)
         self._scopes = None if scopes is None else frozenset(scopes)
         self._reply_form: ReplyForm = reply_form
         self._body_limit = body_limit
@@ -164,6 +185,68 @@ class LocalEnclave:
         """What a client needs: `api_key`, `gateway_url`, `enclave_url`."""
         return {"api_key": self.api_key, "gateway_url": self.gateway_url, "enclave_url": self.enclave_url}
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables that lead a client here without arguments."""
+        return {VARIABLES[setting][0]: value for setting, value in self.client_options.items()}
+
+    @property
+    def engine(self) -> Engine:
+        """What answers the requests."""
+        return self._engine
+
+    @property
+    def requests(self) -> list[EngineRequest]:
+        """Every request so far, opened. Only a `ScriptedEngine` keeps them: a RuntimeError with another engine."""
+        return self._scripted.requests
+
+    @property
+    def replies(self) -> list[ReplyLike]:
+        """The replies that are left, of a `ScriptedEngine`. Assign a list to set what comes next."""
+        return self._scripted.replies
+
+    @replies.setter
+    def replies(self, replies: Iterable[ReplyLike]) -> None:
+        self._scripted.replies = list(replies)
+
+    @property
+    def respond(self) -> Respond | None:
+        """The function that returns the replies of a `ScriptedEngine`. It is used when no `replies` are left."""
+        return self._scripted.respond
+
+    @respond.setter
+    def respond(self, respond: Respond | None) -> None:
+        self._scripted.respond = respond
+
+    def reply(self, *replies: ReplyLike) -> None:
+        """Add replies to those of a `ScriptedEngine`."""
+        self._scripted.replies.extend(replies)
+
+    @property
+    def _scripted(self) -> ScriptedEngine:
+        if not isinstance(self._engine, ScriptedEngine):
+            raise RuntimeError(
+                f"only a ScriptedEngine has replies and requests, and this is a {type(self._engine).__name__}: "
+                "pass replies= or respond= to LocalEnclave"
+            )
+        return self._engine
+
+    async def _model_names(self) -> Sequence[str]:
+        if self._models is not None:
+            return self._models
+        try:
+            names = await self._engine.models()
+        except EngineError as error:
+            raise refusal(error) from None
+        return DEFAULT_MODELS if names is None else names
+
+    @property
+    def _accepted_models(self) -> Sequence[str] | None:
+        """The models a request may ask for; None for any."""
+        if isinstance(self._engine, QuotingEngine):
+            return self._models or DEFAULT_MODELS
+        return None if isinstance(self._engine, UpstreamEngine) else self._models
+
     def rotate_key(self, private_key: PrivateKey | None = None) -> PublicKey:
         """Turn the enclave's key, and give the new public one.
 
@@ -194,22 +277,19 @@ class LocalEnclave:
                 limits=httpx.Limits(max_connections=None),
                 trust_env=False,  # loopback is never reached through a proxy
             )
-            engine: Engine = BuiltInEngine()
-            if self._upstream is not None:
-                engine = UpstreamEngine(self._upstream, self._upstream_api_key)
             tier = self._tier if isinstance(self._tier, Tier) else Tier() if self._tier == "base" else None
             gateway: ASGIApp = Gateway(
                 api_key=self._api_key,
                 scopes=self._scopes,
-                models=self._models,
+                models=self._model_names,
                 tier=tier,
                 enclave=hop,
                 hop_secret=hop_secret,
             )
             enclave = Enclave(
                 private_key=self._private_key,
-                engine=engine,
-                models=None if self._upstream is not None else self._models,
+                engine=self._engine,
+                models=self._accepted_models,
                 reply_form=self._reply_form,
                 hop_secret=hop_secret,
                 meter=tier.spend_tokens if tier is not None else lambda tokens: None,
@@ -222,7 +302,7 @@ class LocalEnclave:
                 (gateway, gateway_socket),
                 (Listener(enclave, _port(enclave_socket), self._body_limit), enclave_socket),
             ]
-            self._servers = _Servers(served, closers=[hop.aclose, engine.aclose])
+            self._servers = _Servers(served, closers=[hop.aclose, self._engine.aclose])
             self._enclave = enclave
             on_failure.pop_all()  # the sockets are the servers' now
         return self

@@ -198,7 +198,7 @@ def envelope(
     status: int,
     *,
     data: Any = None,
-    error: str | None = None,
+    error: str | Mapping[str, Any] | None = None,
     validator: Mapping[str, str] | None = None,
     log: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -220,7 +220,8 @@ class Refused(Exception):
 
     Args:
         status: The HTTP status.
-        error: The envelope's message. It goes out in the clear: no value of the request belongs in it.
+        error: The envelope's message, or OpenAI's error object. It goes out in the clear: no value of the
+            request belongs in it.
         validator: Findings by field.
         log: The envelope's ``log``.
         headers: Further response headers, such as Retry-After.
@@ -229,7 +230,7 @@ class Refused(Exception):
     def __init__(
         self,
         status: int,
-        error: str,
+        error: str | Mapping[str, Any],
         *,
         validator: Mapping[str, str] | None = None,
         log: Mapping[str, str] | None = None,

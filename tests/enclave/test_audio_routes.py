@@ -20,7 +20,8 @@ from support.paths import CLINIC_NOTE
 from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire, eventually, params, validator
 
 from prem_core._protocol.assumptions import KEY_ROTATED_PATTERN
-from prem_core.enclave import Exchange, LocalEnclave, speech
+from prem_core.enclave import Exchange, LocalEnclave
+from prem_core.enclave.engines import speech
 from prem_core.enclave.gateway import HOP_HEADER, MAX_AUDIO_BYTES
 from prem_core.enclave.quota import RATE_MESSAGE
 from prem_core.enclave.sealed_fields import DECRYPT_MESSAGE
@@ -423,8 +424,8 @@ def test_a_stopped_enclave_leaves_no_listening_thread(http: httpx.Client) -> Non
 def test_without_the_recognisers_packages_the_answer_names_the_install_command(
     shared: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("prem_core.enclave.speech")
-    monkeypatch.setitem(sys.modules, "prem_core.enclave.speech", None)
+    monkeypatch.delattr("prem_core.enclave.engines.speech")
+    monkeypatch.setitem(sys.modules, "prem_core.enclave.engines.speech", None)
     _, response = shared.audio(SILENCE)
     assert 'pip install "prem-encrypted[enclave]"' in refused(response, 503)["error"]
 

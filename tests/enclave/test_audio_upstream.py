@@ -239,7 +239,7 @@ def test_an_answer_in_another_form_than_was_asked_for_is_503(
 def test_an_answer_without_end_is_503(
     wire: Wire, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prem_core.enclave._upstream.MAX_EVENT_BYTES", 1_000)
+    monkeypatch.setattr("prem_core.enclave.engines.upstream.MAX_EVENT_BYTES", 1_000)
     listener.says({"text": "x" * 2_000})
     _, response = wire.audio(AUDIO)
     assert "too large" in refused(response, 503)["error"]

@@ -25,7 +25,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field
 from support.paths import ROOT, SCHEMAS
 
-from prem_core.enclave._engine import EngineError
+from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.extractive import complete
 from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.pieces import count, pieces

@@ -176,7 +176,7 @@ def test_the_models_list_is_the_documented_envelope(shared: Wire) -> None:
     assert {entry["model"]: entry["type"] for entry in envelope["data"]} == {
         "openai/gpt-oss-120b": "CHAT",
         "openai/whisper-large-v3": "AUDIO_TRANSCRIPTION",
-        "prem-local/extractive": "CHAT",
+        "prem-local/quoting": "CHAT",
     }
 
 
@@ -184,7 +184,7 @@ def test_the_models_list_can_be_narrowed_to_a_type(shared: Wire) -> None:
     def listed(kind: str) -> list[str]:
         return [entry["model"] for entry in shared.get("/models", params={"type": kind}).json()["data"]]
 
-    assert listed("CHAT") == ["openai/gpt-oss-120b", "prem-local/extractive"]
+    assert listed("CHAT") == ["openai/gpt-oss-120b", "prem-local/quoting"]
     assert listed("AUDIO_TRANSCRIPTION") == ["openai/whisper-large-v3"]
     assert listed("IMAGE") == []
     assert "type" in refused(shared.get("/models", params={"type": "chat"}), 400)["validator"]

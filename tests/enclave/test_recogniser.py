@@ -16,9 +16,9 @@ from support.paths import CLINIC_NOTE
 from support.raw_client import validator
 from support.wire_schemas import DATA
 
-from prem_core.enclave import speech
-from prem_core.enclave._engine import EngineError
-from prem_core.enclave.speech import recogniser, recording
+from prem_core.enclave.engines import speech
+from prem_core.enclave.engines.base import EngineError
+from prem_core.enclave.engines.speech import recogniser, recording
 
 NOTE = CLINIC_NOTE
 SENTENCES = [

@@ -14,7 +14,7 @@ from support.raw_client import Wire, params, validator
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 from prem_core._errors import ConfigurationError
-from prem_core.enclave._upstream import completions_url
+from prem_core.enclave.engines.upstream import completions_url
 
 Run = Callable[..., Wire]
 
@@ -226,7 +226,7 @@ def test_an_event_that_is_no_chunk_is_503(wire: Wire, upstream: Upstream, event:
 
 
 def test_an_event_without_end_is_503(wire: Wire, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prem_core.enclave._upstream.MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr("prem_core.enclave.engines.upstream.MAX_EVENT_BYTES", 1000)
     upstream.says(chunk("x" * 2000))
     _, response = wire.chat(params())
     assert response.status_code == 503

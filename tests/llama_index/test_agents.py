@@ -104,7 +104,7 @@ async def test_an_agent_workflow_does_the_same(llm: Make, streaming: bool) -> No
 
 
 async def test_an_agent_with_a_model_nobody_knows_says_what_it_needs(llm: Make, seen: Any) -> None:
-    agent = FunctionAgent(tools=[get_weather, get_time], llm=llm(model="prem-local/extractive"))
+    agent = FunctionAgent(tools=[get_weather, get_time], llm=llm(model="prem-local/quoting"))
     with pytest.raises(ConfigurationError, match="context_window="):
         await agent.run(QUESTION)
     # Core's own memory is what wants the window. With another one nobody asks for it, nor for the list.

@@ -89,7 +89,7 @@ def test_a_list_that_cannot_be_had_is_an_error_and_asked_for_again(listing: Any)
 
 
 def test_calls_and_their_callbacks_ask_for_no_window(llm: Make, seen: Any) -> None:
-    model = llm(model="prem-local/extractive")
+    model = llm(model="prem-local/quoting")
     model.complete("Hello")
     assert [exchange.path for exchange in seen.exchanges if "models" in exchange.path] == []
     assert "context_window" not in model.to_payload()

@@ -24,8 +24,8 @@ from support.wire_schemas import DATA
 
 import prem_core
 from prem_core import PremClient
-from prem_core.enclave import LocalEnclave
-from prem_core.enclave.enclave import BuiltInEngine, Enclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
+from prem_core.enclave.enclave import Enclave
 from prem_core.enclave.gateway import Gateway
 
 PNG = DATA / "media" / "pixels.png"
@@ -212,8 +212,11 @@ def _routes(app: Any) -> list[tuple[str, str]]:
 
 
 def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
+    async def models() -> tuple[str, ...]:
+        return ()
+
     gateway = Gateway(
-        api_key="k", scopes=None, models=(), tier=None, enclave=httpx.AsyncClient(), hop_secret="h"
+        api_key="k", scopes=None, models=models, tier=None, enclave=httpx.AsyncClient(), hop_secret="h"
     )
     routes = _routes(gateway)
     assert len(routes) >= 4
@@ -228,7 +231,7 @@ def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
 def test_every_route_of_the_enclave_but_its_key_answers_the_gateway_only(shared: Wire) -> None:
     enclave = Enclave(
         private_key=shared.prem._private_key,
-        engine=BuiltInEngine(),
+        engine=ScriptedEngine(),
         models=(),
         reply_form="stream",
         hop_secret="h",

@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prem_core.enclave._engine import EngineError
+from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.extractive.answers import SENTENCES, answer
 from prem_core.enclave.extractive.pieces import compact
 from prem_core.enclave.extractive.prompt import Prompt, read_prompt
@@ -48,7 +48,7 @@ def complete(params: Mapping[str, Any], *, created: int) -> Iterator[dict[str, A
         prompt = read_prompt(params)
         replies = _replies(params, prompt)
     except RecursionError:
-        raise EngineError(400, "a schema or message is nested too deeply for this engine") from None
+        raise EngineError("a schema or message is nested too deeply for this engine") from None
     head = {
         "id": f"chatcmpl-{_digest(params)[:24]}",
         "object": "chat.completion.chunk",
@@ -64,19 +64,19 @@ def complete(params: Mapping[str, Any], *, created: int) -> Iterator[dict[str, A
 def _refuse(params: Mapping[str, Any]) -> None:
     for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
         if name in params:
-            raise EngineError(400, f"{name} is deprecated and not supported: use {instead}", param=name)
+            raise EngineError(f"{name} is deprecated and not supported: use {instead}", param=name)
     for name in ("audio", "web_search_options"):
         if params.get(name) is not None:
-            raise EngineError(400, f"{name} is not supported by this engine", param=name)
+            raise EngineError(f"{name} is not supported by this engine", param=name)
     if "audio" in (params.get("modalities") or ()):
-        raise EngineError(400, "modalities may only be text", param="modalities")
+        raise EngineError("modalities may only be text", param="modalities")
     if params.get("top_logprobs") is not None and not params.get("logprobs"):
-        raise EngineError(400, "top_logprobs requires logprobs to be true", param="top_logprobs")
+        raise EngineError("top_logprobs requires logprobs to be true", param="top_logprobs")
     if (params.get("n") or 1) > _MAX_CHOICES:
-        raise EngineError(400, f"n must be at most {_MAX_CHOICES}", param="n")
+        raise EngineError(f"n must be at most {_MAX_CHOICES}", param="n")
     for name in ("max_tokens", "max_completion_tokens"):
         if (limit := params.get(name)) is not None and limit < 1:
-            raise EngineError(400, f"{name} must be at least 1", param=name)
+            raise EngineError(f"{name} must be at least 1", param=name)
 
 
 def _limits(params: Mapping[str, Any]) -> Limits:
@@ -103,7 +103,7 @@ def _replies(params: Mapping[str, Any], prompt: Prompt) -> list[Reply]:
     if form.get("type") == "json_schema" and form["json_schema"].get("schema"):
         schema = form["json_schema"]["schema"]
         if not readable(schema):
-            raise EngineError(400, "response_format holds no JSON schema", param="response_format")
+            raise EngineError("response_format holds no JSON schema", param="response_format")
         found = schema_reply(schema, prompt)
     elif form.get("type") in ("json_schema", "json_object"):
         found = object_reply(prompt, limit)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from prem_core.enclave._engine import EngineError
+from prem_core.enclave.engines.base import EngineError
 
 _DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.I)
 _SIGNATURES = (
@@ -31,11 +31,11 @@ def _decode(data: str, param: str) -> tuple[str, bytes]:
     if head := _DATA_URL.match(data):
         media_type, encoding, data = head[1].lower(), head[2].lower(), data[head.end() :]
     if not encoding.endswith(";base64"):
-        raise EngineError(400, f"{param} must be base64 or a base64 data URL", param=param)
+        raise EngineError(f"{param} must be base64 or a base64 data URL", param=param)
     try:
         content = base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise EngineError(400, f"{param} is not valid base64", param=param) from None
+        raise EngineError(f"{param} is not valid base64", param=param) from None
     return media_type or _sniff(content), content
 
 
@@ -51,16 +51,16 @@ def file_text(file: Mapping[str, Any]) -> str:
     Raises EngineError 400 for a file id, for bad base64 and for anything that is not text.
     """
     if file.get("file_id"):
-        raise EngineError(400, "file_id is not supported: send the file as file_data", param="file_id")
+        raise EngineError("file_id is not supported: send the file as file_data", param="file_id")
     if not isinstance(file.get("file_data"), str):
-        raise EngineError(400, "a file part needs file_data", param="file_data")
+        raise EngineError("a file part needs file_data", param="file_data")
     media_type, content = _decode(file["file_data"], "file_data")
     if media_type == "application/pdf":
         return _pdf_text(content)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise EngineError(400, "file_data is neither UTF-8 text nor a PDF", param="file_data") from None
+        raise EngineError("file_data is neither UTF-8 text nor a PDF", param="file_data") from None
     return flatten(text)
 
 
@@ -70,7 +70,6 @@ def _pdf_text(content: bytes) -> str:
         from pypdf.errors import PyPdfError
     except ImportError:
         raise EngineError(
-            400,
             "file_data is a PDF, which needs pypdf: pip install 'prem-encrypted[enclave]'",
             param="file_data",
         ) from None
@@ -78,7 +77,7 @@ def _pdf_text(content: bytes) -> str:
         return "\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(content)).pages)
     except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OSError):
         # pypdf lets several plain exceptions escape on damaged files; all mean the same to the sender.
-        raise EngineError(400, "file_data is a PDF that cannot be read", param="file_data") from None
+        raise EngineError("file_data is a PDF that cannot be read", param="file_data") from None
 
 
 def flatten(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prem_core.enclave._engine import EngineError
+from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.extractive import pieces
 from prem_core.enclave.extractive.media import audio_note, file_text, flatten, image_note
 from prem_core.enclave.extractive.words import is_question, sentences
@@ -98,7 +98,7 @@ def read_prompt(params: Mapping[str, Any]) -> Prompt:
 
 def _content(message: Mapping[str, Any]) -> _Content:
     if message.get("audio"):
-        raise EngineError(400, "audio replies cannot be referred to: this engine has none", param="audio")
+        raise EngineError("audio replies cannot be referred to: this engine has none", param="audio")
     content = message.get("content")
     if isinstance(content, str):
         return _Content([content] if content.strip() else [], [], [])
@@ -114,7 +114,7 @@ def _content(message: Mapping[str, Any]) -> _Content:
         elif kind == "input_audio":
             read.notes.append(audio_note(part["input_audio"]))
         else:
-            raise EngineError(400, "messages hold a content part of an unknown type", param="messages")
+            raise EngineError("messages hold a content part of an unknown type", param="messages")
     return read
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prem_core.enclave._engine import EngineError
+from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.extractive.clauses import fragments
 from prem_core.enclave.extractive.material import Material
 from prem_core.enclave.extractive.prompt import Answered, Prompt
@@ -73,11 +73,11 @@ def read_tools(params: Mapping[str, Any]) -> list[Tool]:
     tools = []
     for tool in params.get("tools") or ():
         if tool["type"] != "function":
-            raise EngineError(400, "tools of type custom are not supported by this engine", param="tools")
+            raise EngineError("tools of type custom are not supported by this engine", param="tools")
         function = tool["function"]
         parameters = function.get("parameters") or {"type": "object"}
         if not readable(parameters):
-            raise EngineError(400, "tools hold parameters that are no JSON schema", param="tools")
+            raise EngineError("tools hold parameters that are no JSON schema", param="tools")
         properties = Schemas(parameters).resolve(parameters)[0].get("properties", {})
         spoken = r"[\s_-]*".join(re.escape(word) for word in identifier_words(function["name"]))
         name_words = _terms(" ".join(identifier_words(function["name"])))
@@ -106,14 +106,14 @@ def choose_calls(params: Mapping[str, Any], prompt: Prompt) -> list[Call]:
     if isinstance(choice, Mapping):
         if choice["type"] != "function":
             raise EngineError(
-                400, "tool_choice of type custom is not supported by this engine", param="tool_choice"
+                "tool_choice of type custom is not supported by this engine", param="tool_choice"
             )
         named = [tool for tool in tools if tool.name == choice["function"]["name"]]
         if not named:
-            raise EngineError(400, "tool_choice names a function that is not in tools", param="tool_choice")
+            raise EngineError("tool_choice names a function that is not in tools", param="tool_choice")
         return [_forced(named, prompt)]
     if choice == "required" and not tools:
-        raise EngineError(400, "tool_choice requires a tool, but tools is empty", param="tool_choice")
+        raise EngineError("tool_choice requires a tool, but tools is empty", param="tool_choice")
     if choice == "none" or not tools:
         return []
     asked = list(_asked(tools, prompt))

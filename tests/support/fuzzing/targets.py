@@ -54,9 +54,9 @@ from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChu
 from prem_core._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, RetryPolicy
 from prem_core._protocol.sse import EventDecoder
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._engine import EngineError
 from prem_core.enclave.audio_request import open_audio
 from prem_core.enclave.enclave import _open
+from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.schema_check import Refused
 from support.fuzzing.fuzzer import PATIENCE, Outcome
 from support.fuzzing.mutations import PLAIN
@@ -428,7 +428,7 @@ def _samples(file: bytes) -> bytes:
 
 def run_decode(data: bytes) -> Outcome:
     """A recording that the embedded enclave listens to."""
-    from prem_core.enclave.speech.recording import decode
+    from prem_core.enclave.engines.speech.recording import decode
 
     try:
         recording = decode(data)

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile  # type: ignore[import-untyped]
 import soxr  # type: ignore[import-untyped]
 
-from prem_core.enclave._engine import EngineError
+from prem_core.enclave.engines.base import EngineError
 
 #: Samples a second of what the recogniser takes.
 SAMPLE_RATE: Final = 16_000
@@ -97,4 +97,4 @@ def _int16(samples: _Samples) -> bytes:
 
 
 def _refused(why: str) -> EngineError:
-    return EngineError(400, f"file {why}", param="file")
+    return EngineError(f"file {why}", param="file")

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from pocketsphinx import Decoder, Endpointer  # type: ignore[import-untyped]
 
-from prem_core.enclave.speech.recording import SAMPLE_RATE
+from prem_core.enclave.engines.speech.recording import SAMPLE_RATE
 
 #: pocketsphinx counts time in frames of 10 ms.
 FRAMES_PER_SECOND: Final = 100

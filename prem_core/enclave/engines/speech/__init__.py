@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from prem_core.enclave._engine import AudioTask, EngineError
-from prem_core.enclave.speech.recogniser import FRAMES_PER_SECOND, Utterance, utterances
-from prem_core.enclave.speech.recording import Recording, decode
+from prem_core.enclave.engines.base import AudioTask, EngineError
+from prem_core.enclave.engines.speech.recogniser import FRAMES_PER_SECOND, Utterance, utterances
+from prem_core.enclave.engines.speech.recording import Recording, decode
 
 __all__ = ["Recording", "Utterance", "decode", "refuse", "transcription", "utterances"]
 
@@ -28,12 +28,10 @@ def refuse(task: AudioTask, params: Mapping[str, Any]) -> None:
     """Raise EngineError, 400, if schema-valid `params` ask for what the recogniser cannot do."""
     if task == "translate":
         raise EngineError(
-            400,
             "the built-in engine has no model for translation; with --upstream a server that has one answers",
         )
     if params.get("language", _LANGUAGE) != _LANGUAGE:
         raise EngineError(
-            400,
             "the built-in engine has no model for this language, only for en; "
             "with --upstream a server that has one answers",
             param="language",
