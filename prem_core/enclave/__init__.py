@@ -32,29 +32,30 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AudioReply": "engines.base",
-    "Engine": "engines.base",
-    "EngineError": "engines.base",
-    "EngineRequest": "engines.base",
-    "Exchange": "gateway",
-    "LocalEnclave": "local",
-    "QuotingEngine": "engines.quoting",
-    "ScriptedEngine": "engines.scripted",
-    "reply": "engines.scripted",
-    "tool_call": "engines.scripted",
+    "engines.base": ("AudioReply", "Engine", "EngineError", "EngineRequest"),
+    "engines.quoting": ("QuotingEngine",),
+    "engines.scripted": ("ScriptedEngine", "reply", "tool_call"),
+    "gateway": ("Exchange",),
+    "local": ("LocalEnclave",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: pytest imports this package in every run, for its plugin.
-    if name not in _MODULES:
+    # Imported when first used: pytest imports this package in every run, for its plugin.
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] == "prem_core":
+        value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "prem_core":
             raise
         raise ImportError(
-            f'the embedded enclave needs {missing.name}: pip install "prem-encrypted[enclave]"',
-            name=missing.name,
-        ) from missing
+            f'the embedded enclave needs {missing}: pip install "prem-encrypted[enclave]"', name=missing
+        ) from error
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

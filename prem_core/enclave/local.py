@@ -188,7 +188,11 @@ class LocalEnclave:
     @property
     def environment(self) -> dict[str, str]:
         """The environment variables that lead a client here without arguments."""
-        return {VARIABLES[setting][0]: value for setting, value in self.client_options.items()}
+        variables = {VARIABLES[setting][0]: value for setting, value in self.client_options.items()}
+        # A proxy from the environment cannot reach loopback. The lower-case name wins where both are set.
+        present = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        direct = f"{present},{HOST}" if present else HOST
+        return {**variables, "no_proxy": direct, "NO_PROXY": direct}
 
     @property
     def engine(self) -> Engine:
