@@ -1,39 +1,34 @@
-"""Transitional: the extractive engine behind the `Engine` protocol."""
+"""English transcription on this machine, in threads, for the default engine."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import time
-from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Final
 
-from prem_core.enclave import extractive
-from prem_core.enclave.engines.base import AudioReply, Chunk, Engine, EngineError, EngineRequest
+from prem_core.enclave.engines.base import AudioReply, EngineError, EngineRequest
 
-#: Threads that transcribe. Each keeps a decoder of about 100 MB; the second is there so that a short recording
-#: does not wait for a long one.
-_TRANSCRIBERS: Final = 2
+#: Each thread keeps a decoder of about 100 MB; the second is there so that a short recording does not wait for a
+#: long one.
+_THREADS: Final = 2
 
 
-class QuotingEngine(Engine):
-    """The default engine."""
+class Transcriber:
+    """Transcribes recordings with pocketsphinx. It needs the packages of the extra ``enclave``."""
 
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
 
-    async def chat(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
-        """See `Engine.chat`."""
-        params = {**request.params, "stream_options": {"include_usage": True}}
-        for chunk in await asyncio.to_thread(extractive.complete, params, created=int(time.time())):
-            yield chunk
+    async def transcribe(self, request: EngineRequest) -> AudioReply:
+        """The transcript of a recording. The content decides the format, not the file's name.
 
-    async def audio(self, request: EngineRequest) -> AudioReply:
-        """Transcribe English with pocketsphinx. The content decides the format, not the file's name."""
+        Raises:
+            EngineError: The request is for another language, or the file cannot be decoded.
+        """
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_TRANSCRIBERS, thread_name_prefix="prem-transcriber")
+            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prem-transcriber")
         in_thread = functools.partial(asyncio.get_running_loop().run_in_executor, self._threads)
         speech = await in_thread(_speech)
         speech.refuse(request.task, request.params)
@@ -45,8 +40,8 @@ class QuotingEngine(Engine):
             found.append(utterance)
         return AudioReply(speech.transcription(request.params, recording.seconds, found), recording.seconds)
 
-    async def aclose(self) -> None:
-        """See `Engine.aclose`. The threads end with the utterance they work on."""
+    def close(self) -> None:
+        """End the threads, each with the utterance it works on."""
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -57,7 +52,6 @@ def _speech() -> ModuleType:
     try:
         from prem_core.enclave.engines import speech
     except (ImportError, OSError):  # OSError: there is no libsndfile for this machine
-        raise EngineError(
-            'the default engine cannot transcribe: pip install "prem-encrypted[enclave]"', status=503
-        ) from None
+        message = 'the default engine cannot transcribe: pip install "prem-encrypted[enclave]"'
+        raise EngineError(message, status=503) from None
     return speech

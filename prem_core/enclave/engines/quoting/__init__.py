@@ -1,0 +1,210 @@
+"""The default engine: it quotes and extracts what the prompt holds. It is not a language model.
+
+A question is answered with the sentences of the prompt that share its words; a schema, and a tool's arguments, are
+filled with the labelled values, the table rows, the numbers and names of the prompt; the results of tools are
+repeated. The same request always has the same answer. The engine adds nothing but a few fixed phrases, and where a
+schema requires a value that the prompt does not hold, a plain placeholder. It does not reason, translate, calculate
+or converse, and does not look at images. Sampling parameters are accepted and change nothing.
+
+Recordings are transcribed by pocketsphinx; see `prem_core.enclave.engines.speech`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any, Final
+
+from prem_core.enclave.engines.base import AudioReply, Chunk, Engine, EngineError, EngineRequest
+from prem_core.enclave.engines.quoting.prompt import Prompt, ToolResult, read_prompt
+from prem_core.enclave.engines.quoting.text import joined, quote, sentences
+from prem_core.enclave.engines.quoting.tools import choose_calls
+from prem_core.enclave.engines.quoting.values import Values
+from prem_core.enclave.engines.stream import Choice, Limits, StreamedCall, prompt_tokens, stream
+from prem_core.enclave.engines.transcriber import Transcriber
+
+#: How many sentences are quoted at most, by `verbosity`.
+_SENTENCES: Final = {"low": 1, "medium": 2, "high": 3}
+
+_NO_MODEL: Final = "The embedded enclave has no language model: it quotes what the prompt holds."
+_MAX_ECHO: Final = 300
+
+_SUMMARY = re.compile(r"\b(?:summar\w+|tl;?dr|overview|key points|main points?)\b", re.I)
+_MEDIA = re.compile(r"\b(?:image|picture|photo|audio|sound|recording|hear|see|describe)\b", re.I)
+_KEYS = re.compile(r"[^.!?\n]*\b(?:keys?|fields?|properties)\b[^.!?\n]*[.!?]?", re.I)
+_KEY_LIST = re.compile(r"(?:keys?|fields?|properties)\b:?\s*((?:\w+(?:,? and |, ))*\w+)", re.I)
+
+
+class QuotingEngine(Engine):
+    """Answers with what the prompt holds: quoted sentences, extracted values, results of tools.
+
+    It needs no model and gives the same answer every time, so it serves demonstrations and first attempts. For tests,
+    a `ScriptedEngine` gives the answer that the test states.
+    """
+
+    def __init__(self) -> None:
+        self._transcriber = Transcriber()
+
+    async def chat(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
+        """See `Engine.chat`."""
+        # In a thread: reading a long prompt takes a while.
+        for chunk in await asyncio.to_thread(_answer, request):
+            yield chunk
+
+    async def audio(self, request: EngineRequest) -> AudioReply:
+        """Transcribe English."""
+        return await self._transcriber.transcribe(request)
+
+    async def aclose(self) -> None:
+        """See `Engine.aclose`."""
+        self._transcriber.close()
+
+
+def _answer(request: EngineRequest) -> Iterator[Chunk]:
+    params = request.params
+    _refuse(params)
+    try:
+        choice = _choice(request, read_prompt(request.messages))
+    except RecursionError:
+        raise EngineError("a schema or message is nested too deeply for this engine") from None
+    maxima = [
+        params[name] for name in ("max_tokens", "max_completion_tokens") if params.get(name) is not None
+    ]
+    stop = params.get("stop") or ()
+    head = {
+        "id": f"chatcmpl-{_digest(params)}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": request.model,
+        "system_fingerprint": "quoting",
+    }
+    return stream(
+        [choice] * (params.get("n") or 1),
+        head,
+        prompt_tokens=prompt_tokens(request),
+        limits=Limits(min(maxima, default=None), [stop] if isinstance(stop, str) else stop),
+        top_logprobs=params.get("top_logprobs") or 0 if params.get("logprobs") else None,
+    )
+
+
+def _refuse(params: Mapping[str, Any]) -> None:
+    """Refuse what this engine cannot do, by the parameter's name."""
+    for name in ("functions", "function_call", "audio", "web_search_options"):
+        if params.get(name) is not None:
+            raise EngineError(f"{name} is not supported by this engine", param=name)
+    if "audio" in (params.get("modalities") or ()):
+        raise EngineError("modalities may only be text", param="modalities")
+    if params.get("top_logprobs") is not None and not params.get("logprobs"):
+        raise EngineError("top_logprobs requires logprobs to be true", param="top_logprobs")
+    for name, low, high in (("n", 1, 128), ("max_tokens", 1, None), ("max_completion_tokens", 1, None)):
+        value = params.get(name)
+        if value is not None and (value < low or (high is not None and value > high)):
+            raise EngineError(
+                f"{name} must be at least {low}" + (f" and at most {high}" if high else ""), param=name
+            )
+
+
+def _choice(request: EngineRequest, prompt: Prompt) -> Choice:
+    params = request.params
+    limit = _SENTENCES[params.get("verbosity") or "medium"]
+    form = params.get("response_format") or {}
+    content, tool_calls = "", []
+    if calls := choose_calls(request, prompt):
+        reason = f"Tool calls that the request asks for: {len(calls)}."
+        tool_calls = [
+            StreamedCall(
+                f"call_{_digest([request.messages, i, call.name])}", call.name, _compact(call.arguments)
+            )
+            for i, call in enumerate(calls)
+        ]
+    elif form.get("type") in ("json_schema", "json_object"):
+        schema = form.get("json_schema", {}).get("schema")
+        found, value = _structured(schema, prompt) if schema else _json_object(prompt, limit)
+        content, reason = _compact(value), f"Values found in the prompt: {found}."
+    else:
+        content, reason = _text(prompt, limit)
+    reasoning = "" if params.get("reasoning_effort") == "none" else f"{reason} No model was asked."
+    return Choice(content, reasoning, tool_calls=tool_calls)
+
+
+def _text(prompt: Prompt, limit: int) -> tuple[str, str]:
+    """An answer in words, and how it was found."""
+    if prompt.results:
+        return _results(prompt, limit), "The results of the tools answer the request."
+    question, material = prompt.question, prompt.material
+    if prompt.notes and (not material or _MEDIA.search(question)):
+        return " ".join(prompt.notes), "Images and recordings are not looked at."
+    available = [sentence for text in material for sentence in sentences(text)]
+    beginning = joined([each for each in available if each[-1] in ".!?"][:limit] or available[:limit])
+    if quoted := [] if _SUMMARY.search(question) else quote(question, material, limit):
+        return joined(quoted), f"Sentences that match the question: {len(quoted)}."
+    if available and not question.endswith("?"):
+        return beginning, "The text is quoted from its beginning."
+    if quoted := quote(question, prompt.earlier, limit):
+        return joined(quoted), f"Earlier sentences that match the question: {len(quoted)}."
+    echo = " ".join(question.split())
+    echo = echo if len(echo) <= _MAX_ECHO else f"{echo[:_MAX_ECHO]}…"
+    if available:
+        return f'Nothing in the given text answers: "{echo}"', "No sentence of the text matches the question."
+    return f'You said: "{echo}" {_NO_MODEL}' if echo else _NO_MODEL, "There is nothing to quote."
+
+
+def _results(prompt: Prompt, limit: int) -> str:
+    """What the tools returned; of a long result, the sentences that match the question."""
+    lines = []
+    for result in prompt.results:
+        text = result.text or "nothing"
+        if len(sentences(text)) > 3:
+            text = joined(quote(prompt.question, [text], limit) or sentences(text)[:limit])
+        lines.append(text if len(prompt.results) == 1 else f"{_shown(result)}: {text}")
+    return "\n".join(lines)
+
+
+def _shown(result: ToolResult) -> str:
+    arguments = (
+        f"{name}: {value if isinstance(value, str) else _compact(value)}"
+        for name, value in result.arguments.items()
+    )
+    return f"{result.name}({', '.join(arguments)})"
+
+
+def _structured(schema: Mapping[str, Any], prompt: Prompt) -> tuple[int, Any]:
+    """How many values of a schema the prompt holds, and an object that is valid under it."""
+    values = Values(schema, prompt.everything)
+    value = values.object()
+    if not values.valid(value):
+        raise EngineError(
+            "the quoting engine finds no value for this schema in the prompt", param="response_format"
+        )
+    return values.found, value
+
+
+def _json_object(prompt: Prompt, limit: int) -> tuple[int, Any]:
+    """An object with the keys that the prompt names; with the key "answer" where it names none."""
+    for text in (prompt.request, *reversed(prompt.earlier)):
+        sentence = _KEYS.search(text)
+        if sentence is None:
+            continue
+        names = re.findall(r"['\"`]([A-Za-z_]\w*)['\"`]", sentence[0])
+        if not names and (listed := _KEY_LIST.search(sentence[0])):
+            names = re.split(r",? and |, ", listed[1])
+        if names:
+            # What says how to answer holds no values.
+            rest = re.sub(r"[^.!?\n]*\bJSON\b[^.!?\n]*[.!?]?", "", prompt.everything.replace(sentence[0], ""))
+            values = Values(
+                {"properties": {name: {"type": "string"} for name in names}, "required": names}, rest
+            )
+            return values.found, values.object()
+    return 1, {"answer": _text(prompt, limit)[0]}
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
