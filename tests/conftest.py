@@ -85,11 +85,15 @@ def upstream_server() -> Iterator[list[Upstream]]:
     async def hear(request: Request) -> Response:
         return await stubs[-1].hear(request)
 
+    async def models(request: Request) -> Response:
+        return stubs[-1].models
+
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", complete, methods=["POST"]),
             Route("/v1/audio/transcriptions", hear, methods=["POST"]),
             Route("/v1/audio/translations", hear, methods=["POST"]),
+            Route("/v1/models", models),
         ]
     )
     servers = _Servers([(app, _listening_socket(0))], closers=[])

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from support.raw_client import Wire, params, validator
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
@@ -264,3 +264,54 @@ def test_hanging_up_reaches_the_server(wire: Wire, upstream: Upstream) -> None:
             timeout=0.3,
         )
     assert upstream.left.wait(2)
+
+
+def listed(wire: Wire) -> httpx.Response:
+    return wire.http.get(f"{wire.prem.gateway_url}/models", headers=wire.headers)
+
+
+def test_the_models_list_is_the_servers_own(wire: Wire, upstream: Upstream) -> None:
+    upstream.models = JSONResponse(
+        {"object": "list", "data": [{"id": "llama3.2:1b"}, {"id": "whisper-tiny"}]}
+    )
+    entries = listed(wire).json()["data"]
+    assert [(entry["model"], entry["type"]) for entry in entries] == [
+        ("llama3.2:1b", "CHAT"),
+        ("whisper-tiny", "AUDIO_TRANSCRIPTION"),
+    ]
+
+
+def test_a_server_without_a_models_list_lists_none(wire: Wire, upstream: Upstream) -> None:
+    upstream.models = Response(status_code=404)
+    assert listed(wire).json()["data"] == []
+
+
+def test_names_given_to_the_enclave_are_listed_in_place_of_the_servers(run: Run, upstream: Upstream) -> None:
+    upstream.models = JSONResponse({"data": [{"id": "llama3.2:1b"}]})
+    assert [
+        entry["model"] for entry in listed(run(upstream=upstream.url, models=["mine"])).json()["data"]
+    ] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        (Response(status_code=500), 500),
+        (Response(status_code=401), 503),
+        (JSONResponse({"data": "zebra"}), 503),
+        (JSONResponse(["zebra"]), 503),
+        (Response("<html>zebra"), 503),
+    ],
+)
+def test_a_models_list_that_cannot_be_had_is_an_error(
+    wire: Wire, upstream: Upstream, response: Response, status: int
+) -> None:
+    upstream.models = response
+    answer = listed(wire)
+    assert answer.status_code == status
+    assert "upstream server" in answer.json()["error"]
+    assert "zebra" not in answer.text
+
+
+def test_the_models_list_of_a_server_that_cannot_be_reached_is_503(run: Run) -> None:
+    assert listed(run(upstream="http://127.0.0.1:9")).status_code == 503

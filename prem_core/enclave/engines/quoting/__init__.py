@@ -139,7 +139,8 @@ def _text(prompt: Prompt, limit: int) -> tuple[str, str]:
     if prompt.notes and (not material or _MEDIA.search(question)):
         return " ".join(prompt.notes), "Images and recordings are not looked at."
     available = [sentence for text in material for sentence in sentences(text)]
-    beginning = joined([each for each in available if each[-1] in ".!?"][:limit] or available[:limit])
+    closed = [sentence for sentence in available if sentence[-1] in ".!?"] or available
+    beginning = joined(closed[: min(limit, max(1, len(closed) // 2))])
     if quoted := [] if _SUMMARY.search(question) else quote(question, material, limit):
         return joined(quoted), f"Sentences that match the question: {len(quoted)}."
     if available and not question.endswith("?"):
