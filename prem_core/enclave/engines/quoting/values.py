@@ -275,9 +275,10 @@ def _word(value: Any, text: str) -> re.Match[str] | None:
 def _number(text: str) -> int | float:
     """A number as it is written, with a point or a comma before its decimals."""
     whole, mark, decimals = text.rpartition("." if text.rfind(".") > text.rfind(",") else ",")
-    if mark and (len(decimals) != 3 or (mark == "." and text.count(".") == 1 and "," not in text)):
-        return float(f"{re.sub('[.,]', '', whole)}.{decimals}")
-    return int(re.sub("[.,]", "", text))
+    if not mark or (len(decimals) == 3 and (mark == "," or text.count(".") > 1 or "," in text)):
+        return int(re.sub("[.,]", "", text))
+    value = float(f"{re.sub('[.,]', '', whole)}.{decimals}")
+    return int(value) if value.is_integer() else value
 
 
 def _date(text: str) -> Any:
