@@ -19,8 +19,10 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, Final
 
+from referencing.exceptions import Unresolvable
+
 from prem_core.enclave.engines.base import AudioReply, Chunk, Engine, EngineError, EngineRequest
-from prem_core.enclave.engines.quoting.prompt import Prompt, ToolResult, read_prompt
+from prem_core.enclave.engines.quoting.prompt import Prompt, read_prompt
 from prem_core.enclave.engines.quoting.text import joined, quote, sentences
 from prem_core.enclave.engines.quoting.tools import choose_calls
 from prem_core.enclave.engines.quoting.values import Values
@@ -31,12 +33,15 @@ from prem_core.enclave.engines.transcriber import Transcriber
 _SENTENCES: Final = {"low": 1, "medium": 2, "high": 3}
 
 _NO_MODEL: Final = "The embedded enclave has no language model: it quotes what the prompt holds."
+_NOT_READ: Final = (
+    "The embedded enclave reads text and PDFs. It does not look at images or listen to recordings."
+)
 _MAX_ECHO: Final = 300
+_MAX_CHOICES: Final = 128
 
 _SUMMARY = re.compile(r"\b(?:summar\w+|tl;?dr|overview|key points|main points?)\b", re.I)
 _MEDIA = re.compile(r"\b(?:image|picture|photo|audio|sound|recording|hear|see|describe)\b", re.I)
-_KEYS = re.compile(r"[^.!?\n]*\b(?:keys?|fields?|properties)\b[^.!?\n]*[.!?]?", re.I)
-_KEY_LIST = re.compile(r"(?:keys?|fields?|properties)\b:?\s*((?:\w+(?:,? and |, ))*\w+)", re.I)
+_KEYS = re.compile(r"\b(?:keys?|fields?|properties)\b(?:[: ]*((?:\w+(?:,? and |, ))*\w+))?", re.I)
 
 
 class QuotingEngine(Engine):
@@ -69,8 +74,8 @@ def _answer(request: EngineRequest) -> Iterator[Chunk]:
     _refuse(params)
     try:
         choice = _choice(request, read_prompt(request.messages))
-    except RecursionError:
-        raise EngineError("a schema or message is nested too deeply for this engine") from None
+    except (RecursionError, Unresolvable):
+        raise EngineError("a schema is nested too deeply for this engine, or refers to another one") from None
     maxima = [
         params[name] for name in ("max_tokens", "max_completion_tokens") if params.get(name) is not None
     ]
@@ -96,16 +101,8 @@ def _refuse(params: Mapping[str, Any]) -> None:
     for name in ("functions", "function_call", "audio", "web_search_options"):
         if params.get(name) is not None:
             raise EngineError(f"{name} is not supported by this engine", param=name)
-    if "audio" in (params.get("modalities") or ()):
-        raise EngineError("modalities may only be text", param="modalities")
-    if params.get("top_logprobs") is not None and not params.get("logprobs"):
-        raise EngineError("top_logprobs requires logprobs to be true", param="top_logprobs")
-    for name, low, high in (("n", 1, 128), ("max_tokens", 1, None), ("max_completion_tokens", 1, None)):
-        value = params.get(name)
-        if value is not None and (value < low or (high is not None and value > high)):
-            raise EngineError(
-                f"{name} must be at least {low}" + (f" and at most {high}" if high else ""), param=name
-            )
+    if (params.get("n") or 1) > _MAX_CHOICES:
+        raise EngineError(f"n must be at most {_MAX_CHOICES}", param="n")
 
 
 def _choice(request: EngineRequest, prompt: Prompt) -> Choice:
@@ -136,8 +133,8 @@ def _text(prompt: Prompt, limit: int) -> tuple[str, str]:
     if prompt.results:
         return _results(prompt, limit), "The results of the tools answer the request."
     question, material = prompt.question, prompt.material
-    if prompt.notes and (not material or _MEDIA.search(question)):
-        return " ".join(prompt.notes), "Images and recordings are not looked at."
+    if prompt.has_media and (not material or _MEDIA.search(question)):
+        return _NOT_READ, "There is no text to quote."
     available = [sentence for text in material for sentence in sentences(text)]
     closed = [sentence for sentence in available if sentence[-1] in ".!?"] or available
     beginning = joined(closed[: min(limit, max(1, len(closed) // 2))])
@@ -157,20 +154,15 @@ def _text(prompt: Prompt, limit: int) -> tuple[str, str]:
 def _results(prompt: Prompt, limit: int) -> str:
     """What the tools returned; of a long result, the sentences that match the question."""
     lines = []
-    for result in prompt.results:
-        text = result.text or "nothing"
-        if len(sentences(text)) > 3:
-            text = joined(quote(prompt.question, [text], limit) or sentences(text)[:limit])
-        lines.append(text if len(prompt.results) == 1 else f"{_shown(result)}: {text}")
+    for name, arguments, text in prompt.results:
+        if len(found := sentences(text)) > 3:
+            text = joined(quote(prompt.question, [text], limit) or found[:limit])
+        shown = (
+            f"{key}: {value if isinstance(value, str) else _compact(value)}"
+            for key, value in arguments.items()
+        )
+        lines.append(f"{name}({', '.join(shown)}): {text}" if len(prompt.results) > 1 else text or "nothing")
     return "\n".join(lines)
-
-
-def _shown(result: ToolResult) -> str:
-    arguments = (
-        f"{name}: {value if isinstance(value, str) else _compact(value)}"
-        for name, value in result.arguments.items()
-    )
-    return f"{result.name}({', '.join(arguments)})"
 
 
 def _structured(schema: Mapping[str, Any], prompt: Prompt) -> tuple[int, Any]:
@@ -186,20 +178,18 @@ def _structured(schema: Mapping[str, Any], prompt: Prompt) -> tuple[int, Any]:
 
 def _json_object(prompt: Prompt, limit: int) -> tuple[int, Any]:
     """An object with the keys that the prompt names; with the key "answer" where it names none."""
-    for text in (prompt.request, *reversed(prompt.earlier)):
-        sentence = _KEYS.search(text)
-        if sentence is None:
-            continue
-        names = re.findall(r"['\"`]([A-Za-z_]\w*)['\"`]", sentence[0])
-        if not names and (listed := _KEY_LIST.search(sentence[0])):
-            names = re.split(r",? and |, ", listed[1])
-        if names:
-            # What says how to answer holds no values.
-            rest = re.sub(r"[^.!?\n]*\bJSON\b[^.!?\n]*[.!?]?", "", prompt.everything.replace(sentence[0], ""))
+    found = [sentence for text in (prompt.request, *reversed(prompt.earlier)) for sentence in sentences(text)]
+    # What says how to answer holds no values.
+    rest = "\n".join(sentence for sentence in found if not _KEYS.search(sentence) and "JSON" not in sentence)
+    for sentence in found:
+        if keys := _KEYS.search(sentence):
+            quoted = re.findall(r"['\"`]([A-Za-z_]\w*)['\"`]", sentence)
+            names = quoted or re.split(r",? and |, ", keys[1] or "answer")
             values = Values(
                 {"properties": {name: {"type": "string"} for name in names}, "required": names}, rest
             )
-            return values.found, values.object()
+            value = values.object()
+            return values.found, value
     return 1, {"answer": _text(prompt, limit)[0]}
 
 

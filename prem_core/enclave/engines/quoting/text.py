@@ -27,7 +27,7 @@ _BREAK = re.compile(
     r"|(?<=[。！？])|\n+"
 )
 #: A line that goes on in the next one.
-_WRAPPED = re.compile(r"([^\n]{60,}[^\s.!?:;|])\n(?=[a-z0-9(])")
+_WRAPPED = re.compile(r"^([^\n]{60,}[^\s.!?:;|])\n(?=[a-z0-9(])", re.M)
 
 #: Sentences that score less than this share of the best one are not quoted with it.
 _CLOSE_TO_BEST = 0.85

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
+from referencing import Registry
 
 from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.engines.quoting.text import keys, quote, sentences, words
@@ -22,20 +24,20 @@ Field = tuple[set[str], str]
 MISSING: Final = object()
 
 _LABEL = re.compile(
-    r"(?:^|[\n,;|({>\"“]|[.!?]\s)[ \t]*[-*#>\"]*[ \t]*(?P<label>[^\W\d_][\w /.'-]{0,47}?)(?:[ \t]*\([^()\n]*\))?"
-    r"[\"*]*[ \t]*(?::(?=[\s*\"])|=)[*\"]*"
+    r"(?:^|[\n,;|({>\"“]|[.!?]\s)[ \t]{0,8}[-*#>\"]{0,4} ?(?P<label>[^\W\d_][\w /.'-]{0,47}?)(?: \([^()\n]{0,30}\))?"
+    r"[\"*]{0,2} ?(?::(?=[\s*\"])|=)[*\"]{0,2}"
 )
 _NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:[.,]\d+)*(?!\w)")
 _QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|(?<!\w)'([^'\n]+)'(?!\w)")
-_NAMES = re.compile(r"[^\W\d_a-z][\w'’&-]*(?:,? [^\W\d_a-z][\w'’&-]*)*")
-_DATE = re.compile(
-    r"\d{4}-\d\d-\d\d|\d{1,2} [A-Z][a-z]+ \d{4}|[A-Z][a-z]+ \d{1,2}, \d{4}|\d{1,2}\.\d{1,2}\.\d{4}"
-)
-_DATE_FORMATS = ("%Y-%m-%d", "%d %B %Y", "%d %b %Y", "%B %d, %Y", "%b %d, %Y", "%d.%m.%Y")
-_CELLS = re.compile(r"\s*\|\s*|\s{2,}|\t")
+_NAME = re.compile(r"[^\W\d_a-z][\w'’&-]*(?:,? [^\W\d_a-z][\w'’&-]*)*")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d|\d{1,2} [A-Z][a-z]+ \d{4}|[A-Z][a-z]+ \d{1,2}, \d{4}")
+_DATE_FORMATS = ("%Y-%m-%d", "%d %B %Y", "%d %b %Y", "%B %d, %Y", "%b %d, %Y")
+_CELLS = re.compile(r"\||\s{2,}|\t")
 
 #: Values without a label are looked for in a text of this length at most. In a longer one they would be chance.
 _PROSE: Final = 300
+#: Objects within objects, at most: a schema may refer to itself.
+_MAX_DEPTH: Final = 8
 
 
 class Values:
@@ -63,65 +65,64 @@ class Values:
         try:
             Draft202012Validator.check_schema(schema)
         except SchemaError:
-            raise EngineError("the request holds a JSON schema that is none") from None
+            raise EngineError("the request holds a JSON schema that is not one") from None
 
     def object(self) -> dict[str, Any]:
-        """An object that is valid under the schema; what the text does not hold is a placeholder."""
-        return self._properties(self._root, self._fields)
+        """An object for the schema. For what the text does not hold, it has placeholders."""
+        return self._object(self._root, self._fields)
 
     def valid(self, value: Any, schema: Schema | None = None) -> bool:
         """Whether `value` satisfies the schema, or a part of it."""
         definitions = {name: self._root[name] for name in ("$defs", "definitions") if name in self._root}
-        return Draft202012Validator({**definitions, **(schema or self._root)}).is_valid(value)
+        # With a registry of its own, the validator fetches no remote reference.
+        validator = Draft202012Validator({**definitions, **(schema or self._root)}, registry=Registry())
+        return validator.is_valid(value)
 
     def _resolve(self, schema: Any) -> dict[str, Any]:
-        """`schema` with its reference, or its only ``allOf``, put in place."""
+        """`schema` with what it refers to put in its place."""
         resolved: dict[str, Any] = dict(schema) if isinstance(schema, Mapping) else {}
-        while "$ref" in resolved or len(resolved.get("allOf", ())) == 1:
+        for _ in range(_MAX_DEPTH):
             target: Any = self._root
             if reference := resolved.pop("$ref", None):
                 for step in reference.removeprefix("#").strip("/").split("/"):
-                    target = target.get(step, {})
-            else:
+                    target = target.get(step) if isinstance(target, Mapping) else None
+            elif len(resolved.get("allOf", ())) == 1:
                 target = resolved.pop("allOf")[0]
-            resolved = {**target, **resolved}
-        return resolved
+            else:
+                return resolved
+            resolved = {**(target or {}), **resolved}
+        raise RecursionError
 
-    def _object(self, schema: Schema, fields: Sequence[Field]) -> Any:
-        found = self.found
-        values = self._properties(schema, fields)
-        return values if self.found > found else MISSING
-
-    def _properties(self, schema: Schema, fields: Sequence[Field]) -> dict[str, Any]:
+    def _object(self, schema: Any, fields: Sequence[Field], depth: int = 0) -> dict[str, Any]:
         schema = self._resolve(schema)
-        required = set(schema.get("required", ()))
         values: dict[str, Any] = {}
         for name, part in schema.get("properties", {}).items():
-            value = self._value(part, name, fields)
+            value = self._value(part, name, fields, depth)
+            if value is MISSING and name in schema.get("required", ()):
+                self.complete = False
+                value = self._placeholder(part, name)
             if value is not MISSING:
                 values[name] = value
-            elif name in required:
-                self.complete = False
-                values[name] = self.placeholder(part, name)
         return values
 
-    def _value(self, schema: Any, name: str, fields: Sequence[Field]) -> Any:
+    def _value(self, schema: Any, name: str, fields: Sequence[Field], depth: int) -> Any:
         schema = self._resolve(schema)
         if "const" in schema:
             return schema["const"]
         for option in schema.get("anyOf", schema.get("oneOf", ())):
-            if (value := self._value(option, name, fields)) is not MISSING:
+            if (value := self._value(option, name, fields, depth)) is not MISSING:
                 return value
-        kind = schema.get("type", "object" if "properties" in schema else None)
-        kind = next((each for each in kind if each != "null"), None) if isinstance(kind, list) else kind
+        kind = _type(schema)
         if kind == "object":
-            return self._object(schema, fields)
-        if kind == "array" and (rows := self._rows(schema)):
+            found = self.found
+            value = self._object(schema, fields, depth + 1) if depth < _MAX_DEPTH else MISSING
+            return value if self.found > found else MISSING
+        if kind == "array" and (rows := self._rows(schema, depth)):
             return rows
-        for raw in [
-            *_labelled(name, fields),
-            *(self._unlabelled(schema, kind, name) if fields is self._fields else ()),
-        ]:
+        candidates = _labelled(name, fields)
+        if fields is self._fields:
+            candidates += self._unlabelled(schema, kind, name)
+        for raw in candidates:
             value = self._converted(raw, schema, kind)
             if value is not MISSING and self.valid(value, schema):
                 self._used.append(raw)
@@ -131,69 +132,64 @@ class Values:
 
     def _unlabelled(self, schema: Schema, kind: Any, name: str) -> Iterator[str]:
         """What the text holds for a value without a label, the likeliest first."""
-        if "enum" in schema:
+        if "enum" in schema or ("format" in schema and self._prose):
             yield self._text
-        if not self._prose or "enum" in schema:
-            return
-        if kind in ("integer", "number"):
-            after = "|".join(map(re.escape, words(name)))
-            yield from re.findall(rf"\b(?:{after})\b\W+(?:is |of )?(-?\d[\d.,]*)", self._text, re.I)
-            yield from (found for found in _NUMBER.findall(self._text) if found not in self._used)
-        elif kind == "string" and "format" in schema:
-            yield self._text
-        elif kind in ("string", "array"):
-            texts = ["".join(found) for found in _QUOTED.findall(self._text)]
-            for found in _NAMES.finditer(self._text):
+        elif kind in ("integer", "number") and self._prose:
+            name = "|".join(map(re.escape, words(name)))
+            yield from re.findall(rf"\b(?:{name})\b\W+(?:is |of )?(-?\d[\d.,]*)", self._text, re.I)
+            yield from (number for number in _NUMBER.findall(self._text) if number not in self._used)
+        elif kind in ("string", "array") and self._prose:
+            texts = ["".join(quoted) for quoted in _QUOTED.findall(self._text)]
+            for found in _NAME.finditer(self._text):
                 # The first word of a sentence is no name by its capital alone.
                 alone = found[0] == self._text.strip(" .!?")
                 if alone or " " in found[0] or re.search(r"[^\s.!?]\s*$", self._text[: found.start()]):
                     texts.append(found[0])
             yield from (
-                each for each in texts if not any(each in used or used in each for used in self._used)
+                text for text in texts if not any(text in used or used in text for used in self._used)
             )
 
     def _converted(self, raw: str, schema: Schema, kind: Any) -> Any:
         """`raw` as a value of the schema's type, or MISSING."""
         if "enum" in schema:
-            spelled = [(found.start(), each) for each in schema["enum"] if (found := _word(each, raw))]
-            return min(spelled, key=lambda each: each[0])[1] if spelled else MISSING
+            found = re.search(
+                rf"(?<!\w)(?:{'|'.join(map(re.escape, map(str, schema['enum'])))})(?!\w)", raw, re.I
+            )
+            same = (each for each in schema["enum"] if found and str(each).casefold() == found[0].casefold())
+            return next(same, MISSING)
         if kind in ("integer", "number"):
             digits = _NUMBER.search(raw)
             return _number(digits[0]) if digits else MISSING
         if kind == "boolean":
-            answer = re.search(r"\b(?:(yes|true|on)|no|not|none|false|off)\b", raw, re.I)
+            answer = re.search(r"\b(?:(yes|true)|no|false)\b", raw, re.I)
             return bool(answer[1]) if answer else MISSING
         if kind == "array":
             items = self._resolve(schema.get("items"))
-            parts = [part.strip(" -*•\t") for part in re.split(r"[,;\n]| and ", raw)]
-            values = [self._converted(part, items, items.get("type")) for part in parts if part]
+            parts = [part.strip(" -*\t") for part in re.split(r"[,;\n]| and ", raw)]
+            values = [self._converted(part, items, _type(items)) for part in parts if part]
             return [value for value in values if value is not MISSING] or MISSING
         if kind == "null":
-            return None if raw.casefold() in ("none", "null", "-", "n/a") else MISSING
+            return None if raw.casefold() in ("none", "null") else MISSING
         if (form := schema.get("format")) in ("date", "date-time"):
             day = _date(raw)
             return day if day is MISSING or form == "date" else f"{day}T00:00:00Z"
-        if form == "email":
-            address = re.search(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", raw)
-            return address[0] if address else MISSING
         if pattern := schema.get("pattern"):
             match = re.search(pattern.removeprefix("^").removesuffix("$"), raw)
             return match[0] if match else MISSING
         return raw
 
-    def _rows(self, schema: Schema) -> list[Any]:
-        """The rows of the first table whose header has the names that the items need."""
+    def _rows(self, schema: Schema, depth: int) -> list[Any]:
+        """The rows of the first table that has columns for more than half of what the items hold."""
         items = self._resolve(schema.get("items"))
         names = list(items.get("properties", {}))
         for header, rows in self._tables:
-            if names and sum(bool(_best(name, header)) for name in names) * 2 > len(names):
-                records = [list(zip(header, row, strict=True)) for row in rows]
-                values = [self._object(items, record) for record in records]
-                return [value for value in values if value is not MISSING]
+            columns = [(label, "a column") for label in header]
+            if sum(bool(_labelled(name, columns)) for name in names) * 2 > len(names):
+                return [self._object(items, list(zip(header, row, strict=True)), depth + 1) for row in rows]
         return []
 
-    def placeholder(self, schema: Any, name: str = "") -> Any:
-        """A plain value that is valid under a part of the schema: 0, false, a quotation."""
+    def _placeholder(self, schema: Any, name: str = "") -> Any:
+        """A plain value for a part of the schema: 0, false, a quotation."""
         schema = self._resolve(schema)
         for keyword in ("default", "const"):
             if keyword in schema:
@@ -201,33 +197,30 @@ class Values:
         if "enum" in schema:
             return schema["enum"][0]
         if options := schema.get("anyOf", schema.get("oneOf")):
-            return (
-                None
-                if any(option.get("type") == "null" for option in options)
-                else self.placeholder(options[0], name)
-            )
-        kind = schema.get("type", "object" if "properties" in schema else "string")
-        match next((each for each in kind if each != "null"), "null") if isinstance(kind, list) else kind:
+            return None if {"type": "null"} in options else self._placeholder(options[0], name)
+        match _type(schema):
             case "object":
                 parts = schema.get("properties", {})
-                return {each: self.placeholder(parts.get(each), each) for each in schema.get("required", ())}
+                return {each: self._placeholder(parts.get(each), each) for each in schema.get("required", ())}
             case "array":
-                return [self.placeholder(schema.get("items"), name) for _ in range(schema.get("minItems", 0))]
+                return [self._placeholder(schema.get("items"), name)] * schema.get("minItems", 0)
             case "integer" | "number":
                 low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-                return max(0, low) if schema.get("maximum", schema.get("exclusiveMaximum", 1)) > 0 else low
+                return low if schema.get("maximum", schema.get("exclusiveMaximum", 1)) <= 0 else max(0, low)
             case "boolean":
                 return False
             case "null":
                 return None
         if schema.get("format") in ("date", "date-time"):
             return "1970-01-01" if schema["format"] == "date" else "1970-01-01T00:00:00Z"
-        said = (
-            quote(f"{name} {schema.get('description', '')}", [self._text], 1)
-            or sentences(self._text)[:1]
-            or ["none"]
-        )
-        return said[0][: schema.get("maxLength")].ljust(schema.get("minLength", 0), ".")
+        wanted = f"{name} {schema.get('description', '')}"
+        quoted = quote(wanted, [self._text], 1) or sentences(self._text) or ["none"]
+        return quoted[0][: schema.get("maxLength")].ljust(schema.get("minLength", 0), ".")
+
+
+def _type(schema: Schema) -> Any:
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    return next((each for each in kind if each != "null"), "null") if isinstance(kind, list) else kind
 
 
 def _fields(text: str) -> Iterator[Field]:
@@ -246,9 +239,9 @@ def _tables(text: str) -> Iterator[tuple[list[set[str]], list[list[str]]]]:
     """The tables of a text: the keys of each column's name, and the rows."""
     rows: list[list[str]] = []
     for line in [*text.splitlines(), ""]:
-        cells = _CELLS.split(line.strip().strip("|").strip())
-        if set("".join(cells)) and set("".join(cells)) <= set("-:= "):
-            continue
+        cells = [cell for each in _CELLS.split(line.strip(" \t|")) if (cell := each.strip())]
+        if line and not line.strip(" \t|:-="):
+            continue  # the rule below a header
         if rows and len(cells) != len(rows[0]):
             if len(rows) > 1:
                 yield [keys(cell) for cell in rows[0]], rows[1:]
@@ -264,14 +257,6 @@ def _labelled(name: str, fields: Sequence[Field]) -> list[str]:
     return [value for fit, value in sorted(fits, key=lambda each: -each[0]) if fit >= 0.5]
 
 
-def _best(name: str, header: Sequence[set[str]]) -> list[str]:
-    return _labelled(name, [(label, "found") for label in header])
-
-
-def _word(value: Any, text: str) -> re.Match[str] | None:
-    return re.search(rf"(?<!\w){re.escape(str(value))}(?!\w)", text, re.I)
-
-
 def _number(text: str) -> int | float:
     """A number as it is written, with a point or a comma before its decimals."""
     whole, mark, decimals = text.rpartition("." if text.rfind(".") > text.rfind(",") else ",")
@@ -284,8 +269,6 @@ def _number(text: str) -> int | float:
 def _date(text: str) -> Any:
     for found in _DATE.findall(text):
         for form in _DATE_FORMATS:
-            try:
+            with suppress(ValueError):
                 return datetime.strptime(found, form).date().isoformat()
-            except ValueError:
-                continue
     return MISSING
