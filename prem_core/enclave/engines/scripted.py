@@ -65,14 +65,7 @@ class ScriptedReply:
     stalled: bool = False
 
 
-#: What a test may write down as a reply:
-#:
-#: - a text, for a chat or as the transcript of a recording,
-#: - `reply(…)`, for everything else an answer can have,
-#: - `tool_call(…)`, or a list of them,
-#: - an exception: `RateLimitError(retry_after=1)` and every other `APIStatusError`, or an `EngineError`,
-#: - a list of ``chat.completion.chunk`` objects, sent as they are; an exception may follow them,
-#: - for a recording, the transcript as a dict or as a `Transcription`.
+#: What a test may write down as a reply; see `ScriptedEngine`.
 ReplyLike = (
     str
     | ScriptedReply
@@ -156,11 +149,20 @@ class ScriptedEngine(Engine):
         ScriptedEngine(["Hello", tool_call("get_weather", city="Paris"), RateLimitError(retry_after=1)])
         ScriptedEngine(respond=lambda request: request.text.upper())
 
+    A reply is one of these:
+
+    - a text, for a chat or as the transcript of a recording,
+    - `reply(…)`, an answer with everything it can have,
+    - `tool_call(…)`, or a list of them,
+    - an `APIStatusError`, such as ``RateLimitError(retry_after=1)``, or an `EngineError`,
+    - a list of ``chat.completion.chunk`` objects, sent as they are; an error may follow them,
+    - the transcript of a recording, as a dict or a `Transcription`.
+
     A reply is sent as it is written: `stop`, `max_tokens`, `response_format` and `tool_choice` do not change
     it, and each of `n` choices is the same. Ids count up: ``chatcmpl-1``, ``call_1``.
 
     Args:
-        replies: One reply for each request; see `ReplyLike` for the forms.
+        replies: One reply for each request.
         respond: Called with each `EngineRequest`, and returns its reply. It may be async; otherwise it runs in
             a thread, and may block. An exception it raises is the reply.
 

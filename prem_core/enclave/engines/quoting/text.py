@@ -76,9 +76,9 @@ def quote(question: str, texts: Iterable[str], limit: int) -> list[str]:
     numeric = re.search(r"\b(?:when|how (?:many|much|long|old|soon))\b", question, re.I)
     ranked: list[tuple[float, int]] = []
     for position, (sentence, hits) in enumerate(zip(found, shared, strict=True)):
-        if sum(wanted[word] for word in hits) < _ENOUGH * sum(wanted.values()):
+        if sum(wanted[word] for word in sorted(hits)) < _ENOUGH * sum(wanted.values()):
             continue
-        score = sum(rarity[word] for word in sorted(hits))
+        score = sum(rarity[word] for word in sorted(hits))  # sorted: the order of a set differs between runs
         if numeric and re.search(r"\d", sentence):
             score *= 1.2
         ranked.append((score, -position))

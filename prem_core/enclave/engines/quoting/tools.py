@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from prem_core.enclave.engines.base import EngineError, EngineRequest
 from prem_core.enclave.engines.quoting.prompt import Prompt
-from prem_core.enclave.engines.quoting.text import key, keys, words
+from prem_core.enclave.engines.quoting.text import STOPWORDS, key, keys, words
 from prem_core.enclave.engines.quoting.values import Values
 
 #: Words that say nothing about what a tool does.
@@ -114,7 +114,7 @@ def _clauses(tools: Sequence[_Tool], text: str) -> Iterator[tuple[_Tool, str]]:
             if current is not None:
                 yield current, held
             current, held = (best if asks else None), clause
-        elif current.holds_arguments(held) and current.holds_arguments(clause):
+        elif _is_bare(clause) and current.holds_arguments(held) and current.holds_arguments(clause):
             yield current, held  # the clause asks for one more call of the same tool: "and in Tokyo"
             held = clause
         else:
@@ -123,6 +123,12 @@ def _clauses(tools: Sequence[_Tool], text: str) -> Iterator[tuple[_Tool, str]]:
         yield current, held
     elif (best := max(tools, key=lambda tool: tool.score(text))).score(text) >= _THRESHOLD:
         yield best, text
+
+
+def _is_bare(clause: str) -> bool:
+    """Whether a clause holds nothing but names and numbers, as in "in Tokyo"."""
+    found = words(clause)
+    return len(found) <= 2 or all(word.casefold() in STOPWORDS or not word[0].islower() for word in found)
 
 
 def _split(text: str) -> Iterator[str]:

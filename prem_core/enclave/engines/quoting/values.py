@@ -145,9 +145,8 @@ class Values:
                 alone = found[0] == self._text.strip(" .!?")
                 if alone or " " in found[0] or re.search(r"[^\s.!?]\s*$", self._text[: found.start()]):
                     texts.append(found[0])
-            yield from (
-                text for text in texts if not any(text in used or used in text for used in self._used)
-            )
+            taken = self._used + [value for _, value in self._fields]
+            yield from (text for text in texts if not any(text in each or each in text for each in taken))
 
     def _converted(self, raw: str, schema: Schema, kind: Any) -> Any:
         """`raw` as a value of the schema's type, or MISSING."""
