@@ -56,7 +56,7 @@ DEFAULT_MODELS: Final = ("openai/gpt-oss-120b", "openai/whisper-large-v3", "prem
 #: Bytes of one request body: 25 MB of audio, sealed and written as hex, with room to spare.
 DEFAULT_BODY_LIMIT: Final = 64 * 1024 * 1024
 
-#: Seconds `stop` waits for the servers' thread. It ends in a fraction of that, unless the built-in engine is
+#: Seconds `stop` waits for the servers' thread. It ends in a fraction of that, unless the default engine is
 #: reading a huge prompt, which nothing can interrupt; the ports are free by then all the same.
 _STOP_TIMEOUT: Final = 5.0
 

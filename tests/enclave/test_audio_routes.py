@@ -1,4 +1,4 @@
-"""The audio routes over real sockets, with the built-in engine behind them."""
+"""The audio routes over real sockets, with the default engine behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in engine's ear: what it decodes, what it hears, and what it refuses."""
+"""The recogniser: which recordings it decodes, what it transcribes, and what it refuses."""
 
 from __future__ import annotations
 

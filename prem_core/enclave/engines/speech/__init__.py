@@ -1,12 +1,11 @@
-"""The built-in engine's ear: English speech to text on this machine, for development and tests.
+"""English transcription on this machine, for development and tests.
 
-What it is: pocketsphinx with the English model its package carries, on recordings that libsndfile decodes. A
-recording is cut where nobody speaks, and each utterance is recognised for itself. The same recording always
-gives the same text.
+pocketsphinx, with the English model of its package, transcribes recordings that libsndfile decodes. A recording is
+split at its pauses, and each utterance is recognised on its own. The same recording always has the same transcript.
 
-What it is not: Whisper. It knows one language and about 130,000 words, writes neither capitals nor
-punctuation, does not translate, and mishears where a modern model would not. `prompt` and `temperature` are
-accepted and change nothing. What it cannot do it refuses with an EngineError that names the parameter.
+It is not Whisper: it has one language and about 130,000 words, writes neither capitals nor punctuation, does not
+translate, and makes more mistakes than a modern model. `prompt` and `temperature` are accepted and change nothing.
+What it cannot do is refused with an EngineError that names the parameter.
 """
 
 from __future__ import annotations
@@ -25,24 +24,23 @@ _LANGUAGE: Final = "en"
 
 
 def refuse(task: AudioTask, params: Mapping[str, Any]) -> None:
-    """Raise EngineError, 400, if schema-valid `params` ask for what the recogniser cannot do."""
+    """Raise EngineError for a task or a language that the recogniser lacks."""
     if task == "translate":
         raise EngineError(
-            "the built-in engine has no model for translation; with --upstream a server that has one answers",
+            "the embedded enclave does not translate: with --upstream, a server that does can answer",
         )
     if params.get("language", _LANGUAGE) != _LANGUAGE:
         raise EngineError(
-            "the built-in engine has no model for this language, only for en; "
-            "with --upstream a server that has one answers",
+            "the embedded enclave transcribes English (en) only: with --upstream, another server can answer",
             param="language",
         )
 
 
 def transcription(
-    params: Mapping[str, Any], seconds: float, heard: Sequence[Utterance]
+    params: Mapping[str, Any], seconds: float, found: Sequence[Utterance]
 ) -> dict[str, Any] | str:
-    """What was heard in a recording of `seconds`, in the form that ``response_format`` asks for."""
-    text = " ".join(utterance.text for utterance in heard)
+    """The transcript of a recording of `seconds`, in the form that ``response_format`` asks for."""
+    text = " ".join(utterance.text for utterance in found)
     match params.get("response_format"):
         case "text":
             return text
@@ -55,9 +53,9 @@ def transcription(
                 "text": text,
             }
             if "segment" in wanted:
-                verbose["segments"] = [_segment(number, utterance) for number, utterance in enumerate(heard)]
+                verbose["segments"] = [_segment(number, utterance) for number, utterance in enumerate(found)]
             if "word" in wanted:
-                verbose["words"] = [word._asdict() for utterance in heard for word in utterance.words]
+                verbose["words"] = [word._asdict() for utterance in found for word in utterance.words]
             return verbose
     return {"text": text}
 

@@ -1,8 +1,7 @@
 """Utterances, and the words in them, with pocketsphinx.
 
-The rule of this file: an utterance is recognised as if it were the first. What the decoder learns of one
-(the level of its noise, the mean of its spectrum) is not carried over to the next, so that the text depends
-neither on what came before nor on the thread.
+Each utterance is recognised as if it were the first. What the decoder has measured of one (its noise, the mean of its
+spectrum) is not carried over to the next, so the transcript does not depend on what came before or on the thread.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What was said without a pause. Its repr shows nothing of it.
+    """A stretch of speech without a pause. Its repr shows no words.
 
     Attributes:
         words: At least one.
@@ -72,7 +71,7 @@ class Utterance:
 
 
 def utterances(pcm: bytes) -> Iterator[Utterance]:
-    """What is said in a recording (16-bit mono samples, `SAMPLE_RATE` a second), in order.
+    """The utterances in a recording (16-bit mono samples, `SAMPLE_RATE` a second), in order.
 
     Each step may run in another thread; each thread that is used keeps a decoder, about 100 MB.
     """
@@ -97,7 +96,7 @@ def _spoken(pcm: bytes) -> Iterator[tuple[float, bytes]]:
         speech += piece
         if is_last or not endpointer.in_speech or len(speech) >= MAX_UTTERANCE_SECONDS * _SECOND:
             yield start, bytes(speech)
-            # Where speech goes on, the endpointer still tells where it began.
+            # While speech goes on, the endpointer keeps reporting where it started.
             start += len(speech) / _SECOND
             speech.clear()
 
@@ -113,9 +112,9 @@ class _Decoder:
     def recognise(self, speech: bytes, start: float) -> Utterance | None:
         """The words in `speech`, which begins `start` seconds into the recording; None if there are none."""
         decoder = self._decoder
-        # Noise and spectrum are measured in a first pass over the whole, which takes a fifth of the time: to
-        # begin with means of another voice costs half of the words. The decoder can do this in one pass, but
-        # only if it is given the whole at once, and then no other thread runs until it is done.
+        # A first pass over the whole measures noise and spectrum, in a fifth of the time. Without it, half of the
+        # words are lost. The decoder can do both in one pass, but only with the whole utterance at once, and then
+        # no other thread runs until it is done.
         decoder.reinit_feat()
         decoder.activate_search(_MEASURE)
         decoder.start_utt()
@@ -159,7 +158,7 @@ _of_thread = threading.local()
 
 
 def _decoder() -> _Decoder:
-    """This thread's decoder. To load the model takes a quarter of a second, so it is kept."""
+    """This thread's decoder. It is kept, because loading the model takes a quarter of a second."""
     try:
         decoder: _Decoder = _of_thread.decoder
     except AttributeError:

@@ -1,7 +1,7 @@
-"""A recording's bytes as what the recogniser takes: 16 kHz, mono, 16 bits.
+"""A recording decoded for the recogniser: 16 kHz, mono, 16 bits.
 
-The rule of this file: what it decodes was sent by somebody else. Formats, rate, channels and length are
-bounded, a header's own words about them are not relied on, and nothing of the file is repeated.
+The files come from outside. Formats, rate, channels and length are limited, a header's claims about them are not
+relied on, and error messages repeat nothing of the file.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import soxr  # type: ignore[import-untyped]
 
 from prem_core.enclave.engines.base import EngineError
 
-#: Samples a second of what the recogniser takes.
+#: Samples per second that the recogniser needs.
 SAMPLE_RATE: Final = 16_000
 
 #: Seconds of the longest recording. Recognising takes about a fifth of a recording's length.
 MAX_SECONDS: Final = 600
 
-#: libsndfile's names of the containers; it reads two dozen more, and who needs those is not here.
+#: libsndfile's names of the containers that are accepted. It reads two dozen more.
 _FORMATS: Final = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
 
 _MIN_RATE: Final = 4_000
 _MAX_RATE: Final = 192_000
 _MAX_CHANNELS: Final = 8
 
-#: Frames decoded at a time, so that a file that unpacks to gigabytes is found out in time.
+#: Frames decoded at a time, so that a file that unpacks to gigabytes is refused in time.
 _BLOCK: Final = 1 << 16
 
 _Samples = np.ndarray[Any, np.dtype[Any]]
