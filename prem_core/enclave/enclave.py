@@ -196,6 +196,8 @@ async def _send_stream(opened: _Opened, chunks: AsyncGenerator[Chunk, None], sen
         await send_body(b"" if first is None else opened.event(b"data", first))
         async for chunk in chunks:
             await send_body(opened.event(b"data", chunk))
+            # Neither need wait for anything, and a disconnect must be noticed in between.
+            await asyncio.sleep(0)
     except TruncatedStreamError:
         end = b""
     except Exception as error:

@@ -66,7 +66,19 @@ from prem_core import enclave as prem_enclave
 from prem_core import proxy as prem_proxy
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol import response_types
-from prem_core.enclave import Exchange, LocalEnclave
+from prem_core.enclave import (
+    AudioReply,
+    EngineError,
+    EngineRequest,
+    Exchange,
+    LocalEnclave,
+    QuotingEngine,
+    ScriptedEngine,
+    reply,
+    tool_call,
+)
+from prem_core.enclave.engines.scripted import ScriptedReply, ScriptedToolCall
+from prem_core.enclave.engines.upstream import UpstreamEngine
 from prem_core.enclave.quota import BASE, Tier
 
 PACKAGES = (prem_core, langchain_prem, llama_index_prem, prem_enclave, prem_proxy)
@@ -74,8 +86,9 @@ PUBLIC = sorted(f"{package.__name__}.{name}" for package in PACKAGES for name in
 
 
 def is_answer(thing: Any) -> bool:
-    """Whether its fields are what the model said."""
-    return isinstance(thing[0] if isinstance(thing, list) and thing else thing, response_types._Reply)
+    """Whether its fields are content by design: a prompt, or a model's answer."""
+    kinds = (response_types._Reply, EngineRequest, AudioReply, ScriptedReply, ScriptedToolCall)
+    return isinstance(thing[0] if isinstance(thing, list) and thing else thing, kinds)
 
 
 SEARCH = Search(**marked.KEYS, **marked.WORDS)
@@ -164,7 +177,8 @@ def _use_client(world: World, things: dict[str, list[Any]], stack: contextlib.Ex
     things["prem_core.Transcription"] += [heard, translated]
     things["prem_core.TranscriptionSegment"] += heard.segments or []
     things["prem_core.TranscriptionWord"] += heard.words or []
-    things["prem_core.Model"] += client.models.list()
+    with PremClient(**world.options("quotes")) as other:
+        things["prem_core.Model"] += other.models.list()
     things["prem_core.Limits"] += [client.limits]
     things["prem_core.Stats"] += [client.stats]
     things["prem_core.__version__"] += [prem_core.__version__]
@@ -297,8 +311,33 @@ def _use_enclave(world: World, things: dict[str, list[Any]]) -> None:
             WAYS["client"](
                 {**prem.client_options, "encryption_keys": PAIR}, extra_body={"temperature": PROMPT}
             )
+    engine = ScriptedEngine([reply(marked.REPLY, error=EngineError("it broke")), reply(marked.SAID)])
+    call = tool_call("look_up", who=marked.ARGUMENT)
+    with LocalEnclave(api_key=API_KEY, private_key=marked.PRIVATE, engine=engine) as scripted:
+        options = {**scripted.client_options, "encryption_keys": PAIR, "max_retries": 0}
+        with contextlib.suppress(prem_core.PremError):
+            WAYS["client"](options)
+        with PremClient(**options) as client:
+            client.audio.transcriptions.create(file=(marked.FILE_NAME, marked.FILE))
+        scripted.reply(call, reply(marked.REPLY, tool_calls=call))
+    things["prem_core.enclave.ScriptedEngine"] += [engine, scripted]
+    things["prem_core.enclave.reply"] += [
+        reply(marked.REPLY, reasoning=marked.THOUGHT, refusal=marked.REFUSAL)
+    ]
+    things["prem_core.enclave.tool_call"] += [call]
+    things["prem_core.enclave.EngineRequest"] += [*engine.requests, engine.requests]
+    things["prem_core.enclave.AudioReply"] += [AudioReply({"text": marked.SAID}, 2.0)]
+    things["prem_core.enclave.QuotingEngine"] += [world.quotes.engine]
+    things["prem_core.enclave.Engine"] += [world.says.engine, UpstreamEngine("http://127.0.0.1:9", API_KEY)]
+    things["prem_core.enclave.EngineError"] += [caught(lambda: asyncio.run(_refused()), EngineError)]
     things["prem_core.enclave.Exchange"] += seen
     things["prem_core.enclave.LocalEnclave"] += [world.says, world.quotes, world.fails, prem, stopped]
+
+
+async def _refused() -> None:
+    request = EngineRequest("chat", {"model": "m", "messages": MESSAGES, "n": 1000})
+    async for _ in QuotingEngine().chat(request):
+        pass
 
 
 def _use_proxy(world: World, things: dict[str, list[Any]]) -> None:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import httpx
 
@@ -87,6 +87,9 @@ class UpstreamEngine(Engine):
         self._url = completions_url(base_url)
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._client: httpx.AsyncClient | None = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an engine with an upstream cannot be pickled or copied: it holds an API key")
 
     async def aclose(self) -> None:
         """Close the connections."""
