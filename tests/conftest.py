@@ -13,8 +13,8 @@ from starlette.routing import Route
 from support.scripted_upstream import Upstream, delta, finish, usage
 from support.wire_schemas import TEST_KEY, problems
 
+from prem_core._serving.server import Server, listen
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave.local import _listening_socket, _Servers
 
 #: Variables that would lead a test to another service, or its prompts out of the process.
 _FOREIGN = (
@@ -96,10 +96,9 @@ def upstream_server() -> Iterator[list[Upstream]]:
             Route("/v1/models", models),
         ]
     )
-    servers = _Servers([(app, _listening_socket(0))], closers=[])
-    stubs[0].url = servers.urls[0]
-    yield stubs
-    servers.stop()
+    with Server((app, listen())) as server:
+        stubs[0].url = server.urls[0]
+        yield stubs
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire
 
+from prem_core._serving.server import Server, listen
 from prem_core.enclave import Exchange, LocalEnclave
-from prem_core.enclave.local import _listening_socket, _Servers
 
 Run = Callable[..., Wire]
 
@@ -98,10 +98,9 @@ def server() -> Iterator[list[Listener]]:
         return await listeners[-1].hear(request)
 
     app = Starlette(routes=[Route(path, hear, methods=["POST"]) for _, path in ROUTES])
-    servers = _Servers([(app, _listening_socket(0))], closers=[])
-    listeners[0].url = servers.urls[0]
-    yield listeners
-    servers.stop()
+    with Server((app, listen())) as server:
+        listeners[0].url = server.urls[0]
+        yield listeners
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from support.raw_client import CHAT, SCHEMAS, Wire, eventually, params, validato
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 import prem_core
+from prem_core._serving.server import Server, listen, url_of
 from prem_core.enclave import Exchange
 from prem_core.enclave.gateway import HOP_HEADER, Gateway
-from prem_core.enclave.local import Listener, _listening_socket, _Servers
+from prem_core.enclave.middleware import ErrorAndHostMiddleware
 from prem_core.enclave.quota import CONCURRENCY_MESSAGE, RATE_MESSAGE, Tier
 from prem_core.enclave.schema_check import _uuid7
 
@@ -193,20 +194,25 @@ def test_the_models_list_can_be_narrowed_to_a_type(shared: Wire) -> None:
 # The way to the enclave
 
 
+def serve_gateway(enclave_url: str, *apps: tuple[Any, socket.socket], tier: Tier | None = None) -> Server:
+    """A gateway with the key ``k`` in front of `enclave_url`, and further applications behind it."""
+    enclave = httpx.AsyncClient(base_url=enclave_url, trust_env=False)
+    gateway = Gateway(api_key="k", scopes=None, models=(), tier=tier, enclave=enclave, hop_secret="h")
+    sock = listen()
+    app = ErrorAndHostMiddleware(gateway, sock.getsockname()[1], 1000)
+    return Server((app, sock), *apps, closers=[enclave.aclose])
+
+
+SEALED = {"encryptedInference": "", "cipherText": "", "nonce": ""}
+
+
 def test_an_enclave_that_cannot_be_reached_is_503(http: httpx.Client) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        enclave = httpx.AsyncClient(base_url=f"http://127.0.0.1:{unused.getsockname()[1]}", trust_env=False)
-        sock = _listening_socket(0)
-        gateway = Gateway(api_key="k", scopes=None, models=(), tier=Tier(), enclave=enclave, hop_secret="h")
-        servers = _Servers([(Listener(gateway, sock.getsockname()[1], 1000), sock)], closers=[enclave.aclose])
-        try:
+        with serve_gateway(url_of(unused), tier=Tier()) as server:
             for _ in range(5):
-                body = {"encryptedInference": "", "cipherText": "", "nonce": ""}
-                response = http.post(servers.urls[0] + CHAT, json=body, headers={"Authorization": "k"})
+                response = http.post(server.urls[0] + CHAT, json=SEALED, headers={"Authorization": "k"})
                 refused(response, 503)
-        finally:
-            servers.stop()
 
 
 def test_an_answer_that_the_enclave_cuts_is_cut_for_the_client_too(http: httpx.Client) -> None:
@@ -220,17 +226,10 @@ def test_an_answer_that_the_enclave_cuts_is_cut_for_the_client_too(http: httpx.C
         )
         await send({"type": "http.response.body", "body": b"event: data\n", "more_body": True})
 
-    enclave_sock, gateway_sock = _listening_socket(0), _listening_socket(0)
-    enclave = httpx.AsyncClient(base_url=f"http://127.0.0.1:{enclave_sock.getsockname()[1]}", trust_env=False)
-    gateway = Gateway(api_key="k", scopes=None, models=(), tier=None, enclave=enclave, hop_secret="h")
-    listener = Listener(gateway, gateway_sock.getsockname()[1], 1000)
-    servers = _Servers([(listener, gateway_sock), (breaks, enclave_sock)], closers=[enclave.aclose])
-    try:
-        body = {"encryptedInference": "", "cipherText": "", "nonce": ""}
+    sock = listen()
+    with serve_gateway(url_of(sock), (breaks, sock)) as server:
         with pytest.raises(httpx.RemoteProtocolError):
-            http.post(servers.urls[0] + CHAT, json=body, headers={"Authorization": "k"})
-    finally:
-        servers.stop()
+            http.post(server.urls[0] + CHAT, json=SEALED, headers={"Authorization": "k"})
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nothing(
