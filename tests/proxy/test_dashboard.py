@@ -36,7 +36,7 @@ QUIET = (
 def followed(http: httpx.Client, count: int) -> list[tuple[str, Any]]:
     """The first events of the page's stream."""
     events: list[tuple[str, Any]] = []
-    with http.stream("GET", "/exchanges") as response:
+    with http.stream("GET", "/requests") as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         name = "message"
         for line in response.iter_lines():
@@ -73,7 +73,7 @@ def test_the_page_is_served_with_headers_that_let_nothing_else_in(
     assert "https://" not in response.text
 
 
-@pytest.mark.parametrize("path", ["/", "/exchanges"])
+@pytest.mark.parametrize("path", ["/", "/requests"])
 @pytest.mark.parametrize(
     "headers",
     [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"host": "evil.example:3000"}],
@@ -85,7 +85,7 @@ def test_a_foreign_host_and_a_foreign_page_are_refused(
 
 
 def test_another_sites_page_cannot_follow(http: httpx.Client) -> None:
-    assert http.get("/exchanges", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    assert http.get("/requests", headers={"sec-fetch-site": "cross-site"}).status_code == 403
 
 
 def test_the_stream_begins_with_what_there_was_and_holds_no_word_of_it(
@@ -99,9 +99,9 @@ def test_the_stream_begins_with_what_there_was_and_holds_no_word_of_it(
         assert "Marrow" in ask(client)
         ((name, latest),) = followed(http, 1)
         assert name == "latest"
-        (exchange,) = latest
-        assert (exchange["state"], exchange["status"], exchange["model"]) == ("done", 200, MODEL)
-        assert exchange["first_token"] > 0
+        (record,) = latest
+        assert (record["state"], record["status"], record["model"]) == ("done", 200, MODEL)
+        assert record["time_to_first_token"] > 0
         shown = json.dumps(latest)
         for secret in (*WORDS, enclave.api_key, enclave.api_key[8:]):
             assert secret not in shown
@@ -110,7 +110,7 @@ def test_the_stream_begins_with_what_there_was_and_holds_no_word_of_it(
 def test_a_page_that_is_left_open_does_not_hold_the_proxy_up(run: Run, enclave: LocalEnclave) -> None:
     proxy = run(enclave)
     with httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http:
-        with http.stream("GET", "/exchanges") as response:
+        with http.stream("GET", "/requests") as response:
             lines = response.iter_lines()
             assert next(lines) == "event: latest"
             proxy.stop()
@@ -146,7 +146,7 @@ def test_a_browser_shows_each_exchange_live_and_what_the_gateway_saw_of_it(
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(proxy.url)
     page.get_by_text("live", exact=True).wait_for()
-    assert page.get_by_text("Nothing yet").is_visible()
+    assert page.get_by_text("No requests yet").is_visible()
 
     with openai.OpenAI(base_url=proxy.base_url, api_key=enclave.api_key, max_retries=0) as client:
         ask(client)
@@ -173,10 +173,10 @@ def test_a_browser_shows_each_exchange_live_and_what_the_gateway_saw_of_it(
     page.wait_for_function("document.getElementById('total').textContent === '4'")
 
     # The last one in the table is the first exchange: its request's beginning is what the gateway had of it.
-    row = page.locator("#rows > tr:not(.seen)").last
+    row = page.locator("#rows > tr:not(.details)").last
     row.get_by_role("button").press("Enter")
     assert row.get_by_role("button").get_attribute("aria-expanded") == "true"
-    shown = page.locator("#rows > tr.seen").last.locator("pre").first.inner_text().removesuffix(" …")
+    shown = page.locator("#rows > tr.details").last.locator("pre").first.inner_text().removesuffix(" …")
     assert len(shown) >= 64
     assert seen.chats[0].request_body.decode().startswith(shown)
 

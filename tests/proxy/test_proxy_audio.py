@@ -18,8 +18,8 @@ from support.scripted_upstream import Heard, Upstream
 
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
-from prem_core.proxy.errors import Refusal
-from prem_core.proxy.forms import MAX_PARTS, FormReader, recording_of
+from prem_core.proxy.errors import ErrorResponse
+from prem_core.proxy.forms import MAX_PARTS, FormReader, parse_audio_form
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 TRANSLATIONS = "/v1/audio/translations"
@@ -162,7 +162,7 @@ def test_a_form_without_one_recording_is_400(bare: httpx.Client, files: Any) -> 
     assert error(bare.post(TRANSCRIPTIONS, files=files, data={"model": WHISPER}))["param"] == "file"
 
 
-def test_a_recording_of_more_than_25_mb_is_400_before_it_is_sealed(
+def test_a_parse_audio_form_more_than_25_mb_is_400_before_it_is_sealed(
     bare: httpx.Client, upstream: Upstream
 ) -> None:
     found = error(bare.post(TRANSCRIPTIONS, files={"file": ("a.wav", bytes(25 * MB + 1))}))
@@ -218,7 +218,7 @@ def read(content_type: str, pieces: Any) -> tuple[Any, dict[str, Any]]:
     reader = FormReader(content_type)
     for piece in pieces:
         reader.feed(piece)
-    file, params = recording_of(reader.finish())
+    file, params = parse_audio_form(reader.finish())
     return file, params
 
 
@@ -238,7 +238,7 @@ def test_a_form_that_is_cut_is_refused_wherever_it_ends() -> None:
     kind, body = form(("file", "a.wav", TRICKY))
     end = len(body) - len(b"--\r\n")
     for at in range(end):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ErrorResponse) as caught:
             read(kind, [body[:at]])
         assert caught.value.status == 400
 
@@ -246,22 +246,22 @@ def test_a_form_that_is_cut_is_refused_wherever_it_ends() -> None:
 def test_a_body_that_is_no_form_is_refused_and_not_repeated() -> None:
     kind, body = form(("file", "zebra.wav", b"zebra"))
     for broken in (b"zebra", body.replace(b"Content-", b"Con\0tent-"), b"\r\n" + body[2:]):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ErrorResponse) as caught:
             read(kind, [broken])
         assert "zebra" not in str(caught.value)
         assert caught.value.__context__ is None
 
 
 def test_a_form_of_very_many_parts_is_refused() -> None:
-    with pytest.raises(Refusal, match=str(MAX_PARTS)):
+    with pytest.raises(ErrorResponse, match=str(MAX_PARTS)):
         read(*(lambda kind, body: (kind, [body]))(*form(*[("a", "", b"b")] * (MAX_PARTS + 1))))
 
 
 def test_a_boundary_that_is_too_long_is_refused() -> None:
-    with pytest.raises(Refusal, match="multipart"):
+    with pytest.raises(ErrorResponse, match="multipart"):
         FormReader(f"multipart/form-data; boundary={'x' * 1000}")
 
 
 def test_a_huge_header_of_a_part_is_refused() -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(ErrorResponse):
         read("multipart/form-data; boundary=x", [b"--x\r\nA: " + b"b" * 100_000])

@@ -13,9 +13,8 @@ from support.scripted_upstream import Upstream, chunk, finish
 
 from prem_core import _errors as errors
 from prem_core.enclave import LocalEnclave
-from prem_core.proxy import LocalProxy
-from prem_core.proxy import responses as replies
-from prem_core.proxy.errors import TABLE, refusal
+from prem_core.proxy import LocalProxy, responses
+from prem_core.proxy.errors import TABLE, error_response
 
 CHAT = "/v1/chat/completions"
 EVERY = [
@@ -45,7 +44,7 @@ def test_every_error_becomes_openais_object_with_a_status_of_its_kind(kind: type
     )
     if issubclass(kind, errors.APIError):
         given |= {"support_id": "support_1"}
-    made = refusal(kind("what went wrong", **given), tried=False)
+    made = error_response(kind("what went wrong", **given), retried=False)
     assert 400 <= made.status < 600
     assert made.name == kind.__name__
     if issubclass(kind, errors.APIStatusError):
@@ -68,15 +67,15 @@ def test_every_error_becomes_openais_object_with_a_status_of_its_kind(kind: type
 
 def test_what_the_service_says_of_an_error_goes_before_the_tables_words() -> None:
     said = errors.RateLimitError("slow down", status_code=429, type="tokens", code="tpm")
-    assert b'"type": "tokens", "param": null, "code": "tpm"' in refusal(said, tried=True).body
+    assert b'"type": "tokens", "param": null, "code": "tpm"' in error_response(said, retried=True).body
 
 
 def test_a_status_that_is_no_error_is_a_bad_gateway() -> None:
-    assert refusal(errors.APIStatusError("moved", status_code=302), tried=True).status == 502
+    assert error_response(errors.APIStatusError("moved", status_code=302), retried=True).status == 502
 
 
 def test_a_support_id_that_no_header_could_hold_does_no_harm() -> None:
-    made = refusal(errors.APIError("x", support_id="support_\x00é\u2028\n1"), tried=True)
+    made = error_response(errors.APIError("x", support_id="support_\x00é\u2028\n1"), retried=True)
     assert made.headers["x-prem-support-id"] == "support_????1"
 
 
@@ -139,7 +138,7 @@ def test_tries_do_not_multiply(
         with pytest.raises(openai.InternalServerError):
             patient.chat.completions.create(**chat())
     assert len(upstream.requests) == (1 + tries if tries else 3)
-    assert sum(exchange.attempts for exchange in proxy.exchanges.latest()) == len(upstream.requests)
+    assert sum(exchange.attempts for exchange in proxy.log.latest()) == len(upstream.requests)
 
 
 def test_an_answer_after_a_retry_is_an_answer(
@@ -155,7 +154,7 @@ def test_an_answer_after_a_retry_is_an_answer(
 
 
 def test_a_failed_decryption_is_not_tried_again_by_anybody() -> None:
-    assert refusal(errors.DecryptionError(), tried=False).headers["x-should-retry"] == "false"
+    assert error_response(errors.DecryptionError(), retried=False).headers["x-should-retry"] == "false"
 
 
 # What nobody foresaw
@@ -167,12 +166,12 @@ def test_a_fault_of_the_proxys_own_says_nothing_of_what_it_held(
     def broken(answer: Any) -> bytes:
         raise KeyError(answer.choices[0].message.content)
 
-    monkeypatch.setattr(replies, "completion", broken)
+    monkeypatch.setattr(responses, "completion", broken)
     reply = http.post(CHAT, json=chat("The word is zebra. What is the word?"))
     assert reply.status_code == 500
     assert "KeyError" in caplog.text
     assert "zebra" not in caplog.text + reply.text
-    assert proxy.exchanges.latest()[0].error == "KeyError"
+    assert proxy.log.latest()[0].error == "KeyError"
 
 
 def test_the_gateway_that_is_not_there_is_a_502(run: Run) -> None:

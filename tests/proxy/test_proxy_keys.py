@@ -17,8 +17,8 @@ from support.scripted_upstream import Upstream, chunk
 from prem_core import AsyncPremClient
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
-from prem_core.proxy.client_cache import Clients
-from prem_core.proxy.wire import NO_KEY, WireClient
+from prem_core.proxy.client_cache import ClientCache
+from prem_core.proxy.wire import PLACEHOLDER_KEY, CapturingClient
 
 
 def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:
@@ -37,7 +37,7 @@ def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:
             official.with_options(api_key=f"sk_test_other_{mark}").models.list()
         assert proxy.ask(f"holds {mark[::-1]}") == []
         assert proxy.ask(f"holds {'zebra'[::-1]}") == []
-        assert proxy.ask(f"holds {NO_KEY[::-1]}") != [], "what is there is found"
+        assert proxy.ask(f"holds {PLACEHOLDER_KEY[::-1]}") != [], "what is there is found"
     assert proxy.errors == ""
 
 
@@ -55,7 +55,7 @@ def test_every_caller_is_served_with_his_own_key(run: Run) -> None:
 
 def test_with_a_key_of_its_own_the_proxy_asks_for_everybody(run: Run, enclave: LocalEnclave) -> None:
     proxy = run(enclave, api_key=enclave.api_key)
-    assert enclave.api_key not in repr(proxy) + repr(vars(proxy)["exchanges"])
+    assert enclave.api_key not in repr(proxy) + repr(vars(proxy)["log"])
     assert httpx.get(f"{proxy.base_url}/models", trust_env=False).status_code == 200
     headers = {"authorization": "Bearer sk_test_of_nobody"}
     assert httpx.get(f"{proxy.base_url}/models", headers=headers, trust_env=False).status_code == 200
@@ -108,19 +108,23 @@ def test_no_log_line_has_a_key_or_a_word_of_a_prompt(
 # The clients that are kept
 
 
-def clients(kept: int) -> tuple[Clients, list[WireClient]]:
-    made: list[WireClient] = []
+def clients(kept: int) -> tuple[ClientCache, list[CapturingClient]]:
+    made: list[CapturingClient] = []
 
-    def make(wire: WireClient) -> AsyncPremClient:
+    def make(wire: CapturingClient) -> AsyncPremClient:
         made.append(wire)
-        return AsyncPremClient(api_key=NO_KEY, http_client=wire)
+        return AsyncPremClient(api_key=PLACEHOLDER_KEY, http_client=wire)
 
-    return Clients(make, kept), made
+    return ClientCache(make, kept), made
 
 
 async def test_one_key_has_one_client_and_another_key_another() -> None:
     kept, made = clients(2)
-    async with kept.of("sk_a") as first, kept.of("sk_a") as again, kept.of("sk_b") as other:
+    async with (
+        kept.client_for("sk_a") as first,
+        kept.client_for("sk_a") as again,
+        kept.client_for("sk_b") as other,
+    ):
         assert first is again
         assert first is not other
     assert len(made) == 2
@@ -131,7 +135,7 @@ async def test_one_key_has_one_client_and_another_key_another() -> None:
 async def test_the_least_recently_used_client_is_closed_when_there_are_too_many() -> None:
     kept, made = clients(2)
     for key in ("sk_a", "sk_b", "sk_a", "sk_c"):
-        async with kept.of(key):
+        async with kept.client_for(key):
             pass
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -142,12 +146,12 @@ async def test_the_least_recently_used_client_is_closed_when_there_are_too_many(
 
 async def test_a_client_in_use_is_not_closed_however_many_there_are() -> None:
     kept, made = clients(1)
-    async with kept.of("sk_a"):
+    async with kept.client_for("sk_a"):
         for key in ("sk_b", "sk_c", "sk_d"):
-            async with kept.of(key):
+            async with kept.client_for(key):
                 pass
         assert not made[0].is_closed
-    async with kept.of("sk_e"):
+    async with kept.client_for("sk_e"):
         await asyncio.sleep(0.01)
         assert [wire.is_closed for wire in made] == [True] * 4 + [False]
     await kept.aclose()

@@ -22,9 +22,8 @@ from support.scripted_upstream import Upstream, chunk, delta, finish, tool_call,
 
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, read_json
 from prem_core.enclave import LocalEnclave
-from prem_core.proxy import LocalProxy
-from prem_core.proxy import responses as replies
-from prem_core.proxy.coalesce import MOST, together
+from prem_core.proxy import LocalProxy, responses
+from prem_core.proxy.coalesce import MAX_BUFFERED, coalesce
 
 CHAT = "/v1/chat/completions"
 
@@ -80,7 +79,7 @@ async def test_a_hundred_streams_at_once_lose_and_mix_nothing(
         marks = [f"m{number}" for number in range(100)]
         said = await asyncio.gather(*(ask(client, mark) for mark in marks))
     assert said == ["".join(f"{mark}:{number} " for number in range(40)) for mark in marks]
-    assert {exchange.state for exchange in proxy.exchanges.latest()} == {"done"}
+    assert {exchange.state for exchange in proxy.log.latest()} == {"done"}
 
 
 async def test_more_streams_than_may_be_on_their_way_wait_for_their_turn(
@@ -160,11 +159,13 @@ def test_a_streams_bytes_are_those_that_every_reader_of_events_takes(
 
 def test_what_openais_clients_count_on_is_there_even_where_the_service_left_it_out() -> None:
     bare = read_json(ChatCompletionChunk, b'{"choices": [{"delta": null}], "new": {"kept": null}}')
-    value = json.loads(replies.event(bare).removeprefix(b"data: "))
+    value = json.loads(responses.event(bare).removeprefix(b"data: "))
     assert {"id", "object", "created", "model"} <= set(value)
     assert value["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
     whole = json.loads(
-        replies.completion(read_json(ChatCompletion, b'{"id": "c", "new": 1, "choices": [{"message": {}}]}'))
+        responses.completion(
+            read_json(ChatCompletion, b'{"id": "c", "new": 1, "choices": [{"message": {}}]}')
+        )
     )
     assert whole["object"] == "chat.completion"
     assert whole["new"] == 1
@@ -188,7 +189,7 @@ async def test_what_is_there_at_once_goes_on_at_once_and_an_error_comes_last() -
         yield 3
         raise ValueError("cut")
 
-    batches = together(items())
+    batches = coalesce(items())
     assert await anext(batches) == [1, 2]
     more.set()
     assert await anext(batches) == [3]
@@ -200,17 +201,17 @@ async def test_whoever_takes_slowly_is_not_run_ahead_of_for_ever() -> None:
     made = []
 
     async def items() -> AsyncIterator[int]:
-        for number in range(MOST * 4):
+        for number in range(MAX_BUFFERED * 4):
             made.append(number)
             yield number
 
-    batches = together(items())
+    batches = coalesce(items())
     got = await anext(batches)
     await asyncio.sleep(0.01)
-    assert len(made) <= len(got) + MOST + 1
+    assert len(made) <= len(got) + MAX_BUFFERED + 1
     async for batch in batches:
         got += batch
-    assert got == list(range(MOST * 4))
+    assert got == list(range(MAX_BUFFERED * 4))
 
 
 # Cut
@@ -255,8 +256,8 @@ def test_a_cut_stream_is_an_error_in_the_official_client_and_no_end_in_any_other
             said.append(each.choices[0].delta.content)
     assert said == ["Hel"]
     assert caught.value.message
-    assert upstream_proxy.exchanges.latest()[0].state == "failed"
-    assert upstream_proxy.exchanges.latest()[0].status == 200
+    assert upstream_proxy.log.latest()[0].state == "failed"
+    assert upstream_proxy.log.latest()[0].status == 200
 
     # Whoever does not know the error finds that the body has no end.
     body = ""
@@ -342,7 +343,7 @@ def test_hanging_up_in_a_stream_cancels_upstream_at_once(
         assert next(pieces)
         assert not upstream.left.wait(0.2)
     assert upstream.left.wait(2)
-    assert eventually(lambda: upstream_proxy.exchanges.latest()[0].state == "left")
+    assert eventually(lambda: upstream_proxy.log.latest()[0].state == "disconnected")
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -353,8 +354,8 @@ def test_hanging_up_before_the_first_chunk_cancels_upstream_at_once(
     with pytest.raises(httpx.ReadTimeout):
         direct.post(CHAT, json=chat(stream=streamed))
     assert upstream.left.wait(2)
-    assert eventually(lambda: upstream_proxy.exchanges.latest()[0].state == "left")
-    assert upstream_proxy.exchanges.latest()[0].status is None
+    assert eventually(lambda: upstream_proxy.log.latest()[0].state == "disconnected")
+    assert upstream_proxy.log.latest()[0].status is None
 
 
 def test_hanging_up_while_waiting_for_ones_turn_gives_the_place_up(
@@ -370,7 +371,7 @@ def test_hanging_up_while_waiting_for_ones_turn_gives_the_place_up(
             assert next(pieces)
             with pytest.raises(httpx.ReadTimeout):
                 patient.post(CHAT, json=chat("waits"), timeout=0.3)
-            assert eventually(lambda: proxy.exchanges.latest()[0].state == "left")
+            assert eventually(lambda: proxy.log.latest()[0].state == "disconnected")
             upstream.says(chunk("Hello"), finish())
         assert patient.post(CHAT, json=chat("next")).status_code == 200
     asked = [body["messages"][0]["content"] for _, body in upstream.requests]
@@ -387,7 +388,7 @@ def test_hanging_up_in_the_middle_of_a_body_is_noticed_too(
     kind = {"content-type": "application/json"}
     with httpx.Client(trust_env=False) as client, pytest.raises(ConnectionError):
         client.post(upstream_proxy.url + CHAT, content=half(), headers=headers(upstream_enclave) | kind)
-    assert eventually(lambda: upstream_proxy.exchanges.latest()[0].state == "left")
+    assert eventually(lambda: upstream_proxy.log.latest()[0].state == "disconnected")
     assert upstream.requests == []
 
 
@@ -396,7 +397,7 @@ def test_hanging_up_on_a_request_without_a_body_is_noticed_too(run: Run, enclave
         proxy = run(enclave, gateway_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(f"{proxy.base_url}/models", headers=headers(enclave), trust_env=False, timeout=0.3)
-        assert eventually(lambda: proxy.exchanges.latest()[0].state == "left")
+        assert eventually(lambda: proxy.log.latest()[0].state == "disconnected")
 
 
 # Stopped
@@ -416,7 +417,7 @@ def test_stopping_ends_open_streams_with_an_error_and_soon(
         with pytest.raises(openai.APIError, match="stopped"):
             next(stream)
     assert upstream.left.wait(2)
-    assert proxy.exchanges.latest()[0].error == "Stopped"
+    assert proxy.log.latest()[0].error == "proxy_stopped"
 
 
 def test_stopping_answers_those_who_wait_for_a_whole_answer(

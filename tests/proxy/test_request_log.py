@@ -13,18 +13,18 @@ from support.proxies import MODEL, WHISPER, Run, chat
 from support.scripted_upstream import Upstream, chunk, finish, usage
 from support.wire_schemas import Opened
 
+from prem_core._serving.request import RequestBody
 from prem_core.enclave import LocalEnclave
-from prem_core.proxy import Exchange, Exchanges, LocalProxy
-from prem_core.proxy.app import Call
-from prem_core.proxy.request_log import PEEK
-from prem_core.proxy.requests import RequestBody
-from prem_core.proxy.wire import Line
+from prem_core.proxy import LocalProxy, RequestLog, RequestRecord
+from prem_core.proxy.call import Call
+from prem_core.proxy.request_log import CAPTURE_BYTES
+from prem_core.proxy.wire import RequestContext
 
 ZEBRA = "Context: The zebra is striped. Question: What is striped?"
 
 
-def latest(proxy: LocalProxy) -> Exchange:
-    return proxy.exchanges.latest()[0]
+def latest(proxy: LocalProxy) -> RequestRecord:
+    return proxy.log.latest()[0]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -39,23 +39,23 @@ def test_a_chat_is_remembered_by_its_figures_and_what_the_gateway_saw(
     assert reply.headers["x-request-id"] == exchange.id
     assert (exchange.route, exchange.model, exchange.streamed) == ("/v1/chat/completions", MODEL, streamed)
     assert (exchange.state, exchange.status, exchange.error, exchange.attempts) == ("done", 200, None, 1)
-    assert exchange.seconds is not None
-    assert exchange.first_token is not None
-    assert 0 < exchange.first_token <= exchange.seconds
+    assert exchange.duration is not None
+    assert exchange.time_to_first_token is not None
+    assert 0 < exchange.time_to_first_token <= exchange.duration
     assert (exchange.prompt_tokens, exchange.completion_tokens) == (
         counts.prompt_tokens,
         counts.completion_tokens,
     )
-    assert exchange.received == int(reply.http_request.headers["content-length"])
+    assert exchange.request_bytes == int(reply.http_request.headers["content-length"])
     if not streamed:
-        assert exchange.sent == int(reply.headers["content-length"])
+        assert exchange.response_bytes == int(reply.headers["content-length"])
 
     # Byte for byte what came to the gateway and what it sent.
     (saw,) = seen.chats
     assert exchange.gateway_request.size == len(saw.request_body)
-    assert exchange.gateway_request.head == saw.request_body[:PEEK]
-    assert exchange.gateway_reply.size == len(saw.response_body)
-    assert exchange.gateway_reply.head == saw.response_body[:PEEK]
+    assert exchange.gateway_request.head == saw.request_body[:CAPTURE_BYTES]
+    assert exchange.gateway_response.size == len(saw.response_body)
+    assert exchange.gateway_response.head == saw.response_body[:CAPTURE_BYTES]
 
 
 def test_a_recording_is_remembered_likewise(proxy: LocalProxy, client: openai.OpenAI, seen: Any) -> None:
@@ -68,9 +68,9 @@ def test_a_recording_is_remembered_likewise(proxy: LocalProxy, client: openai.Op
     assert (exchange.state, exchange.status, exchange.error) == ("failed", 400, "BadRequestError")
     assert exchange.support_id is not None
     assert exchange.gateway_request.size == len(saw.request_body) > 1_000_000
-    assert exchange.gateway_request.head == saw.request_body[:PEEK]
+    assert exchange.gateway_request.head == saw.request_body[:CAPTURE_BYTES]
     # An error is not sealed: its size is all that is kept.
-    assert (exchange.gateway_reply.size, exchange.gateway_reply.head) == (len(saw.response_body), b"")
+    assert (exchange.gateway_response.size, exchange.gateway_response.head) == (len(saw.response_body), b"")
 
 
 def test_nothing_of_a_prompt_or_a_reply_is_kept_or_shown(
@@ -82,7 +82,7 @@ def test_nothing_of_a_prompt_or_a_reply_is_kept_or_shown(
         if streamed:
             assert list(answer)
         exchange = latest(upstream_proxy)
-        shown = json.dumps(exchange.as_dict()) + repr(exchange) + str(upstream_proxy.exchanges.__dict__)
+        shown = json.dumps(exchange.as_dict()) + repr(exchange) + str(upstream_proxy.log.__dict__)
         assert "zebra" not in shown
         assert "hello" not in shown.lower()
         hexadecimal = exchange.as_dict()["gateway_request"]["head"].removeprefix('{"encryptedInference":"')
@@ -109,22 +109,22 @@ def test_what_is_refused_at_the_door_is_not_remembered(run: Run, enclave: LocalE
     httpx.get(f"{proxy.url}/health", trust_env=False)
     httpx.get(f"{proxy.url}/nowhere", trust_env=False)
     httpx.get(f"{proxy.base_url}/models", headers={"host": "evil.example"}, trust_env=False)
-    assert proxy.exchanges.latest() == []
+    assert proxy.log.latest() == []
     httpx.get(f"{proxy.base_url}/models", trust_env=False)
-    assert (latest(proxy).status, latest(proxy).error, latest(proxy).attempts) == (401, "Refusal", 0)
+    assert (latest(proxy).status, latest(proxy).error, latest(proxy).attempts) == (401, "invalid_api_key", 0)
 
 
 def test_only_the_latest_are_kept_the_newest_first() -> None:
-    exchanges = Exchanges(3)
+    exchanges = RequestLog(3)
     for number in range(5):
-        exchanges.add(Exchange(str(number)))
+        exchanges.add(RequestRecord(str(number)))
     assert [exchange.route for exchange in exchanges.latest()] == ["4", "3", "2"]
 
 
 async def test_a_watcher_sees_an_exchange_begin_have_its_first_token_and_end() -> None:
-    exchanges = Exchanges()
-    with exchanges.changes() as changes:
-        exchange = Exchange("/v1/models")
+    exchanges = RequestLog()
+    with exchanges.subscribe() as changes:
+        exchange = RequestRecord("/v1/models")
         states = []
         for step in (
             lambda: exchanges.add(exchange),
@@ -133,25 +133,25 @@ async def test_a_watcher_sees_an_exchange_begin_have_its_first_token_and_end() -
         ):
             step()
             seen = await asyncio.wait_for(anext(changes), 1)
-            states.append((seen.state, seen.first_token is not None))
+            states.append((seen.state, seen.time_to_first_token is not None))
         assert states == [("running", False), ("running", True), ("done", True)]
-        exchanges.end(exchange, "left")
+        exchanges.end(exchange, "disconnected")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(changes), 0.05)
         assert exchange.state == "done", "it ends once"
-    exchanges.add(Exchange("/v1/models"))
+    exchanges.add(RequestRecord("/v1/models"))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(changes), 0.05)
 
 
 async def test_a_watcher_who_does_not_look_holds_no_more_than_is_remembered() -> None:
-    exchanges = Exchanges(5)
-    with exchanges.changes() as changes:
+    exchanges = RequestLog(5)
+    with exchanges.subscribe() as changes:
         for _ in range(1000):
-            exchanges.add(Exchange("/v1/models"))
+            exchanges.add(RequestRecord("/v1/models"))
         assert len(changes._pending) <= 200
         first = await anext(changes)
-        assert isinstance(first, Exchange)
+        assert isinstance(first, RequestRecord)
 
 
 async def test_a_call_shows_neither_its_key_nor_its_body() -> None:
@@ -163,6 +163,6 @@ async def test_a_call_shows_neither_its_key_nor_its_body() -> None:
 
     scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked"), (b"cookie", b"zebra")]}
     body = RequestBody(scope, receive, 10)
-    assert await body.whole() == b"zebra"
-    call = Call(scope, "sk_test_zebra", body, Exchange("/v1/models"), Exchanges(), send, ["zebra"])
-    assert "zebra" not in repr(call) + repr(Line(call.exchange, "sk_test_zebra"))
+    assert await body.read() == b"zebra"
+    call = Call(scope, "sk_test_zebra", body, RequestRecord("/v1/models"), RequestLog(), send, ["zebra"])
+    assert "zebra" not in repr(call) + repr(RequestContext(call.record, "sk_test_zebra"))

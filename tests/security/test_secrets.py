@@ -345,7 +345,7 @@ def _use_proxy(world: World, things: dict[str, list[Any]]) -> None:
     asked = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
     stopped = prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=PAIR, **options)
     with prem_proxy.LocalProxy(encryption_keys=PAIR, **options) as proxy:
-        changes = proxy.exchanges.changes()
+        changes = proxy.log.subscribe()
         headers = {"Authorization": f"Bearer {API_KEY}"}
         with httpx.Client(base_url=proxy.base_url, headers=headers, trust_env=False, timeout=30) as http:
             for more in ({}, {"stream": True}, {"model": "failing", "stream": True}, {"temperature": PROMPT}):
@@ -357,15 +357,15 @@ def _use_proxy(world: World, things: dict[str, list[Any]]) -> None:
             heard = http.post("audio/transcriptions", files=form, data={"prompt": PROMPT, "model": "whisper"})
             assert heard.content
             assert http.get("models").status_code == 200
-        exchanges = proxy.exchanges.latest()
+        exchanges = proxy.log.latest()
     assert len(exchanges) == 6
-    assert any(exchange.gateway_reply.head for exchange in exchanges)
+    assert any(exchange.gateway_response.head for exchange in exchanges)
     things["prem_core.proxy.LocalProxy"] += [proxy, stopped]
-    things["prem_core.proxy.Exchanges"] += [proxy.exchanges]
-    things["prem_core.proxy.Changes"] += [changes]
-    things["prem_core.proxy.Exchange"] += [*exchanges, *(exchange.as_dict() for exchange in exchanges)]
-    things["prem_core.proxy.Wire"] += [exchange.gateway_request for exchange in exchanges]
-    things["prem_core.proxy.Wire"] += [exchange.gateway_reply for exchange in exchanges]
+    things["prem_core.proxy.RequestLog"] += [proxy.log]
+    things["prem_core.proxy.Subscription"] += [changes]
+    things["prem_core.proxy.RequestRecord"] += [*exchanges, *(exchange.as_dict() for exchange in exchanges)]
+    things["prem_core.proxy.WireCapture"] += [exchange.gateway_request for exchange in exchanges]
+    things["prem_core.proxy.WireCapture"] += [exchange.gateway_response for exchange in exchanges]
 
 
 def _errors_of(world: World, kind: type[Exception]) -> Iterator[Exception]:
@@ -472,17 +472,7 @@ def test_another_error_shows_no_secret(name: str, world: World) -> None:
     assert found(kept(error)) == []
 
 
-#: What is known to fail until it is mended: `LocalProxy.__init__` keeps the key it was given in its locals.
-waiting = pytest.mark.xfail(strict=True, reason="LocalProxy.__init__ is not without_traceback")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=waiting if name.startswith("proxy: ") else [])
-        for name in sorted(OTHERS.keys() - GIVEN_AS_SOMETHING_ELSE)
-    ],
-)
+@pytest.mark.parametrize("name", sorted(OTHERS.keys() - GIVEN_AS_SOMETHING_ELSE))
 def test_no_frame_of_ours_that_an_error_passes_holds_a_key(name: str, world: World) -> None:
     kind, call = OTHERS[name]
     error = caught(lambda: call(world), kind)
