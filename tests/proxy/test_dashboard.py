@@ -58,7 +58,7 @@ def ask(client: openai.OpenAI, **params: Any) -> str:
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/", "html"), ("/page.css", "css"), ("/page.js", "javascript")])
-def test_the_page_is_served_with_headers_that_let_nothing_else_in(
+def test_the_page_is_served_with_a_strict_content_security_policy(
     http: httpx.Client, path: str, kind: str
 ) -> None:
     response = http.get(path)
@@ -78,17 +78,17 @@ def test_the_page_is_served_with_headers_that_let_nothing_else_in(
     "headers",
     [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"host": "evil.example:3000"}],
 )
-def test_a_foreign_host_and_a_foreign_page_are_refused(
+def test_a_foreign_host_and_a_foreign_origin_are_rejected(
     http: httpx.Client, path: str, headers: dict[str, str]
 ) -> None:
     assert http.get(path, headers=headers).status_code == 403
 
 
-def test_another_sites_page_cannot_follow(http: httpx.Client) -> None:
+def test_a_page_of_another_site_cannot_read_the_records(http: httpx.Client) -> None:
     assert http.get("/requests", headers={"sec-fetch-site": "cross-site"}).status_code == 403
 
 
-def test_the_stream_begins_with_what_there_was_and_holds_no_word_of_it(
+def test_the_event_stream_starts_with_the_latest_records_and_contains_no_prompt(
     run: Run, enclave: LocalEnclave
 ) -> None:
     proxy = run(enclave)
@@ -107,7 +107,7 @@ def test_the_stream_begins_with_what_there_was_and_holds_no_word_of_it(
             assert secret not in shown
 
 
-def test_a_page_that_is_left_open_does_not_hold_the_proxy_up(run: Run, enclave: LocalEnclave) -> None:
+def test_an_open_page_does_not_delay_stop(run: Run, enclave: LocalEnclave) -> None:
     proxy = run(enclave)
     with httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http:
         with http.stream("GET", "/requests") as response:
@@ -135,7 +135,7 @@ def browse() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.mark.browser
-def test_a_browser_shows_each_exchange_live_and_what_the_gateway_saw_of_it(
+def test_a_browser_shows_each_request_live_and_what_the_gateway_saw(
     browse: Callable[..., Any], run: Run, enclave: LocalEnclave, seen: Any
 ) -> None:
     proxy = run(enclave)
@@ -188,7 +188,7 @@ def test_a_browser_shows_each_exchange_live_and_what_the_gateway_saw_of_it(
 
 
 @pytest.mark.browser
-def test_a_limit_that_is_reached_is_shown_with_its_status(
+def test_a_browser_shows_a_rate_limited_request_with_its_status(
     browse: Callable[..., Any], upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     upstream.answer = lambda body: JSONResponse({"error": {"message": "full"}}, 429, {"retry-after": "1"})
@@ -204,7 +204,7 @@ def test_a_limit_that_is_reached_is_shown_with_its_status(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1400])
-def test_it_fits_and_follows_light_and_dark(
+def test_the_page_fits_the_window_and_has_a_light_and_a_dark_theme(
     browse: Callable[..., Any], proxy: LocalProxy, client: openai.OpenAI, width: int
 ) -> None:
     ask(client)

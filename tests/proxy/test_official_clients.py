@@ -57,7 +57,7 @@ def places(
 
 
 @pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI])
-async def test_the_official_python_client_holds_the_session(
+async def test_the_official_python_client_works_with_every_route(
     kind: type[Any], places: list[dict[str, str]], upstream: Upstream
 ) -> None:
     clients = [kind(**place, max_retries=0) for place in places]
@@ -71,7 +71,7 @@ async def test_the_official_python_client_holds_the_session(
     assert upstream.left.wait(5)
 
 
-def test_the_official_npm_client_holds_the_session(
+def test_the_official_npm_client_works_with_every_route(
     npm_client: Path, places: list[dict[str, str]], upstream: Upstream
 ) -> None:
     asked = {

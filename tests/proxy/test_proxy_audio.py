@@ -54,7 +54,7 @@ def post(client: httpx.Client, path: str = TRANSCRIPTIONS, **fields: Any) -> htt
 
 
 @pytest.mark.parametrize("task", ["transcribe", "translate"])
-def test_a_recording_and_what_is_said_of_it_go_through_whole(
+def test_a_recording_and_its_parameters_are_transcribed_unchanged(
     upstream_client: openai.OpenAI, upstream: Upstream, task: str
 ) -> None:
     upstream.transcribes({"text": "Hello there.", "usage": {"type": "duration", "seconds": 2}})
@@ -81,7 +81,7 @@ def test_a_recording_and_what_is_said_of_it_go_through_whole(
     assert ("timestamp_granularities[]" in heard.params) is (task == "transcribe")
 
 
-def test_the_answer_has_the_form_that_was_asked_for(bare: httpx.Client, upstream: Upstream) -> None:
+def test_a_transcription_has_the_requested_response_format(bare: httpx.Client, upstream: Upstream) -> None:
     def answer(heard: Heard) -> Any:
         if heard.params.get("response_format") == "verbose_json":
             return {**VERBOSE, "segments": SEGMENTS}
@@ -102,7 +102,7 @@ def test_the_answer_has_the_form_that_was_asked_for(bare: httpx.Client, upstream
     assert error(post(bare, response_format="srt"), 502)["code"] == "invalid_response"
 
 
-def test_text_is_text(http: httpx.Client) -> None:
+def test_a_transcription_as_text_is_plain_text(http: httpx.Client) -> None:
     recording = CLINIC_NOTE
     with recording.open("rb") as file:
         reply = http.post(TRANSCRIPTIONS, files={"file": file}, data={"response_format": "text"})
@@ -128,7 +128,7 @@ def test_text_is_text(http: httpx.Client) -> None:
         ({"prompt": ["one", "two"]}, "prompt"),
     ],
 )
-def test_what_the_schema_forbids_is_400_and_not_repeated(
+def test_an_invalid_parameter_is_400_without_quoting_it(
     bare: httpx.Client, upstream: Upstream, fields: dict[str, Any], param: str
 ) -> None:
     found = error(post(bare, **fields))
@@ -137,13 +137,13 @@ def test_what_the_schema_forbids_is_400_and_not_repeated(
     assert upstream.heard == []
 
 
-def test_fields_that_say_nothing_are_not_sent(bare: httpx.Client, upstream: Upstream) -> None:
+def test_empty_form_fields_are_not_sent(bare: httpx.Client, upstream: Upstream) -> None:
     upstream.transcribes({"text": "Hello."})
     assert post(bare, stream="false", language="", prompt="").status_code == 200
     assert set(upstream.heard[0].params) == {"model"}
 
 
-def test_a_translation_has_no_language(bare: httpx.Client) -> None:
+def test_a_translation_rejects_the_parameter_language(bare: httpx.Client) -> None:
     assert error(post(bare, TRANSLATIONS, language="de"))["code"] == "unsupported_parameter"
 
 
@@ -158,13 +158,11 @@ def test_a_translation_has_no_language(bare: httpx.Client) -> None:
     ],
     ids=["none", "two", "a field", "empty", "another beside it"],
 )
-def test_a_form_without_one_recording_is_400(bare: httpx.Client, files: Any) -> None:
+def test_a_form_without_exactly_one_recording_is_400(bare: httpx.Client, files: Any) -> None:
     assert error(bare.post(TRANSCRIPTIONS, files=files, data={"model": WHISPER}))["param"] == "file"
 
 
-def test_a_parse_audio_form_more_than_25_mb_is_400_before_it_is_sealed(
-    bare: httpx.Client, upstream: Upstream
-) -> None:
+def test_a_recording_over_25_mb_is_400_before_it_is_sealed(bare: httpx.Client, upstream: Upstream) -> None:
     found = error(bare.post(TRANSCRIPTIONS, files={"file": ("a.wav", bytes(25 * MB + 1))}))
     assert "25 MB" in found["message"]
     assert upstream.heard == []
@@ -173,14 +171,14 @@ def test_a_parse_audio_form_more_than_25_mb_is_400_before_it_is_sealed(
 @pytest.mark.parametrize(
     "kind", ["application/json", "multipart/form-data", "multipart/mixed; boundary=x", ""]
 )
-def test_a_body_that_is_not_called_a_form_is_415(bare: httpx.Client, kind: str) -> None:
+def test_a_content_type_other_than_multipart_is_415(bare: httpx.Client, kind: str) -> None:
     error(bare.post(TRANSCRIPTIONS, content=b"{}", headers={"content-type": kind}), 415)
 
 
 # Memory, and no disk
 
 
-def test_a_large_recording_stays_in_memory_and_takes_little_of_it(
+def test_a_large_recording_stays_in_memory_and_is_not_copied_often(
     upstream_enclave: LocalEnclave, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.transcribes({"text": "Hello."})
@@ -225,7 +223,7 @@ def read(content_type: str, pieces: Any) -> tuple[Any, dict[str, Any]]:
 TRICKY = b"\r\n--\r\n-\r--x\r\n\r\n--" + bytes(range(256)) + b"\r"
 
 
-def test_a_form_reads_the_same_however_it_is_cut() -> None:
+def test_a_form_parses_the_same_however_it_is_split() -> None:
     kind, body = form(("prompt", "", "Größe".encode()), ("file", 'a"b.wav', TRICKY), ("language", "", b"de"))
     whole = read(kind, [body])
     assert whole == (('a"b.wav', TRICKY), {"prompt": "Größe", "language": "de"})
@@ -234,7 +232,7 @@ def test_a_form_reads_the_same_however_it_is_cut() -> None:
         assert read(kind, [body[:at], body[at:]]) == whole
 
 
-def test_a_form_that_is_cut_is_refused_wherever_it_ends() -> None:
+def test_a_truncated_form_is_rejected_wherever_it_ends() -> None:
     kind, body = form(("file", "a.wav", TRICKY))
     end = len(body) - len(b"--\r\n")
     for at in range(end):
@@ -243,7 +241,7 @@ def test_a_form_that_is_cut_is_refused_wherever_it_ends() -> None:
         assert caught.value.status == 400
 
 
-def test_a_body_that_is_no_form_is_refused_and_not_repeated() -> None:
+def test_an_invalid_form_is_rejected_without_quoting_it() -> None:
     kind, body = form(("file", "zebra.wav", b"zebra"))
     for broken in (b"zebra", body.replace(b"Content-", b"Con\0tent-"), b"\r\n" + body[2:]):
         with pytest.raises(ErrorResponse) as caught:
@@ -252,16 +250,16 @@ def test_a_body_that_is_no_form_is_refused_and_not_repeated() -> None:
         assert caught.value.__context__ is None
 
 
-def test_a_form_of_very_many_parts_is_refused() -> None:
+def test_a_form_with_too_many_parts_is_rejected() -> None:
     with pytest.raises(ErrorResponse, match=str(MAX_PARTS)):
         read(*(lambda kind, body: (kind, [body]))(*form(*[("a", "", b"b")] * (MAX_PARTS + 1))))
 
 
-def test_a_boundary_that_is_too_long_is_refused() -> None:
+def test_a_form_boundary_that_is_too_long_is_rejected() -> None:
     with pytest.raises(ErrorResponse, match="multipart"):
         FormReader(f"multipart/form-data; boundary={'x' * 1000}")
 
 
-def test_a_huge_header_of_a_part_is_refused() -> None:
+def test_a_form_part_with_a_huge_header_is_rejected() -> None:
     with pytest.raises(ErrorResponse):
         read("multipart/form-data; boundary=x", [b"--x\r\nA: " + b"b" * 100_000])

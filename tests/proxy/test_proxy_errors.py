@@ -30,13 +30,13 @@ def official(proxy: LocalProxy, prem: LocalEnclave, **options: Any) -> openai.Op
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_every_error_of_the_tree_has_a_row_of_its_own(kind: type[errors.PremError]) -> None:
+def test_every_error_class_has_its_own_row(kind: type[errors.PremError]) -> None:
     first = next(row[0] for row in TABLE if issubclass(kind, row[0]))
     assert first is kind
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_every_error_becomes_openais_object_with_a_status_of_its_kind(kind: type[errors.PremError]) -> None:
+def test_every_error_class_becomes_an_openai_error_object_with_a_status(kind: type[errors.PremError]) -> None:
     given = (
         {"status_code": 418, "param": "p", "retry_after": 1.2}
         if issubclass(kind, errors.APIStatusError)
@@ -65,16 +65,16 @@ def test_every_error_becomes_openais_object_with_a_status_of_its_kind(kind: type
         assert theirs is kind.is_retryable
 
 
-def test_what_the_service_says_of_an_error_goes_before_the_tables_words() -> None:
+def test_the_type_and_code_of_the_service_win_over_the_table() -> None:
     said = errors.RateLimitError("slow down", status_code=429, type="tokens", code="tpm")
     assert b'"type": "tokens", "param": null, "code": "tpm"' in error_response(said, retried=True).body
 
 
-def test_a_status_that_is_no_error_is_a_bad_gateway() -> None:
+def test_a_redirect_of_the_gateway_is_502() -> None:
     assert error_response(errors.APIStatusError("moved", status_code=302), retried=True).status == 502
 
 
-def test_a_support_id_that_no_header_could_hold_does_no_harm() -> None:
+def test_a_support_id_with_invalid_header_characters_is_cleaned() -> None:
     made = error_response(errors.APIError("x", support_id="support_\x00é\u2028\n1"), retried=True)
     assert made.headers["x-prem-support-id"] == "support_????1"
 
@@ -86,7 +86,7 @@ def test_a_support_id_that_no_header_could_hold_does_no_harm() -> None:
     "header", [None, "", "Bearer", "Basic eDp5", "sk_test_bare", "Bearer two words", "Bearer ÿ"]
 )
 @pytest.mark.parametrize("route", [("POST", CHAT), ("POST", "/v1/audio/translations"), ("GET", "/v1/models")])
-def test_no_key_or_none_that_can_be_one_is_401_and_asks_nobody(
+def test_a_missing_or_malformed_api_key_is_401_without_a_request_to_the_gateway(
     proxy: LocalProxy, seen: Any, header: str | None, route: tuple[str, str]
 ) -> None:
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
@@ -96,7 +96,7 @@ def test_no_key_or_none_that_can_be_one_is_401_and_asks_nobody(
     assert seen.exchanges == []
 
 
-def test_the_gateways_own_401_has_its_support_id(client: openai.OpenAI) -> None:
+def test_a_401_of_the_gateway_has_its_support_id(client: openai.OpenAI) -> None:
     with pytest.raises(openai.AuthenticationError) as caught:
         client.with_options(api_key="sk_test_wrong").chat.completions.create(**chat())
     support_id = caught.value.response.headers["x-prem-support-id"]
@@ -116,7 +116,7 @@ def test_a_missing_scope_is_403_and_an_unknown_model_404(run: Run, client: opena
 # Limits
 
 
-def test_a_rate_limit_passes_its_retry_after_on(
+def test_a_rate_limit_passes_retry_after_to_the_caller(
     run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     upstream.refuses(429, {}, retry_after="17")
@@ -128,7 +128,7 @@ def test_a_rate_limit_passes_its_retry_after_on(
 
 
 @pytest.mark.parametrize("tries", [0, 1, 2])
-def test_tries_do_not_multiply(
+def test_retries_of_proxy_and_client_do_not_multiply(
     run: Run, upstream_enclave: LocalEnclave, upstream: Upstream, tries: int
 ) -> None:
     upstream.refuses(503, {}, retry_after="0")
@@ -141,7 +141,7 @@ def test_tries_do_not_multiply(
     assert sum(exchange.attempts for exchange in proxy.log.latest()) == len(upstream.requests)
 
 
-def test_an_answer_after_a_retry_is_an_answer(
+def test_a_response_after_a_retry_reaches_the_caller(
     run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     upstream.says(chunk("Hello"), finish())
@@ -153,14 +153,14 @@ def test_an_answer_after_a_retry_is_an_answer(
         assert patient.chat.completions.create(**chat()).choices[0].message.content == "Hello"
 
 
-def test_a_failed_decryption_is_not_tried_again_by_anybody() -> None:
+def test_a_failed_decryption_tells_clients_not_to_retry() -> None:
     assert error_response(errors.DecryptionError(), retried=False).headers["x-should-retry"] == "false"
 
 
 # What nobody foresaw
 
 
-def test_a_fault_of_the_proxys_own_says_nothing_of_what_it_held(
+def test_an_internal_error_does_not_quote_the_response(
     http: httpx.Client, proxy: LocalProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(answer: Any) -> bytes:
@@ -174,7 +174,7 @@ def test_a_fault_of_the_proxys_own_says_nothing_of_what_it_held(
     assert proxy.log.latest()[0].error == "KeyError"
 
 
-def test_the_gateway_that_is_not_there_is_a_502(run: Run) -> None:
+def test_an_unreachable_gateway_is_502(run: Run) -> None:
     with LocalEnclave() as prem:
         gone = run(prem, max_retries=0)
     with official(gone, prem) as client, pytest.raises(openai.InternalServerError) as caught:

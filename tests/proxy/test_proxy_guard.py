@@ -34,7 +34,7 @@ def refused(reply: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
-def test_a_program_may_ask_under_every_name_of_loopback(http: httpx.Client, name: str) -> None:
+def test_every_loopback_host_name_is_accepted(http: httpx.Client, name: str) -> None:
     host = f"{name}:{http.base_url.port}"
     assert http.get("/v1/models", headers={"host": host}).status_code == 200
 
@@ -43,14 +43,14 @@ def test_a_program_may_ask_under_every_name_of_loopback(http: httpx.Client, name
     "host",
     ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", ""],
 )
-def test_a_foreign_host_is_refused_whatever_it_asks_for(http: httpx.Client, host: str) -> None:
+def test_a_foreign_host_is_rejected_on_every_route(http: httpx.Client, host: str) -> None:
     # What a browser sends when somebody has turned his DNS name to 127.0.0.1.
     headers = {"host": host.format(port=http.base_url.port)}
     for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", CHAT), ("GET", "/nowhere")):
         refused(http.request(method, path, headers=headers), 403)
 
 
-def test_a_name_can_be_allowed(run: Run, enclave: LocalEnclave) -> None:
+def test_allow_hosts_accepts_further_host_names(run: Run, enclave: LocalEnclave) -> None:
     proxy = run(enclave, allow_hosts=["host.docker.internal", "forwarded.example:8080"])
     port = httpx.URL(proxy.url).port
     with httpx.Client(base_url=proxy.url, trust_env=False) as http:
@@ -64,7 +64,7 @@ def test_a_name_can_be_allowed(run: Run, enclave: LocalEnclave) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9", "http://127.0.0.1"])
-def test_a_web_page_is_refused(http: httpx.Client, origin: str, seen: Any) -> None:
+def test_a_request_with_a_foreign_origin_is_rejected(http: httpx.Client, origin: str, seen: Any) -> None:
     for content_type in ("application/json", "text/plain"):
         headers = {"origin": origin, "content-type": content_type}
         reply = http.post(CHAT, content=b"{}", headers=headers)
@@ -74,19 +74,19 @@ def test_a_web_page_is_refused(http: httpx.Client, origin: str, seen: Any) -> No
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_a_request_that_a_page_makes_without_saying_so_is_refused(http: httpx.Client, site: str) -> None:
+def test_a_cross_site_request_without_an_origin_is_rejected(http: httpx.Client, site: str) -> None:
     # An image, for example, has no Origin.
     refused(http.get("/v1/models", headers={"sec-fetch-site": site}), 403)
     assert http.get("/v1/models", headers={"sec-fetch-site": "none"}).status_code == 200
 
 
-def test_the_proxys_own_page_would_not_be_refused(http: httpx.Client) -> None:
+def test_the_proxys_own_page_is_accepted(http: httpx.Client) -> None:
     host = f"localhost:{http.base_url.port}"
     headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
     assert http.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_a_preflight_is_refused(http: httpx.Client) -> None:
+def test_a_cors_preflight_is_rejected(http: httpx.Client) -> None:
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     assert http.options(CHAT, headers=asked).status_code == 403
     reply = http.options(CHAT)
@@ -97,13 +97,13 @@ def test_a_preflight_is_refused(http: httpx.Client) -> None:
 # Where it listens
 
 
-def test_another_machine_is_let_in_only_when_that_was_said() -> None:
+def test_an_address_that_other_machines_reach_needs_allow_remote() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(ConfigurationError, match="unencrypted"):
             LocalProxy(host=host)
 
 
-def test_on_all_addresses_an_address_is_a_name_for_it_and_a_dns_name_is_not(
+def test_on_all_interfaces_an_ip_address_is_an_accepted_host_and_a_dns_name_is_not(
     run: Run, enclave: LocalEnclave
 ) -> None:
     proxy = run(enclave, host="0.0.0.0", allow_remote=True)
@@ -115,7 +115,7 @@ def test_on_all_addresses_an_address_is_a_name_for_it_and_a_dns_name_is_not(
             refused(http.get("/health", headers={"host": host}), 403)
 
 
-def test_it_listens_on_ipv6_too(run: Run, enclave: LocalEnclave) -> None:
+def test_it_listens_on_ipv6(run: Run, enclave: LocalEnclave) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
@@ -138,14 +138,14 @@ def test_a_port_in_use_is_an_oserror_that_names_it(enclave: LocalEnclave) -> Non
 # Health, and what there is not
 
 
-def test_health_needs_no_key_and_asks_nobody(proxy: LocalProxy, seen: Any) -> None:
+def test_health_needs_no_api_key_and_does_not_call_the_gateway(proxy: LocalProxy, seen: Any) -> None:
     reply = httpx.get(f"{proxy.url}/health", trust_env=False)
     assert reply.json() == {"status": "ok", "version": __version__}
     assert httpx.head(f"{proxy.url}/health", trust_env=False).status_code == 200
     assert seen.exchanges == []
 
 
-def test_a_route_that_is_not_there_says_which_are(http: httpx.Client) -> None:
+def test_an_unknown_route_is_404_with_the_list_of_routes(http: httpx.Client) -> None:
     for path in ("/v1/responses", "/chat/completions", "/v1", "/v1/chat/completions/"):
         assert CHAT in refused(http.post(path, json={}), 404)["message"]
     refused(http.get(CHAT), 405)
@@ -175,7 +175,7 @@ def test_a_body_over_the_limit_is_413(small: httpx.Client, path: str, chunked: b
     assert small.post(CHAT, json=chat("a" * 40_000)).status_code == 200
 
 
-def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_sent(small: httpx.Client) -> None:
+def test_a_declared_length_over_the_limit_is_413_before_the_body_is_sent(small: httpx.Client) -> None:
     with socket.create_connection((small.base_url.host, small.base_url.port or 0), timeout=5) as sock:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{small.base_url.port}\r\n"
         head += f"Authorization: {small.headers['authorization']}\r\nContent-Type: application/json\r\n"
@@ -186,6 +186,6 @@ def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_sent(small: htt
 @pytest.mark.parametrize(
     "values", [{"body_limit": 0}, {"max_clients": 0}, {"audio_timeout": 0}, {"timeout": -1}]
 )
-def test_a_setting_that_cannot_work_is_said_when_it_is_made(values: dict[str, Any]) -> None:
+def test_an_invalid_setting_is_an_error_in_the_constructor(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(values))):
         LocalProxy(**values)

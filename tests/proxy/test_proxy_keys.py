@@ -21,7 +21,7 @@ from prem_core.proxy.client_cache import ClientCache
 from prem_core.proxy.wire import PLACEHOLDER_KEY, CapturingClient
 
 
-def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:
+def test_no_object_in_the_process_holds_an_api_key_after_the_call() -> None:
     mark = secrets.token_hex(8)
     with (
         LocalEnclave(api_key=f"sk_test_{mark}") as prem,
@@ -41,7 +41,7 @@ def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:
     assert proxy.errors == ""
 
 
-def test_every_caller_is_served_with_his_own_key(run: Run) -> None:
+def test_every_caller_uses_its_own_api_key(run: Run) -> None:
     with LocalEnclave() as first, LocalEnclave(port=0) as other:
         proxy = run(first)
         for key, right in ((first.api_key, True), (other.api_key, False), (first.api_key, True)):
@@ -53,7 +53,7 @@ def test_every_caller_is_served_with_his_own_key(run: Run) -> None:
                         official.models.list()
 
 
-def test_with_a_key_of_its_own_the_proxy_asks_for_everybody(run: Run, enclave: LocalEnclave) -> None:
+def test_an_api_key_of_the_proxy_is_used_for_every_caller(run: Run, enclave: LocalEnclave) -> None:
     proxy = run(enclave, api_key=enclave.api_key)
     assert enclave.api_key not in repr(proxy) + repr(vars(proxy)["log"])
     assert httpx.get(f"{proxy.base_url}/models", trust_env=False).status_code == 200
@@ -61,7 +61,7 @@ def test_with_a_key_of_its_own_the_proxy_asks_for_everybody(run: Run, enclave: L
     assert httpx.get(f"{proxy.base_url}/models", headers=headers, trust_env=False).status_code == 200
 
 
-def test_the_enclave_is_asked_for_its_public_key_without_anybodys_api_key(run: Run) -> None:
+def test_the_public_key_is_fetched_without_an_api_key(run: Run) -> None:
     asked: list[dict[str, str]] = []
 
     class Keyless(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def test_the_enclave_is_asked_for_its_public_key_without_anybodys_api_key(run: R
     assert all("authorization" not in headers for headers in asked)
 
 
-def test_no_log_line_has_a_key_or_a_word_of_a_prompt(
+def test_no_log_line_contains_an_api_key_or_a_prompt(
     proxy: LocalProxy, enclave: LocalEnclave, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(1)
@@ -118,7 +118,7 @@ def clients(kept: int) -> tuple[ClientCache, list[CapturingClient]]:
     return ClientCache(make, kept), made
 
 
-async def test_one_key_has_one_client_and_another_key_another() -> None:
+async def test_each_api_key_has_its_own_client() -> None:
     kept, made = clients(2)
     async with (
         kept.client_for("sk_a") as first,
@@ -144,7 +144,7 @@ async def test_the_least_recently_used_client_is_closed_when_there_are_too_many(
     await kept.aclose()
 
 
-async def test_a_client_in_use_is_not_closed_however_many_there_are() -> None:
+async def test_a_client_in_use_is_not_closed() -> None:
     kept, made = clients(1)
     async with kept.client_for("sk_a"):
         for key in ("sk_b", "sk_c", "sk_d"):
@@ -157,7 +157,7 @@ async def test_a_client_in_use_is_not_closed_however_many_there_are() -> None:
     await kept.aclose()
 
 
-def test_a_stream_outlives_its_clients_place(
+def test_a_stream_continues_when_its_client_is_evicted(
     run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     upstream.says(*[chunk(str(number)) for number in range(50)], chunk(finish="stop"))

@@ -84,13 +84,15 @@ def error(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
     return value
 
 
-def test_every_parameter_of_the_published_schema_goes_through(bare: httpx.Client, upstream: Upstream) -> None:
+def test_every_parameter_of_the_published_schema_reaches_the_service(
+    bare: httpx.Client, upstream: Upstream
+) -> None:
     assert set(EVERYTHING) == PARAM_NAMES
     assert bare.post(CHAT, json=EVERYTHING).status_code == 200
     assert upstream.requests[-1][1] == EVERYTHING
 
 
-def test_forms_that_openais_clients_write_are_put_into_the_schemas(
+def test_messages_as_openais_clients_write_them_are_converted_to_the_schema(
     bare: httpx.Client, upstream: Upstream
 ) -> None:
     messages = [
@@ -109,7 +111,7 @@ def test_forms_that_openais_clients_write_are_put_into_the_schemas(
     assert not {"parallel_tool_calls", "user", "temperature"} & set(sent)
 
 
-def test_names_outside_the_schema_are_refused_and_all_named(bare: httpx.Client, upstream: Upstream) -> None:
+def test_unsupported_parameters_are_rejected_and_all_named(bare: httpx.Client, upstream: Upstream) -> None:
     found = error(bare.post(CHAT, json=chat(user="anna", top_k=3, seed=1)))
     assert "user" in found["message"]
     assert "top_k" in found["message"]
@@ -119,7 +121,7 @@ def test_names_outside_the_schema_are_refused_and_all_named(bare: httpx.Client, 
     assert upstream.requests == []
 
 
-def test_names_outside_the_schema_are_dropped_where_that_was_said_and_listed(
+def test_drop_unsupported_drops_parameters_and_lists_them_in_a_header(
     run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     proxy = run(upstream_enclave, drop_unsupported=True)
@@ -138,7 +140,7 @@ def test_names_outside_the_schema_are_dropped_where_that_was_said_and_listed(
         assert caught.value.response.headers["x-prem-dropped"] == "user", "errors say it too"
 
 
-def test_very_many_names_make_no_huge_answer(
+def test_the_list_of_unsupported_parameters_is_bounded(
     bare: httpx.Client, run: Run, upstream_enclave: LocalEnclave
 ) -> None:
     many = {"x" * 500 + str(number): 1 for number in range(500)}
@@ -150,7 +152,9 @@ def test_very_many_names_make_no_huge_answer(
 
 
 @pytest.mark.parametrize("name", ["extra_body", "timeout", "self", "file"])
-def test_no_name_reaches_anything_but_the_schema(bare: httpx.Client, upstream: Upstream, name: str) -> None:
+def test_a_parameter_cannot_set_an_argument_of_the_client(
+    bare: httpx.Client, upstream: Upstream, name: str
+) -> None:
     # They are arguments of the client's own methods.
     assert name in error(bare.post(CHAT, json=chat(**{name: {"user": "anna"}})))["message"]
     assert upstream.requests == []
@@ -170,7 +174,7 @@ def test_no_name_reaches_anything_but_the_schema(bare: httpx.Client, upstream: U
             {"type": "image_url", "image_url": {"url": "data:,x"}}]}]}, "messages.0.content"),
     ],
 )  # fmt: skip
-def test_what_the_schema_forbids_is_400_with_the_parameters_path(
+def test_an_invalid_parameter_is_400_with_its_path(
     bare: httpx.Client, upstream: Upstream, params: dict[str, Any], param: str
 ) -> None:
     found = error(bare.post(CHAT, json={**chat("zebra"), **params}))
@@ -194,29 +198,29 @@ def test_what_the_schema_forbids_is_400_with_the_parameters_path(
     ],
     ids=["empty", "text", "cut", "list", "string", "NaN", "huge number", "not UTF-8", "deep"],
 )
-def test_a_body_that_is_no_json_object_is_400_and_not_repeated(bare: httpx.Client, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_400_without_quoting_it(bare: httpx.Client, body: bytes) -> None:
     reply = bare.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert "zebra" not in error(reply)["message"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_a_body_that_is_not_called_json_is_415(bare: httpx.Client, kind: str) -> None:
+def test_a_content_type_other_than_json_is_415(bare: httpx.Client, kind: str) -> None:
     error(bare.post(CHAT, content=json.dumps(chat()), headers={"content-type": kind}), 415)
 
 
-def test_text_that_utf_8_cannot_hold_is_400(bare: httpx.Client) -> None:
+def test_text_with_a_lone_surrogate_is_400(bare: httpx.Client) -> None:
     body = b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}'
     reply = bare.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert error(reply)["param"] == "messages"
 
 
-def test_a_large_prompt_goes_through_whole(bare: httpx.Client, upstream: Upstream) -> None:
+def test_a_large_prompt_reaches_the_service_unchanged(bare: httpx.Client, upstream: Upstream) -> None:
     prompt = "Ω" * 2_000_000
     assert bare.post(CHAT, json=chat(prompt)).status_code == 200
     assert upstream.requests[-1][1]["messages"][0]["content"] == prompt
 
 
-def test_models_can_be_asked_for_by_type(http: httpx.Client) -> None:
+def test_models_can_be_filtered_by_type(http: httpx.Client) -> None:
     def names(query: str) -> list[str]:
         value = http.get(f"/v1/models{query}").json()
         assert value["object"] == "list"

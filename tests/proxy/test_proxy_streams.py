@@ -42,7 +42,7 @@ def headers(prem: LocalEnclave) -> dict[str, str]:
 # Whole
 
 
-async def test_a_hundred_streams_at_once_lose_and_mix_nothing(
+async def test_a_hundred_concurrent_streams_lose_and_mix_no_chunk(
     run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     arrived: list[str] = []
@@ -82,9 +82,7 @@ async def test_a_hundred_streams_at_once_lose_and_mix_nothing(
     assert {exchange.state for exchange in proxy.log.latest()} == {"done"}
 
 
-async def test_more_streams_than_may_be_on_their_way_wait_for_their_turn(
-    run: Run, enclave: LocalEnclave
-) -> None:
+async def test_streams_over_max_concurrency_wait_for_a_permit(run: Run, enclave: LocalEnclave) -> None:
     proxy = run(enclave, max_concurrency=2)
     async with openai.AsyncOpenAI(base_url=proxy.base_url, api_key=enclave.api_key, max_retries=0) as client:
 
@@ -98,7 +96,7 @@ async def test_more_streams_than_may_be_on_their_way_wait_for_their_turn(
             assert str(number) in text
 
 
-def test_what_the_service_streams_goes_on_with_every_field(
+def test_every_field_of_a_chunk_reaches_the_client(
     upstream_client: openai.OpenAI, upstream: Upstream, http: httpx.Client
 ) -> None:
     logprobs = {
@@ -138,7 +136,7 @@ def test_what_the_service_streams_goes_on_with_every_field(
     assert whole.choices[0].message.reasoning_content == "Let me think."  # type: ignore[attr-defined]
 
 
-def test_a_streams_bytes_are_those_that_every_reader_of_events_takes(
+def test_a_stream_is_valid_server_sent_events(
     upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     upstream.says(chunk("line\nbreak\r\n\u2028 Ω"), finish())
@@ -157,7 +155,7 @@ def test_a_streams_bytes_are_those_that_every_reader_of_events_takes(
     assert done == "[DONE]"
 
 
-def test_what_openais_clients_count_on_is_there_even_where_the_service_left_it_out() -> None:
+def test_fields_that_openais_clients_require_are_added_where_the_service_omits_them() -> None:
     bare = read_json(ChatCompletionChunk, b'{"choices": [{"delta": null}], "new": {"kept": null}}')
     value = json.loads(responses.event(bare).removeprefix(b"data: "))
     assert {"id", "object", "created", "model"} <= set(value)
@@ -179,7 +177,7 @@ def test_what_openais_clients_count_on_is_there_even_where_the_service_left_it_o
     ]
 
 
-async def test_what_is_there_at_once_goes_on_at_once_and_an_error_comes_last() -> None:
+async def test_coalesce_combines_available_items_and_raises_an_error_after_them() -> None:
     more = asyncio.Event()
 
     async def items() -> AsyncIterator[int]:
@@ -197,7 +195,7 @@ async def test_what_is_there_at_once_goes_on_at_once_and_an_error_comes_last() -
         await anext(batches)
 
 
-async def test_whoever_takes_slowly_is_not_run_ahead_of_for_ever() -> None:
+async def test_coalesce_reads_a_bounded_number_of_items_ahead() -> None:
     made = []
 
     async def items() -> AsyncIterator[int]:
@@ -242,7 +240,7 @@ def unfinished(upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize("cut", [reported, ended, unfinished])
-def test_a_cut_stream_is_an_error_in_the_official_client_and_no_end_in_any_other(
+def test_a_truncated_stream_is_an_error_in_the_official_client_and_unfinished_for_any_other(
     upstream_client: openai.OpenAI,
     upstream_proxy: LocalProxy,
     upstream_enclave: LocalEnclave,
@@ -273,7 +271,7 @@ def test_a_cut_stream_is_an_error_in_the_official_client_and_no_end_in_any_other
     assert "[DONE]" not in body
 
 
-def test_a_cut_whole_answer_is_an_error_and_no_short_answer(
+def test_a_truncated_response_that_is_not_streamed_is_an_error(
     upstream_client: openai.OpenAI, upstream: Upstream
 ) -> None:
     upstream.says(chunk("Hel"), done=False)
@@ -281,7 +279,7 @@ def test_a_cut_whole_answer_is_an_error_and_no_short_answer(
         upstream_client.chat.completions.create(**chat())
 
 
-def test_a_gateway_that_breaks_off_is_an_error_in_the_stream(run: Run, upstream: Upstream) -> None:
+def test_a_broken_connection_to_the_gateway_is_an_error_in_the_stream(run: Run, upstream: Upstream) -> None:
     upstream.stalls(chunk("Hel"))
     prem = LocalEnclave(upstream=upstream.url).start()
     with openai.OpenAI(base_url=run(prem).base_url, api_key=prem.api_key, max_retries=0) as client:
@@ -293,7 +291,7 @@ def test_a_gateway_that_breaks_off_is_an_error_in_the_stream(run: Run, upstream:
     assert caught.value.code == "stream_interrupted"
 
 
-def test_the_official_npm_client_raises_on_a_cut_stream(
+def test_the_official_npm_client_raises_on_a_truncated_stream(
     npm_client: Path, upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     reported(upstream)
@@ -334,7 +332,7 @@ def direct(upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave) -> Iterat
         yield client
 
 
-def test_hanging_up_in_a_stream_cancels_upstream_at_once(
+def test_a_disconnect_during_a_stream_cancels_the_request(
     direct: httpx.Client, upstream_proxy: LocalProxy, upstream: Upstream
 ) -> None:
     upstream.stalls(chunk("Hel"))
@@ -347,7 +345,7 @@ def test_hanging_up_in_a_stream_cancels_upstream_at_once(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_hanging_up_before_the_first_chunk_cancels_upstream_at_once(
+def test_a_disconnect_before_the_first_chunk_cancels_the_request(
     direct: httpx.Client, upstream_proxy: LocalProxy, upstream: Upstream, streamed: bool
 ) -> None:
     upstream.stalls()
@@ -358,7 +356,7 @@ def test_hanging_up_before_the_first_chunk_cancels_upstream_at_once(
     assert upstream_proxy.log.latest()[0].status is None
 
 
-def test_hanging_up_while_waiting_for_ones_turn_gives_the_place_up(
+def test_a_disconnect_while_waiting_for_a_permit_leaves_the_queue(
     run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     upstream.stalls(chunk("Hel"))
@@ -378,7 +376,7 @@ def test_hanging_up_while_waiting_for_ones_turn_gives_the_place_up(
     assert asked == ["Say hello.", "next"]
 
 
-def test_hanging_up_in_the_middle_of_a_body_is_noticed_too(
+def test_a_disconnect_during_the_request_body_is_recorded(
     upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
     def half() -> Iterator[bytes]:
@@ -392,7 +390,7 @@ def test_hanging_up_in_the_middle_of_a_body_is_noticed_too(
     assert upstream.requests == []
 
 
-def test_hanging_up_on_a_request_without_a_body_is_noticed_too(run: Run, enclave: LocalEnclave) -> None:
+def test_a_disconnect_of_a_request_without_a_body_is_recorded(run: Run, enclave: LocalEnclave) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a gateway that never answers
         proxy = run(enclave, gateway_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(httpx.ReadTimeout):
@@ -403,7 +401,7 @@ def test_hanging_up_on_a_request_without_a_body_is_noticed_too(run: Run, enclave
 # Stopped
 
 
-def test_stopping_ends_open_streams_with_an_error_and_soon(
+def test_stop_ends_open_streams_with_an_error(
     upstream_enclave: LocalEnclave, upstream: Upstream, run: Run
 ) -> None:
     upstream.stalls(chunk("Hel"))
@@ -420,7 +418,7 @@ def test_stopping_ends_open_streams_with_an_error_and_soon(
     assert proxy.log.latest()[0].error == "proxy_stopped"
 
 
-def test_stopping_answers_those_who_wait_for_a_whole_answer(
+def test_stop_answers_waiting_requests_with_503(
     upstream_enclave: LocalEnclave, upstream: Upstream, run: Run
 ) -> None:
     upstream.stalls()
@@ -445,7 +443,7 @@ def test_stopping_answers_those_who_wait_for_a_whole_answer(
     assert found[0].headers["x-should-retry"] == "false"
 
 
-def test_somebody_who_does_not_read_does_not_hold_up_the_end(
+def test_a_client_that_does_not_read_does_not_delay_stop(
     upstream_enclave: LocalEnclave, upstream: Upstream, run: Run
 ) -> None:
     upstream.says(*[chunk("x" * 50_000)] * 400, finish())
@@ -484,7 +482,7 @@ def test_a_stopped_proxy_leaves_no_thread_no_descriptor_and_no_port() -> None:
         httpx.get(url, trust_env=False)
 
 
-async def test_it_can_be_started_again_on_the_same_port_and_used_as_an_async_context(
+async def test_it_can_be_started_again_on_the_same_port_and_is_an_async_context_manager(
     enclave: LocalEnclave, run: Run
 ) -> None:
     del run

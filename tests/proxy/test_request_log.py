@@ -28,7 +28,7 @@ def latest(proxy: LocalProxy) -> RequestRecord:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_chat_is_remembered_by_its_figures_and_what_the_gateway_saw(
+def test_a_chat_is_recorded_with_its_figures_and_what_the_gateway_saw(
     proxy: LocalProxy, client: openai.OpenAI, seen: Any, streamed: bool
 ) -> None:
     options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
@@ -58,7 +58,9 @@ def test_a_chat_is_remembered_by_its_figures_and_what_the_gateway_saw(
     assert exchange.gateway_response.head == saw.response_body[:CAPTURE_BYTES]
 
 
-def test_a_recording_is_remembered_likewise(proxy: LocalProxy, client: openai.OpenAI, seen: Any) -> None:
+def test_a_transcription_request_is_recorded_with_its_figures_and_what_the_gateway_saw(
+    proxy: LocalProxy, client: openai.OpenAI, seen: Any
+) -> None:
     with pytest.raises(openai.BadRequestError):
         client.audio.transcriptions.create(
             file=("zebra.wav", b"zebra" * 100_000), model=WHISPER, prompt="zebra"
@@ -73,7 +75,7 @@ def test_a_recording_is_remembered_likewise(proxy: LocalProxy, client: openai.Op
     assert (exchange.gateway_response.size, exchange.gateway_response.head) == (len(saw.response_body), b"")
 
 
-def test_nothing_of_a_prompt_or_a_reply_is_kept_or_shown(
+def test_a_record_contains_no_prompt_and_no_response(
     upstream_client: openai.OpenAI, upstream_proxy: LocalProxy, upstream: Upstream
 ) -> None:
     upstream.says(chunk("zebra"), finish(), usage(3, 4))
@@ -89,7 +91,7 @@ def test_nothing_of_a_prompt_or_a_reply_is_kept_or_shown(
         assert len(bytes.fromhex(hexadecimal[: len(hexadecimal) // 2 * 2])) > 30
 
 
-def test_what_is_kept_of_a_chat_ends_before_its_words(
+def test_the_captured_bytes_of_a_chat_end_before_its_text(
     client: openai.OpenAI, proxy: LocalProxy, seen: Any
 ) -> None:
     with pytest.raises(openai.NotFoundError):
@@ -99,12 +101,14 @@ def test_what_is_kept_of_a_chat_ends_before_its_words(
     assert 30 < kept < opened.index("zebra")
 
 
-def test_a_models_name_is_kept_short(upstream_client: openai.OpenAI, upstream_proxy: LocalProxy) -> None:
+def test_a_long_model_name_is_shortened_in_the_record(
+    upstream_client: openai.OpenAI, upstream_proxy: LocalProxy
+) -> None:
     upstream_client.chat.completions.create(**{**chat(), "model": "m" * 5000})
     assert latest(upstream_proxy).model == "m" * 100
 
 
-def test_what_is_refused_at_the_door_is_not_remembered(run: Run, enclave: LocalEnclave) -> None:
+def test_requests_that_are_not_for_the_gateway_are_not_recorded(run: Run, enclave: LocalEnclave) -> None:
     proxy = run(enclave)
     httpx.get(f"{proxy.url}/health", trust_env=False)
     httpx.get(f"{proxy.url}/nowhere", trust_env=False)
@@ -114,14 +118,14 @@ def test_what_is_refused_at_the_door_is_not_remembered(run: Run, enclave: LocalE
     assert (latest(proxy).status, latest(proxy).error, latest(proxy).attempts) == (401, "invalid_api_key", 0)
 
 
-def test_only_the_latest_are_kept_the_newest_first() -> None:
+def test_the_log_keeps_the_latest_records_the_newest_first() -> None:
     exchanges = RequestLog(3)
     for number in range(5):
         exchanges.add(RequestRecord(str(number)))
     assert [exchange.route for exchange in exchanges.latest()] == ["4", "3", "2"]
 
 
-async def test_a_watcher_sees_an_exchange_begin_have_its_first_token_and_end() -> None:
+async def test_a_subscription_yields_a_record_at_its_start_first_token_and_end() -> None:
     exchanges = RequestLog()
     with exchanges.subscribe() as changes:
         exchange = RequestRecord("/v1/models")
@@ -144,7 +148,7 @@ async def test_a_watcher_sees_an_exchange_begin_have_its_first_token_and_end() -
         await asyncio.wait_for(anext(changes), 0.05)
 
 
-async def test_a_watcher_who_does_not_look_holds_no_more_than_is_remembered() -> None:
+async def test_a_subscription_that_is_not_read_is_bounded() -> None:
     exchanges = RequestLog(5)
     with exchanges.subscribe() as changes:
         for _ in range(1000):
@@ -154,7 +158,7 @@ async def test_a_watcher_who_does_not_look_holds_no_more_than_is_remembered() ->
         assert isinstance(first, RequestRecord)
 
 
-async def test_a_call_shows_neither_its_key_nor_its_body() -> None:
+async def test_the_repr_of_a_call_shows_neither_its_api_key_nor_its_body() -> None:
     async def receive() -> Any:
         return {"type": "http.request", "body": b"zebra"}
 
