@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 import socket
@@ -17,7 +18,7 @@ from prem_core._config import VARIABLES
 from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import SEED_BYTES, PrivateKey, PublicKey
 from prem_core._errors import ConfigurationError
-from prem_core._serving.server import Server, Service, listen, url_of
+from prem_core._serving.server import LOOPBACK, Server, Service, listen, url_of
 from prem_core.enclave.enclave import Enclave, ReplyForm, refusal
 from prem_core.enclave.engines.base import Engine, EngineError, EngineRequest
 from prem_core.enclave.engines.quoting import QuotingEngine
@@ -165,7 +166,7 @@ class LocalEnclave(Service):
         variables = {VARIABLES[setting][0]: value for setting, value in self.client_options.items()}
         # A proxy from the environment cannot reach loopback. The lower-case name wins where both are set.
         present = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-        direct = f"{present},{HOST}" if present else HOST
+        direct = f"{present},{LOOPBACK}" if present else LOOPBACK
         return {**variables, "no_proxy": direct, "NO_PROXY": direct}
 
     @property
