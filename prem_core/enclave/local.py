@@ -19,12 +19,12 @@ from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import SEED_BYTES, PrivateKey, PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._serving.server import LOOPBACK, Server, Service, listen, url_of
-from prem_core.enclave.enclave import Enclave, ReplyForm, refusal
+from prem_core.enclave.enclave import Enclave, ReplyForm, envelope_error
 from prem_core.enclave.engines.base import Engine, EngineError, EngineRequest
 from prem_core.enclave.engines.quoting import QuotingEngine
 from prem_core.enclave.engines.scripted import ReplyLike, Respond, ScriptedEngine
 from prem_core.enclave.engines.upstream import UpstreamEngine
-from prem_core.enclave.gateway import Exchange, Gateway, Observed
+from prem_core.enclave.gateway import Exchange, ExchangeRecorder, Gateway
 from prem_core.enclave.middleware import ErrorAndHostMiddleware
 from prem_core.enclave.quota import Tier
 
@@ -46,11 +46,11 @@ class LocalEnclave(Service):
         with LocalEnclave() as prem:
             prem.gateway_url, prem.enclave_url, prem.api_key
 
-    Also an async context manager, and usable through `start` and `stop`. It can be started again after
-    it was stopped; the API key and the enclave's key stay, the ports stay only if they were given.
+    It is also an async context manager, and has `start` and `stop`. It can be started again after it was stopped. The
+    API key and the enclave's key stay the same; the ports do only if they were given.
 
     Args:
-        api_key: The one key the gateway accepts; by default a fresh ``sk_test_local_…``.
+        api_key: The only key that the gateway accepts; by default a fresh ``sk_test_local_…``.
         port: The gateway's port; 0 for a free one.
         enclave_port: The enclave's port; 0 for a free one.
         private_key: The enclave's key; by default a fresh one.
@@ -60,20 +60,20 @@ class LocalEnclave(Service):
         upstream_api_key: Sent to it as a bearer token.
         engine: What answers, in place of `replies`, `respond` and `upstream`. With none of the four, a
             `QuotingEngine` answers: it quotes and extracts what the prompt holds, and transcribes English.
-        tier: ``base`` limits requests, tokens, seconds of audio and concurrency as the BASE tier does; a `Tier` has
-            limits of its own, which a restart does not fill up again.
+        tier: ``base`` has the BASE tier's limits on requests, tokens, seconds of audio and concurrency. A `Tier` has
+            its own limits, and keeps what was used of them over a restart.
         models: The names ``GET /models`` lists and requests may ask for. By default the names of the live
             service's two models, and one of the default engine; any other engine is asked for any model, and
             with `upstream` the list is the server's own.
-        scopes: What the API key may do; None for everything.
-        reply_form: How a request without ``stream: true`` is answered: as the documented event
-            ``stream``, or as the JSON ``envelope`` that the audio routes use.
-        body_limit: Bytes of one request body; a longer one is answered with 413.
-        on_exchange: Called with what the gateway saw of each exchange, sealed, in the servers' thread.
-            By default nothing is kept.
+        scopes: The scopes of the API key; None for all.
+        reply_form: The form of a response without ``stream: true``: the documented event ``stream``, or the JSON
+            ``envelope`` of the audio routes.
+        body_limit: Bytes of one request body. A longer one is answered with 413.
+        on_exchange: Called in the server's thread with what the gateway saw of each request and response, sealed. By
+            default nothing is recorded.
 
     Raises:
-        ConfigurationError: A value cannot work, or several of `engine`, `replies`, `respond` and `upstream`
+        ConfigurationError: A value is not valid, or several of `engine`, `replies`, `respond` and `upstream`
             are given.
     """
 
@@ -107,9 +107,9 @@ class LocalEnclave(Service):
                 f"{' and '.join(names)} are given: pass only one of engine, replies, respond and upstream"
             )
         if not isinstance(tier, Tier) and tier not in get_args(TierName):
-            raise ConfigurationError('tier must be "base" or "off"')
+            raise ConfigurationError(f'tier must be "base", "off" or a Tier, not {tier!r}')
         if reply_form not in get_args(ReplyForm):
-            raise ConfigurationError('reply_form must be "stream" or "envelope"')
+            raise ConfigurationError(f'reply_form must be "stream" or "envelope", not {reply_form!r}')
         self._api_key = api_key
         self._ports = (port, enclave_port)
         self._private_key = private_key or _new_private_key()
@@ -137,27 +137,27 @@ class LocalEnclave(Service):
 
     @property
     def api_key(self) -> str:
-        """The key the gateway accepts."""
+        """The API key that the gateway accepts."""
         return self._api_key
 
     @property
     def public_key(self) -> PublicKey:
-        """The enclave's present public key, as it publishes it."""
+        """The current public key of the enclave."""
         return self._private_key.public_key()
 
     @property
     def gateway_url(self) -> str:
-        """The gateway's URL. Raises RuntimeError while it is not running."""
+        """The URL of the gateway. Raises RuntimeError while the enclave is not running."""
         return self._url(0)
 
     @property
     def enclave_url(self) -> str:
-        """The enclave's URL. Raises RuntimeError while it is not running."""
+        """The URL of the enclave. Raises RuntimeError while the enclave is not running."""
         return self._url(1)
 
     @property
     def client_options(self) -> dict[str, str]:
-        """What a client needs: `api_key`, `gateway_url`, `enclave_url`."""
+        """The options for a client: `api_key`, `gateway_url` and `enclave_url`."""
         return {"api_key": self.api_key, "gateway_url": self.gateway_url, "enclave_url": self.enclave_url}
 
     @property
@@ -216,7 +216,7 @@ class LocalEnclave(Service):
         try:
             names = await self._engine.models()
         except EngineError as error:
-            raise refusal(error) from None
+            raise envelope_error(error) from None
         return DEFAULT_MODELS if names is None else names
 
     @property
@@ -227,9 +227,9 @@ class LocalEnclave(Service):
         return None if isinstance(self._engine, UpstreamEngine) else self._models
 
     def rotate_key(self, private_key: PrivateKey | None = None) -> PublicKey:
-        """Turn the enclave's key, and give the new public one.
+        """Rotate the enclave's key, and return the new public key.
 
-        Cipher texts made for the old key no longer open; answers that are being streamed go on.
+        Requests sealed to the old key no longer open. Streams that are open continue.
         """
         self._private_key = private_key or _new_private_key()
         if self._enclave is not None:
@@ -237,11 +237,11 @@ class LocalEnclave(Service):
         return self.public_key
 
     def start(self) -> Self:
-        """Listen. Returns when both servers accept connections.
+        """Start both servers. Connections are accepted when this returns.
 
         Raises:
-            OSError: A port is taken.
-            RuntimeError: It is running already.
+            OSError: A port cannot be used.
+            RuntimeError: The enclave is running already.
         """
         if self._server is not None:
             raise RuntimeError("this LocalEnclave is running already")
@@ -249,12 +249,12 @@ class LocalEnclave(Service):
             gateway_socket, enclave_socket = (
                 on_failure.enter_context(closing(listen(port=port))) for port in self._ports
             )
-            hop_secret = secrets.token_urlsafe(32)
-            hop = httpx.AsyncClient(
+            forwarding_secret = secrets.token_urlsafe(32)
+            enclave_client = httpx.AsyncClient(
                 base_url=url_of(enclave_socket),
                 timeout=httpx.Timeout(None, connect=5),
                 limits=httpx.Limits(max_connections=None),
-                trust_env=False,  # loopback is never reached through a proxy
+                trust_env=False,  # no proxy of the environment for loopback
             )
             tier = self._tier if isinstance(self._tier, Tier) else Tier() if self._tier == "base" else None
             gateway: ASGIApp = Gateway(
@@ -262,26 +262,26 @@ class LocalEnclave(Service):
                 scopes=self._scopes,
                 models=self._model_names,
                 tier=tier,
-                enclave=hop,
-                hop_secret=hop_secret,
+                enclave=enclave_client,
+                forwarding_secret=forwarding_secret,
             )
             enclave = Enclave(
                 private_key=self._private_key,
                 engine=self._engine,
                 models=self._accepted_models,
                 reply_form=self._reply_form,
-                hop_secret=hop_secret,
+                forwarding_secret=forwarding_secret,
                 meter=tier.spend_tokens if tier is not None else lambda tokens: None,
                 audio_meter=tier.spend_audio if tier is not None else lambda seconds: None,
             )
             gateway = self._checked(gateway, gateway_socket)
             if self._on_exchange is not None:
-                gateway = Observed(gateway, self._on_exchange)
+                gateway = ExchangeRecorder(gateway, self._on_exchange)
             self._server = Server(
                 (gateway, gateway_socket),
                 (self._checked(enclave, enclave_socket), enclave_socket),
                 name="prem-local-enclave",
-                closers=[hop.aclose, self._engine.aclose],
+                closers=[enclave_client.aclose, self._engine.aclose],
                 logger=_log,
             ).start()
             self._enclave = enclave
@@ -289,7 +289,7 @@ class LocalEnclave(Service):
         return self
 
     def stop(self) -> None:
-        """Close both servers and every open stream. Does nothing when it is not running."""
+        """Stop both servers and end every open stream. Does nothing when the enclave is not running."""
         server, self._server, self._enclave = self._server, None, None
         if server is not None:
             server.stop()

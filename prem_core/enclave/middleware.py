@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prem_core._serving.request import AllowedHosts, BodyTooLarge, RequestBody, cancel_on_disconnect
-from prem_core.enclave.schema_check import Refused
+from prem_core.enclave.envelope import EnvelopeError
 
 _log = logging.getLogger("prem_core.enclave")
 
@@ -51,24 +51,24 @@ class ErrorAndHostMiddleware:
 
         try:
             if Headers(scope=scope).get("host", "") not in self._hosts:
-                raise Refused(403, "The Host header does not name this machine")
+                raise EnvelopeError(403, "The Host header does not name this machine")
             await self._app(scope, receive, watched_send)
             return
         except ClientDisconnect:
             return
-        except Refused as error:
-            refused = error
+        except EnvelopeError as error:
+            failure = error
         except BodyTooLarge as error:
-            refused = Refused(
+            failure = EnvelopeError(
                 413, f"The request body exceeds the maximum allowed size of {error.limit} bytes"
             )
         except HTTPException as error:
-            refused = Refused(error.status_code, error.detail, headers=error.headers)
+            failure = EnvelopeError(error.status_code, error.detail, headers=error.headers)
         except Exception as error:
             # The text of the error may hold request content; its type does not.
             _log.error("a request failed: %s", type(error).__name__)
-            refused = Refused(500, "Internal server error")
+            failure = EnvelopeError(500, "Internal server error")
         if not started:
-            response = JSONResponse(refused.envelope(), refused.status, refused.headers)
+            response = JSONResponse(failure.envelope(), failure.status, failure.headers)
             await response(scope, receive, send)
         # A response that has started stays incomplete, and the server closes the connection.

@@ -20,9 +20,10 @@ from support.paths import CLINIC_NOTE
 from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire, eventually, params, validator
 
 from prem_core._protocol.assumptions import KEY_ROTATED_PATTERN
+from prem_core._protocol.routes import MAX_AUDIO_BYTES
 from prem_core.enclave import Exchange, LocalEnclave
 from prem_core.enclave.engines import speech
-from prem_core.enclave.gateway import HOP_HEADER, MAX_AUDIO_BYTES
+from prem_core.enclave.gateway import FORWARDING_HEADER
 from prem_core.enclave.quota import RATE_MESSAGE
 from prem_core.enclave.sealed_fields import DECRYPT_MESSAGE
 
@@ -174,8 +175,8 @@ def test_a_transcription_model_does_not_chat(shared: Wire) -> None:
         ({"temperature": 1.5}, "temperature", "must be at most 1"),
         ({"temperature": None}, "temperature", "must be of type number"),
         ({"response_format": "srt"}, "response_format", 'must be one of "json", "text", "verbose_json"'),
-        ({"stream": True}, "encryptedInference", "must not have a name the schema does not know"),
-        ({"zebra": 1}, "encryptedInference", "must not have a name the schema does not know"),
+        ({"stream": True}, "encryptedInference", "must not have a name that the schema does not define"),
+        ({"zebra": 1}, "encryptedInference", "must not have a name that the schema does not define"),
         ({"prompt": ["zebra"]}, "prompt", "must be of type string"),
         ({"model": 5}, "model", "must be of type string"),
     ],
@@ -305,7 +306,7 @@ def test_a_wrong_key_is_401_and_a_wrong_method_405(shared: Wire) -> None:
 
 def test_the_enclave_answers_the_gateway_only(shared: Wire) -> None:
     body = shared.seal_audio({"model": WHISPER}, SILENCE).body
-    for headers in ({}, shared.headers, {HOP_HEADER: "guess"}):
+    for headers in ({}, shared.headers, {FORWARDING_HEADER: "guess"}):
         refused(shared.http.post(shared.prem.enclave_url + TRANSCRIPTIONS, json=body, headers=headers), 403)
 
 

@@ -142,7 +142,7 @@ REFUSED: list[tuple[Mapping[str, Any], str, str]] = [
     ({"stop": ["a"] * 5}, "stop", "must have at most 4 items"),
     ({"stop": 5}, "stop", "must be of type string or array or null"),
     ({"parallel_tool_calls": True}, "encryptedInference", "must not have parallel_tool_calls"),
-    ({"zebra": 1}, "encryptedInference", "must not have a name the schema does not know"),
+    ({"zebra": 1}, "encryptedInference", "must not have a name that the schema does not define"),
     ({"metadata": {"zebra": "z" * 513}}, "metadata.*", "must be at most 512 characters long"),
     ({"logit_bias": {"zebra": "z"}}, "logit_bias.*", "must be of type number"),
     ({"tool_choice": "zebra"}, "tool_choice", 'must be one of "none", "auto", "required"'),

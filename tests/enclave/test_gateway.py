@@ -21,10 +21,10 @@ from support.scripted_upstream import Upstream, chunk, usage_chunk
 import prem_core
 from prem_core._serving.server import Server, listen, url_of
 from prem_core.enclave import Exchange
-from prem_core.enclave.gateway import HOP_HEADER, Gateway
+from prem_core.enclave.envelope import _uuid7
+from prem_core.enclave.gateway import FORWARDING_HEADER, Gateway
 from prem_core.enclave.middleware import ErrorAndHostMiddleware
 from prem_core.enclave.quota import CONCURRENCY_MESSAGE, RATE_MESSAGE, Tier
-from prem_core.enclave.schema_check import _uuid7
 
 PACKAGE = Path(prem_core.__file__).parent
 AUDIO = "/rvenc/audio/transcriptions"
@@ -197,7 +197,7 @@ def test_the_models_list_can_be_narrowed_to_a_type(shared: Wire) -> None:
 def serve_gateway(enclave_url: str, *apps: tuple[Any, socket.socket], tier: Tier | None = None) -> Server:
     """A gateway with the key ``k`` in front of `enclave_url`, and further applications behind it."""
     enclave = httpx.AsyncClient(base_url=enclave_url, trust_env=False)
-    gateway = Gateway(api_key="k", scopes=None, models=(), tier=tier, enclave=enclave, hop_secret="h")
+    gateway = Gateway(api_key="k", scopes=None, models=(), tier=tier, enclave=enclave, forwarding_secret="h")
     sock = listen()
     app = ErrorAndHostMiddleware(gateway, sock.getsockname()[1], 1000)
     return Server((app, sock), *apps, closers=[enclave.aclose])
@@ -250,7 +250,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nothing(
 
 def test_the_enclave_answers_the_gateway_only(shared: Wire) -> None:
     body = shared.seal(params()).body
-    for headers in ({}, shared.headers, {HOP_HEADER: "guess"}):
+    for headers in ({}, shared.headers, {FORWARDING_HEADER: "guess"}):
         refused(shared.http.post(shared.prem.enclave_url + CHAT, json=body, headers=headers), 403)
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from prem_core.enclave.quota import BASE, CONCURRENCY_MESSAGE, RATE_MESSAGE, LimitReached, Limits, Tier
+from prem_core.enclave.quota import BASE, CONCURRENCY_MESSAGE, RATE_MESSAGE, LimitReached, QuotaLimits, Tier
 
 
 class Clock:
@@ -35,7 +35,7 @@ def refused(tier: Tier) -> LimitReached:
 
 
 def test_the_base_tier_is_the_documented_one() -> None:
-    documented = Limits(
+    documented = QuotaLimits(
         requests=5,
         requests_per_second=1,
         tokens_per_minute=38_000,

@@ -17,8 +17,7 @@ from llama_index_prem import PremEncrypted
 from prem_core import Limits, Stats
 from prem_core._adapters.client_cache import Clients
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave.quota import BASE, LimitReached, Metered, Tier
-from prem_core.enclave.quota import Limits as TierLimits
+from prem_core.enclave.quota import BASE, LimitReached, Metered, QuotaLimits, Tier
 
 MODEL = "openai/gpt-oss-120b"
 PROMPTS = [f"Hello, {n}!" for n in range(40)]
@@ -30,7 +29,7 @@ QUICK = BASE._replace(requests=36, requests_per_second=2, tokens_per_minute=10**
 class WatchedTier(Tier):
     """Counts what it refuses, and how many requests are on their way at once, whether it admits them or not."""
 
-    def __init__(self, limits: TierLimits) -> None:
+    def __init__(self, limits: QuotaLimits) -> None:
         super().__init__(limits)
         self.refused = self.open = self.most = 0
 

@@ -216,7 +216,7 @@ def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
         return ()
 
     gateway = Gateway(
-        api_key="k", scopes=None, models=models, tier=None, enclave=httpx.AsyncClient(), hop_secret="h"
+        api_key="k", scopes=None, models=models, tier=None, enclave=httpx.AsyncClient(), forwarding_secret="h"
     )
     routes = _routes(gateway)
     assert len(routes) >= 4
@@ -234,7 +234,7 @@ def test_every_route_of_the_enclave_but_its_key_answers_the_gateway_only(shared:
         engine=ScriptedEngine(),
         models=(),
         reply_form="stream",
-        hop_secret="h",
+        forwarding_secret="h",
         meter=lambda tokens: None,
         audio_meter=lambda seconds: None,
     )

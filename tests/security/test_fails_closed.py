@@ -26,9 +26,8 @@ from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.request_body import Body, audio_body, chat_body
 from prem_core._protocol.response_body import open_completion, open_response
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave.audio_request import open_audio
-from prem_core.enclave.enclave import _open
-from prem_core.enclave.schema_check import Refused
+from prem_core.enclave.envelope import EnvelopeError
+from prem_core.enclave.opened_request import open_audio, open_chat
 from prem_core.enclave.sealed_fields import DECRYPT_MESSAGE
 
 thorough = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -82,7 +81,7 @@ AUDIO_BODY = _sent(audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"
 
 
 def test_the_requests_open_as_they_are() -> None:
-    assert _open(PRIVATE, json.dumps(CHAT_BODY).encode()).params == params()
+    assert open_chat(PRIVATE, json.dumps(CHAT_BODY).encode()).params == params()
     assert open_audio(PRIVATE, "transcribe", json.dumps(AUDIO_BODY).encode()).audio == b"RIFF and so on"
 
 
@@ -90,8 +89,8 @@ def test_the_requests_open_as_they_are() -> None:
 @thorough
 def test_a_chat_request_with_any_change_is_refused(name: str, change: Change) -> None:
     body = {**CHAT_BODY, name: change.of(CHAT_BODY[name])}
-    with pytest.raises(Refused) as caught:
-        _open(PRIVATE, json.dumps(body).encode())
+    with pytest.raises(EnvelopeError) as caught:
+        open_chat(PRIVATE, json.dumps(body).encode())
     assert caught.value.status == 400
     if change.kind == "replaced":
         assert caught.value.error == DECRYPT_MESSAGE
@@ -101,7 +100,7 @@ def test_a_chat_request_with_any_change_is_refused(name: str, change: Change) ->
 @thorough
 def test_a_recording_with_any_change_is_refused(name: str, change: Change) -> None:
     body = {**AUDIO_BODY, name: change.of(AUDIO_BODY[name])}
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(EnvelopeError) as caught:
         open_audio(PRIVATE, "transcribe", json.dumps(body).encode())
     assert caught.value.status == 400
     if change.kind == "replaced":
@@ -114,7 +113,7 @@ def test_items_that_change_places_are_refused(one: str, other: str) -> None:
     body = {**AUDIO_BODY, one: AUDIO_BODY[other], other: AUDIO_BODY[one]}
     if body == AUDIO_BODY:
         return
-    with pytest.raises(Refused):
+    with pytest.raises(EnvelopeError):
         open_audio(PRIVATE, "transcribe", json.dumps(body).encode())
 
 
@@ -125,7 +124,7 @@ def test_digits_of_the_other_case_are_the_same_bytes(places: set[int]) -> None:
         name: "".join(d.upper() if i % 3000 in places else d for i, d in enumerate(text))
         for name, text in CHAT_BODY.items()
     }
-    assert _open(PRIVATE, json.dumps(body).encode()).params == params()
+    assert open_chat(PRIVATE, json.dumps(body).encode()).params == params()
 
 
 @pytest.fixture(scope="module")

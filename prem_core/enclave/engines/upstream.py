@@ -22,8 +22,8 @@ import httpx
 from prem_core._errors import ConfigurationError, ResponseTooLargeError
 from prem_core._protocol.assumptions import EVENT_STREAM, STREAM_ERROR_STATUS
 from prem_core._protocol.sse import EventDecoder
-from prem_core.enclave.audio_request import PARAMS_SCHEMAS
 from prem_core.enclave.engines.base import AudioReply, AudioTask, Chunk, Engine, EngineError, EngineRequest
+from prem_core.enclave.opened_request import PARAMS_SCHEMAS
 from prem_core.enclave.schema_check import SchemaName, property_names
 
 #: The most bytes of one event, or of one transcript: the size of the published SDK's buffer.

@@ -54,10 +54,9 @@ from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChu
 from prem_core._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, RetryPolicy
 from prem_core._protocol.sse import EventDecoder
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave.audio_request import open_audio
-from prem_core.enclave.enclave import _open
 from prem_core.enclave.engines.base import EngineError
-from prem_core.enclave.schema_check import Refused
+from prem_core.enclave.envelope import EnvelopeError
+from prem_core.enclave.opened_request import open_audio, open_chat
 from support.fuzzing.fuzzer import PATIENCE, Outcome
 from support.fuzzing.mutations import PLAIN
 from support.wire_schemas import DATA, PARAMS
@@ -555,12 +554,12 @@ def _opened(data: bytes) -> Outcome:
     )
     kinds = []
     for opened in (
-        lambda: _open(PRIVATE, body), lambda: open_audio(PRIVATE, "transcribe", body),
+        lambda: open_chat(PRIVATE, body), lambda: open_audio(PRIVATE, "transcribe", body),
         lambda: open_audio(PRIVATE, "translate", body),
     ):  # fmt: skip
         try:
             opened()
-        except Refused as error:
+        except EnvelopeError as error:
             assert error.status in (400, 413)
             envelope = json.dumps(error.envelope())
             assert WORD not in envelope, "an answer in the clear gives a word away"
