@@ -8,9 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from support.clock import Clock
 from support.raw_client import Wire
 
 from prem_core.enclave import LocalEnclave
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
