@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.proxies import Run, chat
+from support.proxies import StartProxy, chat
 
 from prem_core import ConfigurationError
 from prem_core._version import __version__
@@ -50,8 +50,8 @@ def test_a_foreign_host_is_rejected_on_every_route(http: httpx.Client, host: str
         refused(http.request(method, path, headers=headers), 403)
 
 
-def test_allow_hosts_accepts_further_host_names(run: Run, enclave: LocalEnclave) -> None:
-    proxy = run(enclave, allow_hosts=["host.docker.internal", "forwarded.example:8080"])
+def test_allow_hosts_accepts_further_host_names(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
+    proxy = start_proxy(enclave, allow_hosts=["host.docker.internal", "forwarded.example:8080"])
     port = httpx.URL(proxy.url).port
     with httpx.Client(base_url=proxy.url, trust_env=False) as http:
         for host in (f"host.docker.internal:{port}", "forwarded.example:8080", f"127.0.0.1:{port}"):
@@ -104,9 +104,9 @@ def test_an_address_that_other_machines_reach_needs_allow_remote() -> None:
 
 
 def test_on_all_interfaces_an_ip_address_is_an_accepted_host_and_a_dns_name_is_not(
-    run: Run, enclave: LocalEnclave
+    start_proxy: StartProxy, enclave: LocalEnclave
 ) -> None:
-    proxy = run(enclave, host="0.0.0.0", allow_remote=True)
+    proxy = start_proxy(enclave, host="0.0.0.0", allow_remote=True)
     port = httpx.URL(proxy.url).port
     with httpx.Client(base_url=proxy.url, trust_env=False) as http:
         for host in (f"192.0.2.7:{port}", f"[2001:db8::7]:{port}", f"localhost:{port}"):
@@ -115,13 +115,13 @@ def test_on_all_interfaces_an_ip_address_is_an_accepted_host_and_a_dns_name_is_n
             refused(http.get("/health", headers={"host": host}), 403)
 
 
-def test_it_listens_on_ipv6(run: Run, enclave: LocalEnclave) -> None:
+def test_it_listens_on_ipv6(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
-    proxy = run(enclave, host="::1")
+    proxy = start_proxy(enclave, host="::1")
     assert proxy.url.startswith("http://[::1]:")
     assert httpx.get(f"{proxy.url}/health", trust_env=False).json()["status"] == "ok"
 
@@ -155,8 +155,8 @@ def test_an_unknown_route_is_404_with_the_list_of_routes(http: httpx.Client) -> 
 
 
 @pytest.fixture
-def small(run: Run, enclave: LocalEnclave) -> Iterator[httpx.Client]:
-    proxy = run(enclave, body_limit=50_000)
+def small(start_proxy: StartProxy, enclave: LocalEnclave) -> Iterator[httpx.Client]:
+    proxy = start_proxy(enclave, body_limit=50_000)
     headers = {"authorization": f"Bearer {enclave.api_key}"}
     with httpx.Client(base_url=proxy.url, headers=headers, trust_env=False, timeout=10) as client:
         yield client

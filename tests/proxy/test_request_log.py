@@ -1,4 +1,4 @@
-"""What is remembered of an exchange: that it was, how large and how long, and its first bytes as they left, sealed."""
+"""The record of a request: times, sizes, counts, and its first bytes as the gateway saw them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support.proxies import MODEL, WHISPER, Run, chat
-from support.scripted_upstream import Upstream, chunk, finish, usage
+from support.proxies import MODEL, WHISPER, StartProxy, chat
 from support.wire_schemas import Opened
 
 from prem_core._serving.request import RequestBody
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 from prem_core.proxy import LocalProxy, RequestLog, RequestRecord
 from prem_core.proxy.call import Call
 from prem_core.proxy.request_log import CAPTURE_BYTES
@@ -32,30 +31,30 @@ def test_a_chat_is_recorded_with_its_figures_and_what_the_gateway_saw(
     proxy: LocalProxy, client: openai.OpenAI, seen: Any, streamed: bool
 ) -> None:
     options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
-    reply = client.chat.completions.with_raw_response.create(**chat(ZEBRA), **options)
-    said = reply.parse()
-    counts = [each.usage for each in said][-1] if streamed else said.usage
-    exchange = latest(proxy)
-    assert reply.headers["x-request-id"] == exchange.id
-    assert (exchange.route, exchange.model, exchange.streamed) == ("/v1/chat/completions", MODEL, streamed)
-    assert (exchange.state, exchange.status, exchange.error, exchange.attempts) == ("done", 200, None, 1)
-    assert exchange.duration is not None
-    assert exchange.time_to_first_token is not None
-    assert 0 < exchange.time_to_first_token <= exchange.duration
-    assert (exchange.prompt_tokens, exchange.completion_tokens) == (
+    raw = client.chat.completions.with_raw_response.create(**chat(ZEBRA), **options)
+    response = raw.parse()
+    counts = [each.usage for each in response][-1] if streamed else response.usage
+    record = latest(proxy)
+    assert raw.headers["x-request-id"] == record.id
+    assert (record.route, record.model, record.streamed) == ("/v1/chat/completions", MODEL, streamed)
+    assert (record.state, record.status, record.error, record.attempts) == ("done", 200, None, 1)
+    assert record.duration is not None
+    assert record.time_to_first_token is not None
+    assert 0 < record.time_to_first_token <= record.duration
+    assert (record.prompt_tokens, record.completion_tokens) == (
         counts.prompt_tokens,
         counts.completion_tokens,
     )
-    assert exchange.request_bytes == int(reply.http_request.headers["content-length"])
+    assert record.request_bytes == int(raw.http_request.headers["content-length"])
     if not streamed:
-        assert exchange.response_bytes == int(reply.headers["content-length"])
+        assert record.response_bytes == int(raw.headers["content-length"])
 
-    # Byte for byte what came to the gateway and what it sent.
+    # The bytes that the gateway received and sent.
     (saw,) = seen.chats
-    assert exchange.gateway_request.size == len(saw.request_body)
-    assert exchange.gateway_request.head == saw.request_body[:CAPTURE_BYTES]
-    assert exchange.gateway_response.size == len(saw.response_body)
-    assert exchange.gateway_response.head == saw.response_body[:CAPTURE_BYTES]
+    assert record.gateway_request.size == len(saw.request_body)
+    assert record.gateway_request.head == saw.request_body[:CAPTURE_BYTES]
+    assert record.gateway_response.size == len(saw.response_body)
+    assert record.gateway_response.head == saw.response_body[:CAPTURE_BYTES]
 
 
 def test_a_transcription_request_is_recorded_with_its_figures_and_what_the_gateway_saw(
@@ -66,28 +65,28 @@ def test_a_transcription_request_is_recorded_with_its_figures_and_what_the_gatew
             file=("zebra.wav", b"zebra" * 100_000), model=WHISPER, prompt="zebra"
         )
     (saw,) = seen.exchanges
-    exchange = latest(proxy)
-    assert (exchange.state, exchange.status, exchange.error) == ("failed", 400, "BadRequestError")
-    assert exchange.support_id is not None
-    assert exchange.gateway_request.size == len(saw.request_body) > 1_000_000
-    assert exchange.gateway_request.head == saw.request_body[:CAPTURE_BYTES]
-    # An error is not sealed: its size is all that is kept.
-    assert (exchange.gateway_response.size, exchange.gateway_response.head) == (len(saw.response_body), b"")
+    record = latest(proxy)
+    assert (record.state, record.status, record.error) == ("failed", 400, "BadRequestError")
+    assert record.support_id is not None
+    assert record.gateway_request.size == len(saw.request_body) > 1_000_000
+    assert record.gateway_request.head == saw.request_body[:CAPTURE_BYTES]
+    # An error is not sealed: only its size is recorded.
+    assert (record.gateway_response.size, record.gateway_response.head) == (len(saw.response_body), b"")
 
 
 def test_a_record_contains_no_prompt_and_no_response(
-    upstream_client: openai.OpenAI, upstream_proxy: LocalProxy, upstream: Upstream
+    scripted_client: openai.OpenAI, scripted_proxy: LocalProxy, script: ScriptedEngine
 ) -> None:
-    upstream.says(chunk("zebra"), finish(), usage(3, 4))
+    script.respond = lambda request: "zebra"
     for streamed in (False, True):
-        answer = upstream_client.chat.completions.create(**chat("zebra"), stream=streamed)
+        answer = scripted_client.chat.completions.create(**chat("zebra"), stream=streamed)
         if streamed:
             assert list(answer)
-        exchange = latest(upstream_proxy)
-        shown = json.dumps(exchange.as_dict()) + repr(exchange) + str(upstream_proxy.log.__dict__)
+        record = latest(scripted_proxy)
+        shown = json.dumps(record.as_dict()) + repr(record) + str(scripted_proxy.log.__dict__)
         assert "zebra" not in shown
         assert "hello" not in shown.lower()
-        hexadecimal = exchange.as_dict()["gateway_request"]["head"].removeprefix('{"encryptedInference":"')
+        hexadecimal = record.as_dict()["gateway_request"]["head"].removeprefix('{"encryptedInference":"')
         assert len(bytes.fromhex(hexadecimal[: len(hexadecimal) // 2 * 2])) > 30
 
 
@@ -97,19 +96,21 @@ def test_the_captured_bytes_of_a_chat_end_before_its_text(
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "zebra"}])
     opened = json.dumps(Opened.request(seen.chats[0].request_body).params, separators=(",", ":"))
-    kept = (len(latest(proxy).gateway_request.head) - len('{"encryptedInference":"')) // 2
-    assert 30 < kept < opened.index("zebra")
+    captured = (len(latest(proxy).gateway_request.head) - len('{"encryptedInference":"')) // 2
+    assert 30 < captured < opened.index("zebra")
 
 
 def test_a_long_model_name_is_shortened_in_the_record(
-    upstream_client: openai.OpenAI, upstream_proxy: LocalProxy
+    scripted_client: openai.OpenAI, scripted_proxy: LocalProxy
 ) -> None:
-    upstream_client.chat.completions.create(**{**chat(), "model": "m" * 5000})
-    assert latest(upstream_proxy).model == "m" * 100
+    scripted_client.chat.completions.create(**{**chat(), "model": "m" * 5000})
+    assert latest(scripted_proxy).model == "m" * 100
 
 
-def test_requests_that_are_not_for_the_gateway_are_not_recorded(run: Run, enclave: LocalEnclave) -> None:
-    proxy = run(enclave)
+def test_requests_that_are_not_for_the_gateway_are_not_recorded(
+    start_proxy: StartProxy, enclave: LocalEnclave
+) -> None:
+    proxy = start_proxy(enclave)
     httpx.get(f"{proxy.url}/health", trust_env=False)
     httpx.get(f"{proxy.url}/nowhere", trust_env=False)
     httpx.get(f"{proxy.base_url}/models", headers={"host": "evil.example"}, trust_env=False)
@@ -119,40 +120,40 @@ def test_requests_that_are_not_for_the_gateway_are_not_recorded(run: Run, enclav
 
 
 def test_the_log_keeps_the_latest_records_the_newest_first() -> None:
-    exchanges = RequestLog(3)
+    log = RequestLog(3)
     for number in range(5):
-        exchanges.add(RequestRecord(str(number)))
-    assert [exchange.route for exchange in exchanges.latest()] == ["4", "3", "2"]
+        log.add(RequestRecord(str(number)))
+    assert [record.route for record in log.latest()] == ["4", "3", "2"]
 
 
 async def test_a_subscription_yields_a_record_at_its_start_first_token_and_end() -> None:
-    exchanges = RequestLog()
-    with exchanges.subscribe() as changes:
-        exchange = RequestRecord("/v1/models")
+    log = RequestLog()
+    with log.subscribe() as changes:
+        record = RequestRecord("/v1/models")
         states = []
         for step in (
-            lambda: exchanges.add(exchange),
-            lambda: exchanges.first_token(exchange),
-            lambda: exchanges.end(exchange, "done"),
+            lambda: log.add(record),
+            lambda: log.first_token(record),
+            lambda: log.end(record, "done"),
         ):
             step()
-            seen = await asyncio.wait_for(anext(changes), 1)
-            states.append((seen.state, seen.time_to_first_token is not None))
+            changed = await asyncio.wait_for(anext(changes), 1)
+            states.append((changed.state, changed.time_to_first_token is not None))
         assert states == [("running", False), ("running", True), ("done", True)]
-        exchanges.end(exchange, "disconnected")
+        log.end(record, "disconnected")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(changes), 0.05)
-        assert exchange.state == "done", "it ends once"
-    exchanges.add(RequestRecord("/v1/models"))
+        assert record.state == "done", "it ends once"
+    log.add(RequestRecord("/v1/models"))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(changes), 0.05)
 
 
 async def test_a_subscription_that_is_not_read_is_bounded() -> None:
-    exchanges = RequestLog(5)
-    with exchanges.subscribe() as changes:
+    log = RequestLog(5)
+    with log.subscribe() as changes:
         for _ in range(1000):
-            exchanges.add(RequestRecord("/v1/models"))
+            log.add(RequestRecord("/v1/models"))
         assert len(changes._pending) <= 200
         first = await anext(changes)
         assert isinstance(first, RequestRecord)
