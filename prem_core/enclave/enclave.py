@@ -38,7 +38,7 @@ from prem_core.enclave.gateway import FORWARDING_HEADER, model_type
 from prem_core.enclave.opened_request import OpenedAudio, OpenedChat, open_audio, open_chat
 from prem_core.enclave.sealed_fields import send_sealed
 
-ReplyForm = Literal["stream", "envelope"]
+ResponseForm = Literal["stream", "envelope"]
 
 _TASKS: Final[Mapping[str, AudioTask]] = {
     AUDIO_ROUTES["transcribe"]: "transcribe",
@@ -59,7 +59,7 @@ class Enclave:
         private_key: The key to open requests with. Assign to the attribute of this name to rotate it.
         engine: Produces the responses.
         models: The models that requests may name; None for any.
-        reply_form: The form of a response without ``stream: true``.
+        response_form: The form of a response without ``stream: true``.
         forwarding_secret: The value of `FORWARDING_HEADER`: only the gateway may forward requests.
         meter: Called with the tokens of each chat when it ends. How the real gateway learns them is not documented.
         audio_meter: Called with the seconds of each transcribed recording.
@@ -71,7 +71,7 @@ class Enclave:
         private_key: PrivateKey,
         engine: Engine,
         models: Collection[str] | None,
-        reply_form: ReplyForm,
+        response_form: ResponseForm,
         forwarding_secret: str,
         meter: Callable[[int], None],
         audio_meter: Callable[[float], None],
@@ -79,7 +79,7 @@ class Enclave:
         self.private_key = private_key
         self._engine = engine
         self._models = models
-        self._reply_form = reply_form
+        self._response_form = response_form
         self._forwarding_secret = forwarding_secret.encode()
         self._meter = meter
         self._audio_meter = audio_meter
@@ -145,7 +145,7 @@ class Enclave:
             aclosing(self._engine.chat(EngineRequest("chat", params))) as answer,
             aclosing(_metered(answer, self._meter, show_usage=show_usage)) as chunks,
         ):
-            send_answer = _send_stream if streamed or self._reply_form == "stream" else _send_envelope
+            send_answer = _send_stream if streamed or self._response_form == "stream" else _send_envelope
             await send_answer(opened, chunks, send)
 
 

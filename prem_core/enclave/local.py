@@ -19,7 +19,7 @@ from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import SEED_BYTES, PrivateKey, PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._serving.server import LOOPBACK, Server, Service, listen, url_of
-from prem_core.enclave.enclave import Enclave, ReplyForm, envelope_error
+from prem_core.enclave.enclave import Enclave, ResponseForm, envelope_error
 from prem_core.enclave.engines.base import Engine, EngineError, EngineRequest
 from prem_core.enclave.engines.quoting import QuotingEngine
 from prem_core.enclave.engines.scripted import ReplyLike, Respond, ScriptedEngine
@@ -66,7 +66,7 @@ class LocalEnclave(Service):
             service's two models, and one of the default engine; any other engine is asked for any model, and
             with `upstream` the list is the server's own.
         scopes: The scopes of the API key; None for all.
-        reply_form: The form of a response without ``stream: true``: the documented event ``stream``, or the JSON
+        response_form: The form of a response without ``stream: true``: the documented event ``stream``, or the JSON
             ``envelope`` of the audio routes.
         body_limit: Bytes of one request body. A longer one is answered with 413.
         on_exchange: Called in the server's thread with what the gateway saw of each request and response, sealed. By
@@ -93,7 +93,7 @@ class LocalEnclave(Service):
         tier: TierName | Tier = "off",
         models: Sequence[str] | None = None,
         scopes: Collection[str] | None = None,
-        reply_form: ReplyForm = "stream",
+        response_form: ResponseForm = "stream",
         body_limit: int = DEFAULT_BODY_LIMIT,
         on_exchange: Callable[[Exchange], None] | None = None,
     ) -> None:
@@ -108,8 +108,8 @@ class LocalEnclave(Service):
             )
         if not isinstance(tier, Tier) and tier not in get_args(TierName):
             raise ConfigurationError(f'tier must be "base", "off" or a Tier, not {tier!r}')
-        if reply_form not in get_args(ReplyForm):
-            raise ConfigurationError(f'reply_form must be "stream" or "envelope", not {reply_form!r}')
+        if response_form not in get_args(ResponseForm):
+            raise ConfigurationError(f'response_form must be "stream" or "envelope", not {response_form!r}')
         self._api_key = api_key
         self._ports = (port, enclave_port)
         self._private_key = private_key or _new_private_key()
@@ -124,7 +124,7 @@ class LocalEnclave(Service):
         self._tier = tier
         self._models = None if models is None else tuple(models)
         self._scopes = None if scopes is None else frozenset(scopes)
-        self._reply_form: ReplyForm = reply_form
+        self._response_form: ResponseForm = response_form
         self._body_limit = body_limit
         self._on_exchange = on_exchange
         self._enclave: Enclave | None = None
@@ -269,7 +269,7 @@ class LocalEnclave(Service):
                 private_key=self._private_key,
                 engine=self._engine,
                 models=self._accepted_models,
-                reply_form=self._reply_form,
+                response_form=self._response_form,
                 forwarding_secret=forwarding_secret,
                 meter=tier.spend_tokens if tier is not None else lambda tokens: None,
                 audio_meter=tier.spend_audio if tier is not None else lambda seconds: None,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import Final, Self
-
-import httpx
+from typing import Final, Self, Unpack
 
 from prem_core import _config
 from prem_core._client.client import AsyncPremClient
-from prem_core._crypto.keys import EncryptionKeys
+from prem_core._client.options import ClientOptions, with_defaults
 from prem_core._crypto.redaction import without_traceback
-from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._serving.request import AllowedHosts
 from prem_core._serving.server import ALL_INTERFACES, LOOPBACK, Server, Service, listen, url_host
@@ -43,24 +40,17 @@ class LocalProxy(Service):
     Args:
         host: The address to listen on. An address that other machines reach needs `allow_remote`.
         port: The port; 0 for a free one.
-        api_key: Used for every caller. By default each caller's own key is used.
-        gateway_url: The gateway. Environment: PREM_GATEWAY_URL, PROXY_URL.
-        enclave_url: The enclave, from which the public key is fetched. Environment: PREM_ENCLAVE_URL, ENCLAVE_URL.
-        enclave_public_key: The enclave's key, pinned; see `PremClient`.
-        encryption_keys: One KEM result for all requests of all callers, instead of a fresh one each.
-        timeout: Seconds to wait for a connection, for the start of a response, and between its parts.
         audio_timeout: Seconds to wait for a transcription.
-        max_retries: Retries after the first attempt. Unless it is 0, callers are told not to retry: attempts multiply.
-        max_concurrency: Concurrent requests per API key; further requests wait. None for no limit.
         max_clients: How many API keys' clients are kept. A client in use is not closed.
-        max_buffer_size: Bytes of one event or one body from the service.
         body_limit: Bytes of one request body. A longer one is answered with 413.
         drop_unsupported: Drop parameters that Prem's API does not have and list them in the header ``x-prem-dropped``,
             instead of rejecting them.
         allow_remote: Allow a `host` that other machines reach. Prompts and API keys then travel to it unencrypted.
         allow_hosts: Further values of the Host header to accept, with a port or without.
-        allow_insecure: Allow plain http to a gateway on another machine.
         log: Receives a record of each request. By default a log of the last 200.
+        **client_options: See `ClientOptions`. They apply to the client of each API key. `api_key` is used for every
+            caller; by default each caller's own key is used. Unless `max_retries` is 0, callers are told not to retry:
+            attempts would multiply.
 
     Raises:
         ConfigurationError: A value is not valid.
@@ -73,23 +63,14 @@ class LocalProxy(Service):
         *,
         host: str = LOOPBACK,
         port: int = 0,
-        api_key: str | None = None,
-        gateway_url: str | None = None,
-        enclave_url: str | None = None,
-        enclave_public_key: PublicKey | bytes | str | None = None,
-        encryption_keys: EncryptionKeys | None = None,
-        timeout: float | httpx.Timeout = _config.DEFAULT_TIMEOUT,
         audio_timeout: float = _config.AUDIO_TIMEOUT,
-        max_retries: int = _config.DEFAULT_MAX_RETRIES,
-        max_concurrency: int | None = _config.DEFAULT_MAX_CONCURRENCY,
         max_clients: int = DEFAULT_MAX_CLIENTS,
-        max_buffer_size: int = _config.DEFAULT_MAX_BUFFER_SIZE,
         body_limit: int = DEFAULT_BODY_LIMIT,
         drop_unsupported: bool = False,
         allow_remote: bool = False,
         allow_hosts: Collection[str] = (),
-        allow_insecure: bool = False,
         log: RequestLog | None = None,
+        **client_options: Unpack[ClientOptions],
     ) -> None:
         if not allow_remote and not _config.is_loopback(host):
             raise ConfigurationError(
@@ -99,7 +80,6 @@ class LocalProxy(Service):
         for name, number in (("max_clients", max_clients), ("body_limit", body_limit)):
             _config.positive(name, _config.not_negative(name, number))
         self._address = (host, port)
-        self._api_key = None if api_key is None else _config.resolve_api_key(api_key)
         self._max_clients = max_clients
         self._body_limit = body_limit
         self._drop_unsupported = drop_unsupported
@@ -107,21 +87,16 @@ class LocalProxy(Service):
         self._allow_hosts = tuple(allow_hosts)
         #: A record of each request.
         self.log = RequestLog() if log is None else log
-        self._make = functools.partial(
-            AsyncPremClient,
-            api_key=PLACEHOLDER_KEY,
-            gateway_url=gateway_url,
-            enclave_url=enclave_url,
-            enclave_public_key=enclave_public_key,
-            encryption_keys=encryption_keys,
-            timeout=timeout,
-            max_retries=max_retries,
-            max_concurrency=max_concurrency,
-            max_buffer_size=max_buffer_size,
-            allow_insecure=allow_insecure,
-        )
-        self._make()  # raises now if any of these is not valid
-        self._retries = max_retries > 0
+        options = with_defaults(type(self).__name__, client_options)
+        if options.pop("http_client") is not None:
+            raise ConfigurationError(
+                "LocalProxy makes an HTTP client for each API key: do not pass http_client"
+            )
+        api_key = options.pop("api_key")
+        self._api_key = None if api_key is None else _config.resolve_api_key(api_key)
+        self._make_client = functools.partial(AsyncPremClient, api_key=PLACEHOLDER_KEY, **options)
+        self._make_client()  # raises now if an option is not valid
+        self._retries = options["max_retries"] > 0
         self._server: Server | None = None
 
     def __repr__(self) -> str:
@@ -150,7 +125,9 @@ class LocalProxy(Service):
             raise RuntimeError("this LocalProxy is running already")
         host, port = self._address
         sock = listen(host, port)
-        clients = ClientCache(lambda http_client: self._make(http_client=http_client), self._max_clients)
+        clients = ClientCache(
+            lambda http_client: self._make_client(http_client=http_client), self._max_clients
+        )
         proxy = Proxy(
             clients=clients,
             log=self.log,

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from support.clock import Clock
 from support.paths import CLINIC_NOTE
-from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire, eventually, params, validator
+from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, RawClient, eventually, params, validator
 
 from prem_core._protocol.assumptions import KEY_ROTATED_PATTERN
 from prem_core._protocol.routes import MAX_AUDIO_BYTES
@@ -28,7 +28,7 @@ from prem_core.enclave.gateway import FORWARDING_HEADER
 from prem_core.enclave.quota import BASE, RATE_MESSAGE, Tier
 from prem_core.enclave.sealed_fields import DECRYPT_MESSAGE
 
-Run = Callable[..., Wire]
+Run = Callable[..., RawClient]
 NOTE = (CLINIC_NOTE).read_bytes()
 TEXT = "the doctor will see the patient again on friday the hospital will be open on saturday and sunday"
 FIELDS = ("encryptedInference", "nonce", "encryptedFile", "fileNonce", "encryptedFileName", "fileNameNonce")
@@ -61,7 +61,7 @@ def heard() -> Iterator[dict[str, Any]]:
     """One transcription of the sample in the longest form, and all that can be known of it."""
     seen: list[Exchange] = []
     with LocalEnclave(on_exchange=seen.append) as prem, httpx.Client(trust_env=False, timeout=60) as http:
-        wire = Wire(prem, http)
+        wire = RawClient(prem, http)
         sealed, response = wire.audio(
             NOTE,
             name=b"zebra.wav",
@@ -108,7 +108,7 @@ def test_the_gateway_sees_only_sealed_bytes(heard: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("form", [None, "json", "verbose_json"])
-def test_the_transcription_of_silence_is_empty(shared: Wire, form: str | None) -> None:
+def test_the_transcription_of_silence_is_empty(shared: RawClient, form: str | None) -> None:
     sealed, response = shared.audio(SILENCE, **({} if form is None else {"response_format": form}))
     said = json.loads(sealed.opened(response))
     validator("audio-translation-result").validate(said)
@@ -116,7 +116,7 @@ def test_the_transcription_of_silence_is_empty(shared: Wire, form: str | None) -
     assert ("segments" in said) == (form == "verbose_json")
 
 
-def test_a_transcription_as_text_is_plain_text(shared: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transcription_as_text_is_plain_text(shared: RawClient, monkeypatch: pytest.MonkeyPatch) -> None:
     said = (speech.Utterance((speech.recogniser.Word("zebra", 0, 1),), 0, 1, 0, 0),)
     monkeypatch.setattr(speech, "utterances", lambda pcm: iter(said))
     sealed, response = shared.audio(SILENCE, response_format="text")
@@ -124,14 +124,14 @@ def test_a_transcription_as_text_is_plain_text(shared: Wire, monkeypatch: pytest
     assert b"zebra" not in response.content
 
 
-def test_every_transcription_is_sealed_under_its_own_nonce(shared: Wire) -> None:
+def test_every_transcription_is_sealed_under_its_own_nonce(shared: RawClient) -> None:
     sealed = shared.seal_audio({"model": WHISPER}, SILENCE)
     responses = [shared.post(sealed.body, TRANSCRIPTIONS) for _ in range(3)]
     assert all(json.loads(sealed.opened(response)) == {"text": ""} for response in responses)
     assert len({response.json()["data"]["nonce"] for response in responses}) == 3
 
 
-def test_the_file_name_does_not_affect_the_transcription(shared: Wire) -> None:
+def test_the_file_name_does_not_affect_the_transcription(shared: RawClient) -> None:
     for name in (b"", b"note.mp3", 'Müller/..\r\n"'.encode(), b"x" * 10_000):
         sealed, response = shared.audio(SILENCE, name=name)
         assert json.loads(sealed.opened(response)) == {"text": ""}
@@ -140,7 +140,7 @@ def test_the_file_name_does_not_affect_the_transcription(shared: Wire) -> None:
 # What is refused
 
 
-def test_an_unsupported_language_is_400_and_named(shared: Wire) -> None:
+def test_an_unsupported_language_is_400_and_named(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, language="de")
     envelope = refused(response, 400)
     assert list(envelope["validator"]) == ["language"]
@@ -148,24 +148,24 @@ def test_an_unsupported_language_is_400_and_named(shared: Wire) -> None:
     assert envelope["log"] == {"type": "invalid_request_error"}
 
 
-def test_translation_is_400_and_names_the_alternative(shared: Wire) -> None:
+def test_translation_is_400_and_names_the_alternative(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, TRANSLATIONS)
     assert "--upstream" in refused(response, 400)["error"]
 
 
 @pytest.mark.parametrize("model", ["zebra", "deepgram/nova-3", "openai/gpt-oss-120b", "openai/whisper-1"])
-def test_an_unknown_transcription_model_is_404_without_naming_it(shared: Wire, model: str) -> None:
+def test_an_unknown_transcription_model_is_404_without_naming_it(shared: RawClient, model: str) -> None:
     _, response = shared.audio(SILENCE, model=model)
     assert list(refused(response, 404)["validator"]) == ["model"]
     assert model not in response.text
 
 
-def test_an_unknown_translation_model_is_400_as_in_the_published_schema(shared: Wire) -> None:
+def test_an_unknown_translation_model_is_400_as_in_the_published_schema(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, TRANSLATIONS, model="zebra")
     assert refused(response, 400)["validator"] == {"model": f'must be one of "{WHISPER}"'}
 
 
-def test_a_transcription_model_does_not_chat(shared: Wire) -> None:
+def test_a_transcription_model_does_not_chat(shared: RawClient) -> None:
     _, response = shared.chat({**params(), "model": WHISPER})
     assert "chat model" in refused(response, 404)["error"]
 
@@ -184,7 +184,7 @@ def test_a_transcription_model_does_not_chat(shared: Wire) -> None:
 )
 @pytest.mark.parametrize("route", [TRANSCRIPTIONS, TRANSLATIONS])
 def test_an_invalid_parameter_is_named_without_its_value(
-    shared: Wire, route: str, more: dict[str, Any], path: str, rule: str
+    shared: RawClient, route: str, more: dict[str, Any], path: str, rule: str
 ) -> None:
     _, response = shared.audio(SILENCE, route, **more)
     assert rule in refused(response, 400)["validator"][path]
@@ -219,7 +219,7 @@ def test_an_invalid_parameter_is_named_without_its_value(
     ],
 )
 def test_parameters_of_transcriptions_only_are_checked(
-    shared: Wire, more: dict[str, Any], path: str, rule: str
+    shared: RawClient, more: dict[str, Any], path: str, rule: str
 ) -> None:
     _, response = shared.audio(SILENCE, **more)
     assert refused(response, 400)["validator"] == {path: rule}
@@ -228,20 +228,20 @@ def test_parameters_of_transcriptions_only_are_checked(
 
 
 @pytest.mark.parametrize("audio", [b"", b"zebra" * 1_000, silence(0)], ids=["empty", "no audio", "no frames"])
-def test_a_file_that_is_not_a_recording_is_400_naming_the_file(shared: Wire, audio: bytes) -> None:
+def test_a_file_that_is_not_a_recording_is_400_naming_the_file(shared: RawClient, audio: bytes) -> None:
     _, response = shared.audio(audio)
     envelope = refused(response, 400)
     assert list(envelope["validator"]) == ["file"]
     assert "zebra" not in response.text
 
 
-def test_a_file_name_that_is_not_utf_8_is_400(shared: Wire) -> None:
+def test_a_file_name_that_is_not_utf_8_is_400(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, name=b"\xff\xfe")
     assert refused(response, 400)["validator"] == {"encryptedFileName": "must be UTF-8"}
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_flipped_bit_in_any_field_is_the_documented_decrypt_error(shared: Wire, field: str) -> None:
+def test_a_flipped_bit_in_any_field_is_the_documented_decrypt_error(shared: RawClient, field: str) -> None:
     sealed = shared.seal_audio({"model": WHISPER}, SILENCE)
     for position in (0, -1):
         raw = bytearray.fromhex(sealed.body[field])
@@ -252,7 +252,7 @@ def test_a_flipped_bit_in_any_field_is_the_documented_decrypt_error(shared: Wire
         assert envelope["validator"] is None
 
 
-def test_swapped_sealed_fields_do_not_open(shared: Wire) -> None:
+def test_swapped_sealed_fields_do_not_open(shared: RawClient) -> None:
     sealed = shared.seal_audio({"model": WHISPER}, SILENCE)
     swapped = {
         **sealed.body,
@@ -265,7 +265,7 @@ def test_swapped_sealed_fields_do_not_open(shared: Wire) -> None:
 @pytest.mark.parametrize("field", [*FIELDS, "cipherText"])
 @pytest.mark.parametrize("value", ["", "0", "zz", "é", "00" * 15])
 def test_a_field_that_is_not_hex_of_the_right_length_is_400_and_named(
-    shared: Wire, field: str, value: str
+    shared: RawClient, field: str, value: str
 ) -> None:
     body = {**shared.seal_audio({"model": WHISPER}, SILENCE).body, field: value}
     envelope = refused(shared.post(body, TRANSCRIPTIONS), 400)
@@ -273,7 +273,7 @@ def test_a_field_that_is_not_hex_of_the_right_length_is_400_and_named(
     assert not KEY_ROTATED_PATTERN.search(envelope["error"])
 
 
-def test_a_body_with_a_missing_or_an_unknown_field_is_400(shared: Wire) -> None:
+def test_a_body_with_a_missing_or_an_unknown_field_is_400(shared: RawClient) -> None:
     sealed = shared.seal_audio({"model": WHISPER}, SILENCE)
     for name in sealed.body:
         body = {**sealed.body}
@@ -299,13 +299,13 @@ def test_each_route_needs_its_own_scope(run: Run, path: str, scope: str, other: 
     assert response.status_code == (200 if path == TRANSCRIPTIONS else 400)
 
 
-def test_a_wrong_key_is_401_and_a_wrong_method_405(shared: Wire) -> None:
+def test_a_wrong_key_is_401_and_a_wrong_method_405(shared: RawClient) -> None:
     sealed = shared.seal_audio({"model": WHISPER}, SILENCE)
     refused(shared.post(sealed.body, TRANSCRIPTIONS, headers={"Authorization": "Bearer sk_test_no"}), 401)
     refused(shared.get(TRANSLATIONS), 405)
 
 
-def test_the_enclave_rejects_requests_that_bypass_the_gateway(shared: Wire) -> None:
+def test_the_enclave_rejects_requests_that_bypass_the_gateway(shared: RawClient) -> None:
     body = shared.seal_audio({"model": WHISPER}, SILENCE).body
     for headers in ({}, shared.headers, {FORWARDING_HEADER: "guess"}):
         refused(shared.http.post(shared.prem.enclave_url + TRANSCRIPTIONS, json=body, headers=headers), 403)
@@ -340,7 +340,7 @@ def test_a_file_of_25_mb_passes_the_gateway_and_a_byte_more_is_413(run: Run) -> 
     assert MAX_AUDIO_BYTES == 25 * 1024 * 1024
 
 
-def test_a_recording_of_25_mb_is_transcribed(shared: Wire) -> None:
+def test_a_recording_of_25_mb_is_transcribed(shared: RawClient) -> None:
     audio = silence(599)
     audio += bytes(MAX_AUDIO_BYTES - len(audio))  # what follows a wav's data is not played
     sealed, response = shared.audio(audio)
@@ -370,7 +370,7 @@ def test_a_rejected_recording_is_not_charged(run: Run) -> None:
     assert sealed.opened(response)
 
 
-def test_the_transcription_model_is_listed_as_enabled(shared: Wire) -> None:
+def test_the_transcription_model_is_listed_as_enabled(shared: RawClient) -> None:
     (entry,) = shared.get("/models", params={"type": "AUDIO_TRANSCRIPTION"}).json()["data"]
     assert (entry["model"], entry["type"], entry["enabled"]) == (WHISPER, "AUDIO_TRANSCRIPTION", True)
     assert entry["input_modalities"] == ["audio"]
@@ -418,13 +418,13 @@ def test_a_disconnect_ends_the_transcription(run: Run, monkeypatch: pytest.Monke
 def test_a_stopped_enclave_leaves_no_transcription_thread(http: httpx.Client) -> None:
     before = set(threading.enumerate())
     with LocalEnclave() as prem:
-        sealed, response = Wire(prem, http).audio(SILENCE)
+        sealed, response = RawClient(prem, http).audio(SILENCE)
         assert sealed.opened(response)
     assert eventually(lambda: set(threading.enumerate()) <= before)
 
 
 def test_transcription_without_its_packages_is_an_error_with_the_install_command(
-    shared: Wire, monkeypatch: pytest.MonkeyPatch
+    shared: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("prem_core.enclave.engines.speech")
     monkeypatch.setitem(sys.modules, "prem_core.enclave.engines.speech", None)
@@ -434,7 +434,7 @@ def test_transcription_without_its_packages_is_an_error_with_the_install_command
 
 @pytest.mark.parametrize("step", ["decode", "utterances"])
 def test_an_internal_error_of_the_recogniser_does_not_quote_the_recording(
-    shared: Wire, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+    shared: RawClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
     def breaks(value: bytes) -> Any:
         raise KeyError("zebra")
@@ -448,7 +448,7 @@ def test_an_internal_error_of_the_recogniser_does_not_quote_the_recording(
 
 
 def test_nothing_of_a_recording_is_logged_or_printed(
-    shared: Wire, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    shared: RawClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(1)
     sealed, response = shared.audio(NOTE, name=b"zebra.wav", prompt="A lion.")

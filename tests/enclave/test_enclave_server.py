@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.raw_client import CHAT, Wire, eventually, params, validator
+from support.raw_client import CHAT, RawClient, eventually, params, validator
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 from prem_core._crypto.xwing import PrivateKey, PublicKey
@@ -27,7 +27,7 @@ from prem_core._protocol.assumptions import KEY_ROTATED_PATTERN
 from prem_core.enclave import Engine, EngineError, EngineRequest, LocalEnclave
 from prem_core.enclave.enclave import _metered
 
-Run = Callable[..., Wire]
+Run = Callable[..., RawClient]
 PROMPT = "The zebra is striped. What is striped?"
 
 
@@ -42,7 +42,7 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 # Keys
 
 
-def test_the_enclave_publishes_its_public_key(shared: Wire) -> None:
+def test_the_enclave_publishes_its_public_key(shared: RawClient) -> None:
     published = shared.http.get(f"{shared.prem.enclave_url}/publicKey").json()
     assert published == {"publicKey": bytes(shared.prem.public_key).hex()}
 
@@ -93,7 +93,9 @@ def test_an_open_stream_continues_after_key_rotation(run: Run, upstream: Upstrea
 
 @pytest.mark.parametrize("field", ["encryptedInference", "cipherText", "nonce"])
 @pytest.mark.parametrize("value", ["", "0", "zz", "é", "00" * 15, "00" * 5000])
-def test_a_field_that_is_not_hex_of_the_right_length_is_400(shared: Wire, field: str, value: str) -> None:
+def test_a_field_that_is_not_hex_of_the_right_length_is_400(
+    shared: RawClient, field: str, value: str
+) -> None:
     body = {**shared.seal(params()).body, field: value}
     envelope = refused(shared.post(body), 400)
     if (field, value) != ("encryptedInference", "00" * 5000):
@@ -103,7 +105,7 @@ def test_a_field_that_is_not_hex_of_the_right_length_is_400(shared: Wire, field:
 
 @pytest.mark.parametrize("field", ["encryptedInference", "cipherText", "nonce"])
 @pytest.mark.parametrize("position", [0, -1])
-def test_a_changed_byte_in_any_field_is_the_same_400(shared: Wire, field: str, position: int) -> None:
+def test_a_changed_byte_in_any_field_is_the_same_400(shared: RawClient, field: str, position: int) -> None:
     sealed = shared.seal(params())
     raw = bytearray.fromhex(sealed.body[field])
     raw[position] ^= 1
@@ -112,7 +114,7 @@ def test_a_changed_byte_in_any_field_is_the_same_400(shared: Wire, field: str, p
     assert envelope["validator"] is None
 
 
-def test_upper_case_hex_is_accepted(shared: Wire) -> None:
+def test_upper_case_hex_is_accepted(shared: RawClient) -> None:
     sealed = shared.seal(params())
     body = {name: value.upper() for name, value in sealed.body.items()}
     assert sealed.chunks(shared.post(body))
@@ -124,7 +126,7 @@ def test_upper_case_hex_is_accepted(shared: Wire) -> None:
 @pytest.mark.parametrize(
     "plaintext", [b"", b"{", b"\xff", b'{"model": NaN}', b"[" * 100_000, b'"text"', b"null"]
 )
-def test_a_plaintext_that_is_not_a_json_object_is_400(shared: Wire, plaintext: bytes) -> None:
+def test_a_plaintext_that_is_not_a_json_object_is_400(shared: RawClient, plaintext: bytes) -> None:
     sealed = shared.seal(plaintext)
     envelope = refused(shared.post(sealed.body), 400)
     assert "encryptedInference" in envelope["error"]
@@ -159,7 +161,7 @@ REFUSED: list[tuple[Mapping[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("changed", "path", "rule"), REFUSED, ids=lambda value: str(value)[:40])
 def test_an_invalid_parameter_is_400_with_its_path_and_rule(
-    shared: Wire, changed: Mapping[str, Any], path: str, rule: str
+    shared: RawClient, changed: Mapping[str, Any], path: str, rule: str
 ) -> None:
     _, response = shared.chat({**params(), **changed})
     envelope = refused(response, 400)
@@ -206,7 +208,7 @@ MESSAGES: list[tuple[Any, str, str]] = [
 
 @pytest.mark.parametrize(("message", "path", "rule"), MESSAGES, ids=[rule for *_, rule in MESSAGES])
 def test_an_invalid_message_is_explained_by_the_closest_alternative_of_the_schema(
-    shared: Wire, message: Any, path: str, rule: str
+    shared: RawClient, message: Any, path: str, rule: str
 ) -> None:
     _, response = shared.chat({**params(), "messages": [message]})
     assert refused(response, 400)["validator"].get(path) == rule, response.text
@@ -214,13 +216,13 @@ def test_an_invalid_message_is_explained_by_the_closest_alternative_of_the_schem
 
 
 @pytest.mark.parametrize("model", ["zebra", "openai/whisper-large-v3"])
-def test_an_unknown_chat_model_is_404_without_naming_it(shared: Wire, model: str) -> None:
+def test_an_unknown_chat_model_is_404_without_naming_it(shared: RawClient, model: str) -> None:
     _, response = shared.chat({**params(), "model": model})
     refused(response, 404)
     assert model not in response.text
 
 
-def test_an_engine_error_before_the_first_chunk_is_an_error_envelope(shared: Wire) -> None:
+def test_an_engine_error_before_the_first_chunk_is_an_error_envelope(shared: RawClient) -> None:
     _, response = shared.chat(params(function_call={"name": "zebra"}, functions=[{"name": "zebra"}]))
     envelope = refused(response, 400)
     validator("error-envelope").validate(envelope)
@@ -232,7 +234,7 @@ def test_an_engine_error_before_the_first_chunk_is_an_error_envelope(shared: Wir
 
 
 def test_chunks_are_sealed_under_the_requests_secret_and_nonce_and_match_the_schema(
-    shared: Wire,
+    shared: RawClient,
 ) -> None:
     sealed, response = shared.chat(params(PROMPT, stream_options={"include_usage": True}))
     chunks = sealed.chunks(response)
@@ -295,13 +297,13 @@ async def test_the_meter_is_called_for_a_stream_that_is_closed_early() -> None:
     assert charged == [2]
 
 
-def test_without_stream_the_response_is_an_event_stream_by_default(shared: Wire) -> None:
+def test_without_stream_the_response_is_an_event_stream_by_default(shared: RawClient) -> None:
     sealed, response = shared.chat(params(PROMPT, stream=False))
     assert sealed.chunks(response)
 
 
 def test_without_stream_the_response_can_be_an_envelope_sealed_under_a_fresh_nonce(run: Run) -> None:
-    wire = run(reply_form="envelope")
+    wire = run(response_form="envelope")
     sealed, response = wire.chat(params(PROMPT, stream=False))
     envelope = response.json()
     validator("response-envelope").validate(envelope)
@@ -320,7 +322,7 @@ def test_without_stream_the_response_can_be_an_envelope_sealed_under_a_fresh_non
 
 
 def test_a_truncated_response_is_never_a_complete_envelope(run: Run, upstream: Upstream) -> None:
-    wire = run(reply_form="envelope", upstream=upstream.url)
+    wire = run(response_form="envelope", upstream=upstream.url)
     upstream.says(chunk("zebra"), {"error": {"message": "zebra", "type": "overloaded_error"}})
     _, response = wire.chat(params(stream=False))
     assert refused(response, 503)["data"] is None
@@ -336,7 +338,7 @@ def test_the_envelope_has_complete_tool_calls(run: Run, upstream: Upstream) -> N
         }
         return {**chunk(), "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
 
-    wire = run(reply_form="envelope", upstream=upstream.url)
+    wire = run(response_form="envelope", upstream=upstream.url)
     upstream.says(
         piece(0, '{"a"', name="f"),
         piece(1, "{", name="g"),
@@ -398,7 +400,7 @@ def test_a_slow_response_does_not_block_other_requests(run: Run) -> None:
         assert sealed.chunks(response)[0]["choices"][0]["delta"]["content"] == "True"
 
 
-def test_concurrent_requests_get_their_own_responses(shared: Wire) -> None:
+def test_concurrent_requests_get_their_own_responses(shared: RawClient) -> None:
     def ask(number: int) -> str:
         sealed, response = shared.chat(params(f"The code is {number}. What is the code?"))
         return "".join(
@@ -410,7 +412,7 @@ def test_concurrent_requests_get_their_own_responses(shared: Wire) -> None:
             assert str(number) in text
 
 
-def test_nothing_of_a_prompt_is_logged(shared: Wire, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_of_a_prompt_is_logged(shared: RawClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(1)
     sealed, response = shared.chat(params(PROMPT))
     sealed.chunks(response)
@@ -427,7 +429,7 @@ def test_stop_ends_open_streams(upstream: Upstream) -> None:
     before = set(threading.enumerate())
     prem = LocalEnclave(upstream=upstream.url).start()
     with httpx.Client(trust_env=False) as http:
-        wire = Wire(prem, http)
+        wire = RawClient(prem, http)
         with wire.stream(params()) as (_, response):
             pieces = response.iter_raw()
             assert next(pieces)
@@ -445,7 +447,7 @@ def test_a_stopped_enclave_leaves_no_thread_and_no_port(http: httpx.Client) -> N
         warnings.simplefilter("error")
         with LocalEnclave() as prem:
             url = prem.gateway_url
-            sealed, response = Wire(prem, http).chat(params())
+            sealed, response = RawClient(prem, http).chat(params())
             sealed.chunks(response)
     assert eventually(lambda: set(threading.enumerate()) <= before)
     with pytest.raises(httpx.ConnectError):
@@ -461,7 +463,7 @@ def test_it_can_be_started_again_on_the_same_port(http: httpx.Client) -> None:
     for _ in range(2):
         with prem:
             assert httpx.URL(prem.gateway_url).port == port
-            sealed, response = Wire(prem, http).chat(params())
+            sealed, response = RawClient(prem, http).chat(params())
             assert sealed.chunks(response)
     prem.stop()
 
@@ -492,7 +494,7 @@ def test_starting_twice_and_using_a_stopped_enclave_are_clear_errors(run: Run) -
         {"api_key": ""},
         {"api_key": "é"},
         {"tier": "PRO"},
-        {"reply_form": "xml"},
+        {"response_form": "xml"},
         {"upstream": "localhost:11434"},
         {"upstream": "ftp://localhost"},
         {"upstream": "http://localhost:port"},
@@ -512,7 +514,7 @@ def test_the_repr_shows_no_secret(run: Run) -> None:
         pickle.dumps(prem)
 
 
-def test_client_options_are_the_options_of_a_client(shared: Wire) -> None:
+def test_client_options_are_the_options_of_a_client(shared: RawClient) -> None:
     prem = shared.prem
     assert prem.client_options == {
         "api_key": prem.api_key,
@@ -525,7 +527,7 @@ def test_client_options_are_the_options_of_a_client(shared: Wire) -> None:
 async def test_it_is_an_async_context_manager() -> None:
     async with LocalEnclave() as prem, httpx.AsyncClient(trust_env=False) as http:
         with httpx.Client() as unused:
-            sealed = Wire(prem, unused).seal(params())
+            sealed = RawClient(prem, unused).seal(params())
         headers = {"Authorization": f"Bearer {prem.api_key}"}
         replies = await asyncio.gather(
             *(http.post(prem.gateway_url + CHAT, json=sealed.body, headers=headers) for _ in range(8))
@@ -554,5 +556,5 @@ def test_importing_it_without_the_extra_names_the_install_command() -> None:
     assert "starlette" in shown
 
 
-def test_the_public_key_can_be_copied_through_its_bytes(shared: Wire) -> None:
+def test_the_public_key_can_be_copied_through_its_bytes(shared: RawClient) -> None:
     assert PublicKey(bytes(shared.prem.public_key)) == shared.prem.public_key

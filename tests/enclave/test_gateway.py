@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from support.clock import Clock
-from support.raw_client import CHAT, SCHEMAS, Wire, eventually, params, validator
+from support.raw_client import CHAT, SCHEMAS, RawClient, eventually, params, validator
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 import prem_core
@@ -28,7 +28,7 @@ from prem_core.enclave.quota import BASE, CONCURRENCY_MESSAGE, RATE_MESSAGE, Tie
 
 PACKAGE = Path(prem_core.__file__).parent
 AUDIO = "/rvenc/audio/transcriptions"
-Run = Callable[..., Wire]
+Run = Callable[..., RawClient]
 
 
 def refused(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer sk_test_wrong", "sk_test_wrong", "Basic eDp5"]
 )
-def test_a_missing_or_wrong_api_key_is_401(shared: Wire, header: str | None) -> None:
+def test_a_missing_or_wrong_api_key_is_401(shared: RawClient, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     for method, path in (("POST", CHAT), ("POST", AUDIO), ("GET", "/models")):
         envelope = refused(shared.http.request(method, shared.prem.gateway_url + path, headers=headers), 401)
         assert envelope["error"] == "Access token is missing or invalid"
 
 
-def test_a_bare_api_key_without_bearer_is_accepted(shared: Wire) -> None:
+def test_a_bare_api_key_without_bearer_is_accepted(shared: RawClient) -> None:
     response = shared.http.get(
         f"{shared.prem.gateway_url}/models", headers={"Authorization": shared.prem.api_key}
     )
@@ -88,7 +88,7 @@ def test_an_api_key_with_the_scope_is_accepted(run: Run) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", ""])
 @pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
-def test_a_foreign_host_is_rejected_by_both_servers(shared: Wire, host: str, url: str) -> None:
+def test_a_foreign_host_is_rejected_by_both_servers(shared: RawClient, host: str, url: str) -> None:
     target = getattr(shared.prem, url)
     path = "/models" if url == "gateway_url" else "/publicKey"
     headers = {**shared.headers, "Host": host.format(port=httpx.URL(target).port)}
@@ -96,12 +96,12 @@ def test_a_foreign_host_is_rejected_by_both_servers(shared: Wire, host: str, url
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
-def test_every_loopback_host_name_is_accepted(shared: Wire, name: str) -> None:
+def test_every_loopback_host_name_is_accepted(shared: RawClient, name: str) -> None:
     headers = {**shared.headers, "Host": f"{name}:{httpx.URL(shared.prem.gateway_url).port}"}
     assert shared.http.get(f"{shared.prem.gateway_url}/models", headers=headers).status_code == 200
 
 
-def test_both_servers_listen_on_loopback_only(shared: Wire) -> None:
+def test_both_servers_listen_on_loopback_only(shared: RawClient) -> None:
     assert shared.prem.gateway_url.startswith("http://127.0.0.1:")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -120,12 +120,12 @@ def test_both_servers_listen_on_loopback_only(shared: Wire) -> None:
 # Requests
 
 
-def test_a_body_that_is_not_json_is_400(shared: Wire) -> None:
+def test_a_body_that_is_not_json_is_400(shared: RawClient) -> None:
     for body in (b"", b"{", b"\xff\xfe", b"[" * 200_000):
         refused(shared.post(body), 400)
 
 
-def test_a_body_without_a_published_field_is_400_naming_the_field(shared: Wire) -> None:
+def test_a_body_without_a_published_field_is_400_naming_the_field(shared: RawClient) -> None:
     sealed = shared.seal(params())
     for name in sealed.body:
         body = {**sealed.body}
@@ -137,13 +137,13 @@ def test_a_body_without_a_published_field_is_400_naming_the_field(shared: Wire) 
     assert refused(shared.post([]), 400)["validator"] == {"body": "must be of type object"}
 
 
-def test_an_unknown_field_is_400_without_quoting_it(shared: Wire) -> None:
+def test_an_unknown_field_is_400_without_quoting_it(shared: RawClient) -> None:
     envelope = refused(shared.post({**shared.seal(params()).body, "my secret": "zebra"}), 400)
     assert "secret" not in json.dumps(envelope)
     assert "zebra" not in json.dumps(envelope)
 
 
-def test_an_audio_body_without_the_published_fields_is_400(shared: Wire) -> None:
+def test_an_audio_body_without_the_published_fields_is_400(shared: RawClient) -> None:
     envelope = refused(shared.post(shared.seal({}).body, AUDIO), 400)
     assert "encryptedFile" in envelope["validator"]["body"]
 
@@ -162,14 +162,14 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not(run:
     assert sealed.chunks(response), "the connection is still good"
 
 
-def test_an_unknown_route_is_404_and_a_wrong_method_405(shared: Wire) -> None:
+def test_an_unknown_route_is_404_and_a_wrong_method_405(shared: RawClient) -> None:
     refused(shared.get("/v1/chat/completions"), 404)
     refused(shared.get(f"{CHAT}/"), 404)
     assert shared.http.delete(shared.prem.gateway_url + CHAT).headers["allow"] == "POST"
     refused(shared.get(CHAT), 405)
 
 
-def test_the_models_list_is_the_documented_envelope(shared: Wire) -> None:
+def test_the_models_list_is_the_documented_envelope(shared: RawClient) -> None:
     envelope = shared.get("/models").json()
     validator("response-envelope").validate(envelope)
     names = {"id", "model", "name", "description", "type", "enabled", "input_modalities", "price_config"}
@@ -181,7 +181,7 @@ def test_the_models_list_is_the_documented_envelope(shared: Wire) -> None:
     }
 
 
-def test_the_models_list_can_be_filtered_by_type(shared: Wire) -> None:
+def test_the_models_list_can_be_filtered_by_type(shared: RawClient) -> None:
     def listed(kind: str) -> list[str]:
         return [entry["model"] for entry in shared.get("/models", params={"type": kind}).json()["data"]]
 
@@ -249,7 +249,7 @@ def test_a_disconnect_during_the_request_body_is_recorded_and_not_logged(
     assert not caplog.records
 
 
-def test_the_enclave_rejects_requests_that_bypass_the_gateway(shared: Wire) -> None:
+def test_the_enclave_rejects_requests_that_bypass_the_gateway(shared: RawClient) -> None:
     body = shared.seal(params()).body
     for headers in ({}, shared.headers, {FORWARDING_HEADER: "guess"}):
         refused(shared.http.post(shared.prem.enclave_url + CHAT, json=body, headers=headers), 403)

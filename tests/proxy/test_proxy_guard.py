@@ -1,4 +1,4 @@
-"""Who may ask, and how much: Host, Origin, preflights, and the limit of a body."""
+"""Access to the proxy: Host, Origin, CORS preflights, addresses, and the body limit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-from support.proxies import StartProxy, chat
+from support.proxies import StartProxy, chat, headers
 
 from prem_core import ConfigurationError
 from prem_core._version import __version__
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 from prem_core.proxy import LocalProxy
 
 CHAT = "/v1/chat/completions"
@@ -44,7 +44,7 @@ def test_every_loopback_host_name_is_accepted(http: httpx.Client, name: str) -> 
     ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", ""],
 )
 def test_a_foreign_host_is_rejected_on_every_route(http: httpx.Client, host: str) -> None:
-    # What a browser sends when somebody has turned his DNS name to 127.0.0.1.
+    # A browser sends this where a foreign DNS name points to 127.0.0.1.
     headers = {"host": host.format(port=http.base_url.port)}
     for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", CHAT), ("GET", "/nowhere")):
         refused(http.request(method, path, headers=headers), 403)
@@ -60,7 +60,7 @@ def test_allow_hosts_accepts_further_host_names(start_proxy: StartProxy, enclave
             refused(http.get("/health", headers={"host": host}), 403)
 
 
-# Pages
+# Web pages
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9", "http://127.0.0.1"])
@@ -94,7 +94,7 @@ def test_a_cors_preflight_is_rejected(http: httpx.Client) -> None:
     assert reply.headers["allow"] == "POST"
 
 
-# Where it listens
+# Addresses
 
 
 def test_an_address_that_other_machines_reach_needs_allow_remote() -> None:
@@ -135,7 +135,7 @@ def test_a_port_in_use_is_an_oserror_that_names_it(enclave: LocalEnclave) -> Non
             LocalProxy(port=port).start()
 
 
-# Health, and what there is not
+# Health and unknown routes
 
 
 def test_health_needs_no_api_key_and_does_not_call_the_gateway(proxy: LocalProxy, seen: Any) -> None:
@@ -151,14 +151,19 @@ def test_an_unknown_route_is_404_with_the_list_of_routes(http: httpx.Client) -> 
     refused(http.get(CHAT), 405)
 
 
-# How much
+# Body limit and settings
 
 
 @pytest.fixture
-def small(start_proxy: StartProxy, enclave: LocalEnclave) -> Iterator[httpx.Client]:
-    proxy = start_proxy(enclave, body_limit=50_000)
-    headers = {"authorization": f"Bearer {enclave.api_key}"}
-    with httpx.Client(base_url=proxy.url, headers=headers, trust_env=False, timeout=10) as client:
+def small(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
+) -> Iterator[httpx.Client]:
+    """A plain HTTP client of a proxy with a small body limit."""
+    del script
+    proxy = start_proxy(scripted_enclave, body_limit=50_000)
+    with httpx.Client(
+        base_url=proxy.url, headers=headers(scripted_enclave), trust_env=False, timeout=10
+    ) as client:
         yield client
 
 
@@ -189,3 +194,12 @@ def test_a_declared_length_over_the_limit_is_413_before_the_body_is_sent(small: 
 def test_an_invalid_setting_is_an_error_in_the_constructor(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(values))):
         LocalProxy(**values)
+
+
+def test_every_client_option_except_http_client_is_accepted() -> None:
+    proxy = LocalProxy(total_timeout=60, requests_per_second=1, proxy_url="http://127.0.0.1:1")
+    assert repr(proxy) == "LocalProxy(stopped)"
+    with pytest.raises(ConfigurationError, match="http_client"):
+        LocalProxy(http_client=httpx.AsyncClient())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"LocalProxy.*top_k"):
+        LocalProxy(top_k=1)  # type: ignore[call-arg]

@@ -17,8 +17,8 @@ import httpx
 import openai
 import pytest
 from support.proxies import StartProxy, chat, descriptors, headers, needs_proc, no_thread_left, proxy_for
-from support.raw_client import eventually
 from support.scripted_upstream import chunk, delta, finish, tool_call, usage
+from support.waiting import eventually
 
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, read_json
 from prem_core.enclave import Engine, EngineError, EngineRequest, LocalEnclave, ScriptedEngine, reply

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from support.paths import CLINIC_NOTE, TESTS
-from support.raw_client import Wire, eventually
+from support.raw_client import RawClient, eventually
 from support.wire_schemas import DATA
 
 import prem_core
@@ -32,9 +32,9 @@ PNG = DATA / "media" / "pixels.png"
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Wire]:
+def shared() -> Iterator[RawClient]:
     with LocalEnclave() as prem, httpx.Client(trust_env=False, timeout=10) as client:
-        yield Wire(prem, client)
+        yield RawClient(prem, client)
 
 
 # --- it keeps nothing
@@ -211,7 +211,7 @@ def _routes(app: Any) -> list[tuple[str, str]]:
     ]
 
 
-def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
+def test_every_route_of_the_gateway_needs_the_key(shared: RawClient) -> None:
     async def models() -> tuple[str, ...]:
         return ()
 
@@ -228,12 +228,12 @@ def test_every_route_of_the_gateway_needs_the_key(shared: Wire) -> None:
             assert answer.status_code == 401, path
 
 
-def test_every_route_of_the_enclave_but_its_key_answers_the_gateway_only(shared: Wire) -> None:
+def test_every_route_of_the_enclave_but_its_key_answers_the_gateway_only(shared: RawClient) -> None:
     enclave = Enclave(
         private_key=shared.prem._private_key,
         engine=ScriptedEngine(),
         models=(),
-        reply_form="stream",
+        response_form="stream",
         forwarding_secret="h",
         meter=lambda tokens: None,
         audio_meter=lambda seconds: None,
@@ -279,19 +279,19 @@ def _raw(url: str, request: str) -> bytes:
     ],
 )
 def test_a_request_that_does_not_name_this_machine_is_refused(
-    shared: Wire, url: str, request_text: str
+    shared: RawClient, url: str, request_text: str
 ) -> None:
     assert _raw(getattr(shared.prem, url), request_text).startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
-def test_a_request_that_names_two_machines_is_refused(shared: Wire, url: str) -> None:
+def test_a_request_that_names_two_machines_is_refused(shared: RawClient, url: str) -> None:
     two = "GET /publicKey HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n"
     assert _raw(getattr(shared.prem, url), two).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel's list of sockets is Linux's")
-def test_the_kernel_lists_its_sockets_on_loopback_alone(shared: Wire) -> None:
+def test_the_kernel_lists_its_sockets_on_loopback_alone(shared: RawClient) -> None:
     listening: dict[int, set[str]] = {}
     for family in ("tcp", "tcp6"):
         path = Path("/proc/net") / family

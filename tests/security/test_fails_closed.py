@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.fake_gateway import COMPLETION, DONE, HELLO, FakeEnclave, OpenedRequest, chunk, event
-from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, Wire, params
+from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, RawClient, params
 
 from prem_core import DecryptionError, PremError
 from prem_core._crypto import keyfile
@@ -128,9 +128,9 @@ def test_digits_of_the_other_case_are_the_same_bytes(places: set[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
+def wire() -> Iterator[RawClient]:
     with LocalEnclave(private_key=PRIVATE) as prem, httpx.Client(trust_env=False, timeout=10) as http:
-        yield Wire(prem, http)
+        yield RawClient(prem, http)
 
 
 @given(
@@ -141,7 +141,7 @@ def wire() -> Iterator[Wire]:
 )
 @settings(thorough, max_examples=40)
 def test_over_the_wire_a_request_with_any_change_is_a_400(
-    wire: Wire, where: tuple[str, str], change: Change
+    wire: RawClient, where: tuple[str, str], change: Change
 ) -> None:
     path, name = where
     body = CHAT_BODY if path == CHAT else AUDIO_BODY
