@@ -43,7 +43,7 @@ def silence(seconds: float) -> bytes:
 SILENCE = silence(0.5)
 
 
-def refused(response: httpx.Response, status: int) -> dict[str, Any]:
+def error_envelope(response: httpx.Response, status: int) -> dict[str, Any]:
     """The error envelope, checked against the published schema where it covers the status."""
     assert response.status_code == status, response.text
     envelope: dict[str, Any] = response.json()
@@ -142,7 +142,7 @@ def test_the_file_name_does_not_affect_the_transcription(shared: RawClient) -> N
 
 def test_an_unsupported_language_is_400_and_named(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, language="de")
-    envelope = refused(response, 400)
+    envelope = error_envelope(response, 400)
     assert list(envelope["validator"]) == ["language"]
     assert "--upstream" in envelope["error"]
     assert envelope["log"] == {"type": "invalid_request_error"}
@@ -150,24 +150,24 @@ def test_an_unsupported_language_is_400_and_named(shared: RawClient) -> None:
 
 def test_translation_is_400_and_names_the_alternative(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, TRANSLATIONS)
-    assert "--upstream" in refused(response, 400)["error"]
+    assert "--upstream" in error_envelope(response, 400)["error"]
 
 
 @pytest.mark.parametrize("model", ["zebra", "deepgram/nova-3", "openai/gpt-oss-120b", "openai/whisper-1"])
 def test_an_unknown_transcription_model_is_404_without_naming_it(shared: RawClient, model: str) -> None:
     _, response = shared.audio(SILENCE, model=model)
-    assert list(refused(response, 404)["validator"]) == ["model"]
+    assert list(error_envelope(response, 404)["validator"]) == ["model"]
     assert model not in response.text
 
 
 def test_an_unknown_translation_model_is_400_as_in_the_published_schema(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, TRANSLATIONS, model="zebra")
-    assert refused(response, 400)["validator"] == {"model": f'must be one of "{WHISPER}"'}
+    assert error_envelope(response, 400)["validator"] == {"model": f'must be one of "{WHISPER}"'}
 
 
 def test_a_transcription_model_does_not_chat(shared: RawClient) -> None:
     _, response = shared.chat({**params(), "model": WHISPER})
-    assert "chat model" in refused(response, 404)["error"]
+    assert "chat model" in error_envelope(response, 404)["error"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_an_invalid_parameter_is_named_without_its_value(
     shared: RawClient, route: str, more: dict[str, Any], path: str, rule: str
 ) -> None:
     _, response = shared.audio(SILENCE, route, **more)
-    assert rule in refused(response, 400)["validator"][path]
+    assert rule in error_envelope(response, 400)["validator"][path]
     assert "zebra" not in response.text
 
 
@@ -222,22 +222,24 @@ def test_parameters_of_transcriptions_only_are_checked(
     shared: RawClient, more: dict[str, Any], path: str, rule: str
 ) -> None:
     _, response = shared.audio(SILENCE, **more)
-    assert refused(response, 400)["validator"] == {path: rule}
+    assert error_envelope(response, 400)["validator"] == {path: rule}
     _, response = shared.audio(SILENCE, TRANSLATIONS, **more)
-    assert "encryptedInference" in refused(response, 400)["validator"], "and translations do not take it"
+    assert "encryptedInference" in error_envelope(response, 400)["validator"], (
+        "and translations do not take it"
+    )
 
 
 @pytest.mark.parametrize("audio", [b"", b"zebra" * 1_000, silence(0)], ids=["empty", "no audio", "no frames"])
 def test_a_file_that_is_not_a_recording_is_400_naming_the_file(shared: RawClient, audio: bytes) -> None:
     _, response = shared.audio(audio)
-    envelope = refused(response, 400)
+    envelope = error_envelope(response, 400)
     assert list(envelope["validator"]) == ["file"]
     assert "zebra" not in response.text
 
 
 def test_a_file_name_that_is_not_utf_8_is_400(shared: RawClient) -> None:
     _, response = shared.audio(SILENCE, name=b"\xff\xfe")
-    assert refused(response, 400)["validator"] == {"encryptedFileName": "must be UTF-8"}
+    assert error_envelope(response, 400)["validator"] == {"encryptedFileName": "must be UTF-8"}
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -246,7 +248,7 @@ def test_a_flipped_bit_in_any_field_is_the_documented_decrypt_error(shared: RawC
     for position in (0, -1):
         raw = bytearray.fromhex(sealed.body[field])
         raw[position] ^= 1
-        envelope = refused(shared.post({**sealed.body, field: raw.hex()}, TRANSCRIPTIONS), 400)
+        envelope = error_envelope(shared.post({**sealed.body, field: raw.hex()}, TRANSCRIPTIONS), 400)
         assert envelope["error"] == DECRYPT_MESSAGE
         assert KEY_ROTATED_PATTERN.search(envelope["error"])
         assert envelope["validator"] is None
@@ -259,7 +261,7 @@ def test_swapped_sealed_fields_do_not_open(shared: RawClient) -> None:
         "encryptedFile": sealed.body["encryptedFileName"],
         "encryptedFileName": sealed.body["encryptedFile"],
     }
-    assert refused(shared.post(swapped, TRANSCRIPTIONS), 400)["error"] == DECRYPT_MESSAGE
+    assert error_envelope(shared.post(swapped, TRANSCRIPTIONS), 400)["error"] == DECRYPT_MESSAGE
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "cipherText"])
@@ -268,7 +270,7 @@ def test_a_field_that_is_not_hex_of_the_right_length_is_400_and_named(
     shared: RawClient, field: str, value: str
 ) -> None:
     body = {**shared.seal_audio({"model": WHISPER}, SILENCE).body, field: value}
-    envelope = refused(shared.post(body, TRANSCRIPTIONS), 400)
+    envelope = error_envelope(shared.post(body, TRANSCRIPTIONS), 400)
     assert list(envelope["validator"]) == [field]
     assert not KEY_ROTATED_PATTERN.search(envelope["error"])
 
@@ -278,9 +280,11 @@ def test_a_body_with_a_missing_or_an_unknown_field_is_400(shared: RawClient) -> 
     for name in sealed.body:
         body = {**sealed.body}
         del body[name]
-        assert refused(shared.post(body, TRANSLATIONS), 400)["validator"] == {"body": f"must have {name}"}
+        assert error_envelope(shared.post(body, TRANSLATIONS), 400)["validator"] == {
+            "body": f"must have {name}"
+        }
     response = shared.post({**sealed.body, "zebra": "1"}, TRANSLATIONS)
-    refused(response, 400)
+    error_envelope(response, 400)
     assert "zebra" not in response.text
 
 
@@ -294,28 +298,32 @@ def test_a_body_with_a_missing_or_an_unknown_field_is_400(shared: RawClient) -> 
 def test_each_route_needs_its_own_scope(run: Run, path: str, scope: str, other: str) -> None:
     without = run(scopes={other, "chats.completion"})
     _, response = without.audio(SILENCE, path)
-    assert scope in refused(response, 403)["error"]
+    assert scope in error_envelope(response, 403)["error"]
     _, response = run(scopes={scope}).audio(SILENCE, path)
     assert response.status_code == (200 if path == TRANSCRIPTIONS else 400)
 
 
 def test_a_wrong_key_is_401_and_a_wrong_method_405(shared: RawClient) -> None:
     sealed = shared.seal_audio({"model": WHISPER}, SILENCE)
-    refused(shared.post(sealed.body, TRANSCRIPTIONS, headers={"Authorization": "Bearer sk_test_no"}), 401)
-    refused(shared.get(TRANSLATIONS), 405)
+    error_envelope(
+        shared.post(sealed.body, TRANSCRIPTIONS, headers={"Authorization": "Bearer sk_test_no"}), 401
+    )
+    error_envelope(shared.get(TRANSLATIONS), 405)
 
 
 def test_the_enclave_rejects_requests_that_bypass_the_gateway(shared: RawClient) -> None:
     body = shared.seal_audio({"model": WHISPER}, SILENCE).body
     for headers in ({}, shared.headers, {FORWARDING_HEADER: "guess"}):
-        refused(shared.http.post(shared.prem.enclave_url + TRANSCRIPTIONS, json=body, headers=headers), 403)
+        error_envelope(
+            shared.http.post(shared.prem.enclave_url + TRANSCRIPTIONS, json=body, headers=headers), 403
+        )
 
 
 def test_after_key_rotation_a_recording_sealed_to_the_old_key_does_not_open(run: Run) -> None:
     wire = run()
     old = wire.seal_audio({"model": WHISPER}, SILENCE)
     wire.prem.rotate_key()
-    assert refused(wire.post(old.body, TRANSCRIPTIONS), 400)["error"] == DECRYPT_MESSAGE
+    assert error_envelope(wire.post(old.body, TRANSCRIPTIONS), 400)["error"] == DECRYPT_MESSAGE
     sealed, response = wire.audio(SILENCE)
     assert sealed.opened(response)
 
@@ -332,10 +340,10 @@ def sized(size: int) -> bytes:
 def test_a_file_of_25_mb_passes_the_gateway_and_a_byte_more_is_413(run: Run) -> None:
     seen: list[Exchange] = []
     wire = run(on_exchange=seen.append)
-    envelope = refused(wire.post(sized(MAX_AUDIO_BYTES), TRANSCRIPTIONS), 400)
+    envelope = error_envelope(wire.post(sized(MAX_AUDIO_BYTES), TRANSCRIPTIONS), 400)
     assert list(envelope["validator"]) == ["cipherText"], "the enclave has opened it"
     for path in (TRANSCRIPTIONS, TRANSLATIONS):
-        envelope = refused(wire.post(sized(MAX_AUDIO_BYTES + 1), path), 413)
+        envelope = error_envelope(wire.post(sized(MAX_AUDIO_BYTES + 1), path), 413)
         assert envelope["error"] == "Audio file size exceeds the maximum allowed limit of 25MB."
     assert MAX_AUDIO_BYTES == 25 * 1024 * 1024
 
@@ -356,7 +364,7 @@ def test_the_base_tier_has_ten_seconds_of_audio_a_minute(run: Run, clock: Clock)
         sealed, response = wire.audio(silence(seconds))
         assert sealed.opened(response)
     _, response = wire.audio(SILENCE)
-    assert refused(response, 429)["error"] == RATE_MESSAGE
+    assert error_envelope(response, 429)["error"] == RATE_MESSAGE
     assert response.headers["retry-after"] == "18"
     sealed, response = wire.chat(params())
     assert sealed.chunks(response), "a chat is not charged for audio"
@@ -365,7 +373,7 @@ def test_the_base_tier_has_ten_seconds_of_audio_a_minute(run: Run, clock: Clock)
 def test_a_rejected_recording_is_not_charged(run: Run) -> None:
     wire = run(tier="base")
     _, response = wire.audio(silence(60), language="de")
-    refused(response, 400)
+    error_envelope(response, 400)
     sealed, response = wire.audio(SILENCE)
     assert sealed.opened(response)
 
@@ -429,7 +437,7 @@ def test_transcription_without_its_packages_is_an_error_with_the_install_command
     monkeypatch.delattr("prem_core.enclave.engines.speech")
     monkeypatch.setitem(sys.modules, "prem_core.enclave.engines.speech", None)
     _, response = shared.audio(SILENCE)
-    assert 'pip install "prem-encrypted[enclave]"' in refused(response, 503)["error"]
+    assert 'pip install "prem-encrypted[enclave]"' in error_envelope(response, 503)["error"]
 
 
 @pytest.mark.parametrize("step", ["decode", "utterances"])
@@ -442,7 +450,7 @@ def test_an_internal_error_of_the_recogniser_does_not_quote_the_recording(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(speech, step, breaks)
     _, response = shared.audio(SILENCE)
-    assert refused(response, 500)["error"] == "Internal server error"
+    assert error_envelope(response, 500)["error"] == "Internal server error"
     assert "KeyError" in caplog.text
     assert "zebra" not in caplog.text + response.text
 

@@ -31,7 +31,7 @@ Run = Callable[..., RawClient]
 PROMPT = "The zebra is striped. What is striped?"
 
 
-def refused(response: httpx.Response, status: int) -> dict[str, Any]:
+def error_envelope(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
     envelope: dict[str, Any] = response.json()
     assert envelope["status"] == status
@@ -62,15 +62,15 @@ def test_every_enclave_has_its_own_key_and_api_key(run: Run) -> None:
     for here, there in ((one, two), (two, one)):
         sealed, response = here.chat(params())
         assert sealed.chunks(response)
-        refused(there.post(sealed.body), 400)
-        refused(there.post(sealed.body, headers=here.headers), 401)
+        error_envelope(there.post(sealed.body), 400)
+        error_envelope(there.post(sealed.body, headers=here.headers), 401)
 
 
 def test_after_key_rotation_a_request_sealed_to_the_old_key_does_not_open(run: Run) -> None:
     wire = run()
     old = wire.seal(params())
     assert wire.prem.rotate_key() == wire.prem.public_key
-    envelope = refused(wire.post(old.body), 400)
+    envelope = error_envelope(wire.post(old.body), 400)
     assert envelope["error"] == "failed to decrypt: the enclave key has expired"
     assert KEY_ROTATED_PATTERN.search(envelope["error"])
     published = wire.http.get(f"{wire.prem.enclave_url}/publicKey").json()["publicKey"]
@@ -97,7 +97,7 @@ def test_a_field_that_is_not_hex_of_the_right_length_is_400(
     shared: RawClient, field: str, value: str
 ) -> None:
     body = {**shared.seal(params()).body, field: value}
-    envelope = refused(shared.post(body), 400)
+    envelope = error_envelope(shared.post(body), 400)
     if (field, value) != ("encryptedInference", "00" * 5000):
         assert list(envelope["validator"]) == [field]
         assert not KEY_ROTATED_PATTERN.search(envelope["error"])
@@ -109,7 +109,7 @@ def test_a_changed_byte_in_any_field_is_the_same_400(shared: RawClient, field: s
     sealed = shared.seal(params())
     raw = bytearray.fromhex(sealed.body[field])
     raw[position] ^= 1
-    envelope = refused(shared.post({**sealed.body, field: raw.hex()}), 400)
+    envelope = error_envelope(shared.post({**sealed.body, field: raw.hex()}), 400)
     assert envelope["error"] == "failed to decrypt: the enclave key has expired"
     assert envelope["validator"] is None
 
@@ -128,7 +128,7 @@ def test_upper_case_hex_is_accepted(shared: RawClient) -> None:
 )
 def test_a_plaintext_that_is_not_a_json_object_is_400(shared: RawClient, plaintext: bytes) -> None:
     sealed = shared.seal(plaintext)
-    envelope = refused(shared.post(sealed.body), 400)
+    envelope = error_envelope(shared.post(sealed.body), 400)
     assert "encryptedInference" in envelope["error"]
     assert not KEY_ROTATED_PATTERN.search(envelope["error"])
 
@@ -164,7 +164,7 @@ def test_an_invalid_parameter_is_400_with_its_path_and_rule(
     shared: RawClient, changed: Mapping[str, Any], path: str, rule: str
 ) -> None:
     _, response = shared.chat({**params(), **changed})
-    envelope = refused(response, 400)
+    envelope = error_envelope(response, 400)
     assert envelope["validator"] == {path: rule}
     assert envelope["error"] == f"Invalid request: {path} {rule}"
     assert "zebra" not in response.text
@@ -211,20 +211,20 @@ def test_an_invalid_message_is_explained_by_the_closest_alternative_of_the_schem
     shared: RawClient, message: Any, path: str, rule: str
 ) -> None:
     _, response = shared.chat({**params(), "messages": [message]})
-    assert refused(response, 400)["validator"].get(path) == rule, response.text
+    assert error_envelope(response, 400)["validator"].get(path) == rule, response.text
     assert "zebra" not in response.text
 
 
 @pytest.mark.parametrize("model", ["zebra", "openai/whisper-large-v3"])
 def test_an_unknown_chat_model_is_404_without_naming_it(shared: RawClient, model: str) -> None:
     _, response = shared.chat({**params(), "model": model})
-    refused(response, 404)
+    error_envelope(response, 404)
     assert model not in response.text
 
 
 def test_an_engine_error_before_the_first_chunk_is_an_error_envelope(shared: RawClient) -> None:
     _, response = shared.chat(params(function_call={"name": "zebra"}, functions=[{"name": "zebra"}]))
-    envelope = refused(response, 400)
+    envelope = error_envelope(response, 400)
     validator("error-envelope").validate(envelope)
     assert envelope["log"] == {"type": "invalid_request_error"}
     assert "zebra" not in response.text
@@ -325,7 +325,7 @@ def test_a_truncated_response_is_never_a_complete_envelope(run: Run, upstream: U
     wire = run(response_form="envelope", upstream=upstream.url)
     upstream.says(chunk("zebra"), {"error": {"message": "zebra", "type": "overloaded_error"}})
     _, response = wire.chat(params(stream=False))
-    assert refused(response, 503)["data"] is None
+    assert error_envelope(response, 503)["data"] is None
     assert "zebra" not in response.text
 
 
@@ -383,7 +383,7 @@ def test_an_internal_error_of_the_engine_does_not_quote_the_prompt(
             {"error": {"message": "the engine failed", "type": "server_error"}},
         )
     else:
-        assert refused(response, 500)["error"] == "Internal server error"
+        assert error_envelope(response, 500)["error"] == "Internal server error"
     assert "KeyError" in caplog.text
     assert "zebra" not in caplog.text + response.text
 

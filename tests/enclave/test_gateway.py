@@ -31,7 +31,7 @@ AUDIO = "/rvenc/audio/transcriptions"
 Run = Callable[..., RawClient]
 
 
-def refused(response: httpx.Response, status: int) -> dict[str, Any]:
+def error_envelope(response: httpx.Response, status: int) -> dict[str, Any]:
     """The error envelope, checked against the published schema where it covers the status."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
@@ -56,7 +56,9 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 def test_a_missing_or_wrong_api_key_is_401(shared: RawClient, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     for method, path in (("POST", CHAT), ("POST", AUDIO), ("GET", "/models")):
-        envelope = refused(shared.http.request(method, shared.prem.gateway_url + path, headers=headers), 401)
+        envelope = error_envelope(
+            shared.http.request(method, shared.prem.gateway_url + path, headers=headers), 401
+        )
         assert envelope["error"] == "Access token is missing or invalid"
 
 
@@ -77,7 +79,7 @@ def test_a_bare_api_key_without_bearer_is_accepted(shared: RawClient) -> None:
 )
 def test_a_missing_scope_is_403_and_named(run: Run, path: str, scope: str) -> None:
     wire = run(scopes={"files.encrypted.read"})
-    assert scope in refused(wire.post({}, path), 403)["error"]
+    assert scope in error_envelope(wire.post({}, path), 403)["error"]
 
 
 def test_an_api_key_with_the_scope_is_accepted(run: Run) -> None:
@@ -92,7 +94,7 @@ def test_a_foreign_host_is_rejected_by_both_servers(shared: RawClient, host: str
     target = getattr(shared.prem, url)
     path = "/models" if url == "gateway_url" else "/publicKey"
     headers = {**shared.headers, "Host": host.format(port=httpx.URL(target).port)}
-    refused(shared.http.get(target + path, headers=headers), 403)
+    error_envelope(shared.http.get(target + path, headers=headers), 403)
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
@@ -122,7 +124,7 @@ def test_both_servers_listen_on_loopback_only(shared: RawClient) -> None:
 
 def test_a_body_that_is_not_json_is_400(shared: RawClient) -> None:
     for body in (b"", b"{", b"\xff\xfe", b"[" * 200_000):
-        refused(shared.post(body), 400)
+        error_envelope(shared.post(body), 400)
 
 
 def test_a_body_without_a_published_field_is_400_naming_the_field(shared: RawClient) -> None:
@@ -130,21 +132,21 @@ def test_a_body_without_a_published_field_is_400_naming_the_field(shared: RawCli
     for name in sealed.body:
         body = {**sealed.body}
         del body[name]
-        assert refused(shared.post(body), 400)["validator"] == {"body": f"must have {name}"}
-        assert refused(shared.post({**sealed.body, name: 5}), 400)["validator"] == {
+        assert error_envelope(shared.post(body), 400)["validator"] == {"body": f"must have {name}"}
+        assert error_envelope(shared.post({**sealed.body, name: 5}), 400)["validator"] == {
             name: "must be of type string"
         }
-    assert refused(shared.post([]), 400)["validator"] == {"body": "must be of type object"}
+    assert error_envelope(shared.post([]), 400)["validator"] == {"body": "must be of type object"}
 
 
 def test_an_unknown_field_is_400_without_quoting_it(shared: RawClient) -> None:
-    envelope = refused(shared.post({**shared.seal(params()).body, "my secret": "zebra"}), 400)
+    envelope = error_envelope(shared.post({**shared.seal(params()).body, "my secret": "zebra"}), 400)
     assert "secret" not in json.dumps(envelope)
     assert "zebra" not in json.dumps(envelope)
 
 
 def test_an_audio_body_without_the_published_fields_is_400(shared: RawClient) -> None:
-    envelope = refused(shared.post(shared.seal({}).body, AUDIO), 400)
+    envelope = error_envelope(shared.post(shared.seal({}).body, AUDIO), 400)
     assert "encryptedFile" in envelope["validator"]["body"]
 
 
@@ -155,18 +157,18 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not(run:
         for _ in range(200):
             yield b"x" * 1000
 
-    refused(wire.post(b"x" * 100_001), 413)
+    error_envelope(wire.post(b"x" * 100_001), 413)
     response = wire.http.post(wire.prem.gateway_url + CHAT, content=pieces(), headers=wire.headers)
-    refused(response, 413)
+    error_envelope(response, 413)
     sealed, response = wire.chat(params())
     assert sealed.chunks(response), "the connection is still good"
 
 
 def test_an_unknown_route_is_404_and_a_wrong_method_405(shared: RawClient) -> None:
-    refused(shared.get("/v1/chat/completions"), 404)
-    refused(shared.get(f"{CHAT}/"), 404)
+    error_envelope(shared.get("/v1/chat/completions"), 404)
+    error_envelope(shared.get(f"{CHAT}/"), 404)
     assert shared.http.delete(shared.prem.gateway_url + CHAT).headers["allow"] == "POST"
-    refused(shared.get(CHAT), 405)
+    error_envelope(shared.get(CHAT), 405)
 
 
 def test_the_models_list_is_the_documented_envelope(shared: RawClient) -> None:
@@ -188,7 +190,7 @@ def test_the_models_list_can_be_filtered_by_type(shared: RawClient) -> None:
     assert listed("CHAT") == ["openai/gpt-oss-120b", "prem-local/quoting"]
     assert listed("AUDIO_TRANSCRIPTION") == ["openai/whisper-large-v3"]
     assert listed("IMAGE") == []
-    assert "type" in refused(shared.get("/models", params={"type": "chat"}), 400)["validator"]
+    assert "type" in error_envelope(shared.get("/models", params={"type": "chat"}), 400)["validator"]
 
 
 # Forwarding
@@ -212,7 +214,7 @@ def test_an_unreachable_enclave_is_503(http: httpx.Client) -> None:
         with serve_gateway(url_of(unused), tier=Tier()) as server:
             for _ in range(5):
                 response = http.post(server.urls[0] + CHAT, json=SEALED, headers={"Authorization": "k"})
-                refused(response, 503)
+                error_envelope(response, 503)
 
 
 def test_a_response_truncated_by_the_enclave_is_truncated_for_the_client(http: httpx.Client) -> None:
@@ -252,7 +254,7 @@ def test_a_disconnect_during_the_request_body_is_recorded_and_not_logged(
 def test_the_enclave_rejects_requests_that_bypass_the_gateway(shared: RawClient) -> None:
     body = shared.seal(params()).body
     for headers in ({}, shared.headers, {FORWARDING_HEADER: "guess"}):
-        refused(shared.http.post(shared.prem.enclave_url + CHAT, json=body, headers=headers), 403)
+        error_envelope(shared.http.post(shared.prem.enclave_url + CHAT, json=body, headers=headers), 403)
 
 
 def imports(module: Path) -> set[str]:
@@ -323,7 +325,7 @@ def test_the_base_tier_answers_429_with_retry_after_and_then_recovers(run: Run, 
         sealed, response = wire.chat(params())
         sealed.chunks(response)
     _, response = wire.chat(params())
-    assert refused(response, 429)["error"] == RATE_MESSAGE
+    assert error_envelope(response, 429)["error"] == RATE_MESSAGE
     assert response.headers["retry-after"] == "1"
     clock.now += 1
     sealed, response = wire.chat(params())
@@ -336,7 +338,7 @@ def test_tokens_used_are_charged_to_the_tier(run: Run, clock: Clock, upstream: U
     sealed, response = wire.chat(params())
     sealed.chunks(response)
     _, response = wire.chat(params())
-    assert refused(response, 429)["error"] == RATE_MESSAGE
+    assert error_envelope(response, 429)["error"] == RATE_MESSAGE
     assert response.headers["retry-after"] == "61"
 
 
@@ -351,7 +353,7 @@ def test_a_sixth_open_stream_is_rejected_until_a_disconnect_frees_its_slot(
         pieces = [r.iter_raw() for _, r in pool.map(lambda stream: stream.__enter__(), streams)]
         assert all(next(piece) for piece in pieces)
         _, sixth = wire.chat(params())
-        assert refused(sixth, 429)["error"] == CONCURRENCY_MESSAGE
+        assert error_envelope(sixth, 429)["error"] == CONCURRENCY_MESSAGE
         assert int(sixth.headers["retry-after"]) >= 1
         for stream in streams:
             stream.__exit__(None, None, None)
