@@ -1,7 +1,7 @@
-"""Structured prediction: the schema that is asked for, and the answer read into it.
+"""Structured prediction: the requested schema, and the answer validated against it.
 
-An answer that is still being streamed is completed to see what is in it so far; a whole one is read as it
-stands. Errors name fields without showing values.
+While an answer is streamed, its incomplete JSON is completed to show the fields so far. A complete answer is parsed
+as it is. Errors name fields without showing values.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pydantic_core import from_json
 from prem_core import RefusalError
 from prem_core._adapters.tools import format_findings, json_schema_format
 
-#: What only makes sense with tools; core passes it on to structured prediction too.
-_OF_TOOLS = frozenset({"tools", "tool_choice", "tool_required", "allow_parallel_tool_calls"})
+#: Arguments of calls with tools; core passes them to structured prediction too.
+_TOOL_ARGUMENTS = frozenset({"tools", "tool_choice", "tool_required", "allow_parallel_tool_calls"})
 
 
 class StructuredAnswer(Generic[Model]):
     """One structured prediction.
 
     Args:
-        output_cls: The Pydantic class that is wanted.
+        output_cls: The requested Pydantic class.
     """
 
     def __init__(self, output_cls: type[Model]) -> None:
@@ -35,19 +35,22 @@ class StructuredAnswer(Generic[Model]):
         self._shown: Model | FlexibleModel | None = None
 
     def kwargs(self, given: dict[str, Any] | None) -> dict[str, Any]:
-        """Arguments of a chat call that asks for the class; `given` is not changed."""
+        """Arguments of a chat call that requests the class; `given` is not changed."""
         schema = self._output_cls.model_json_schema()
         form = json_schema_format(
             str(schema.get("title") or self._output_cls.__name__),
             schema,
             description=schema.get("description"),
         )
-        kept = {name: value for name, value in (given or {}).items() if name not in _OF_TOOLS}
+        kept = {name: value for name, value in (given or {}).items() if name not in _TOOL_ARGUMENTS}
         return {**kept, "response_format": form}
 
     def add(self, response: ChatResponse) -> Model | FlexibleModel | None:
-        """What is known with another response of a stream: an instance where that is possible already, else
-        the fields as they come; None where there is nothing new to read.
+        """The value so far, with one more response of a stream.
+
+        Returns:
+            An instance of the class if the fields allow it, otherwise one in which every field is optional. None if
+            nothing changed.
         """
         self._last = response
         text = response.message.content
@@ -59,13 +62,13 @@ class StructuredAnswer(Generic[Model]):
             return None
         if not isinstance(value, dict):
             return None
-        made = self._made(value)
-        if made == self._shown:
+        instance = self._instance(value)
+        if instance == self._shown:
             return None
-        self._shown = made
-        return made
+        self._shown = instance
+        return instance
 
-    def _made(self, value: dict[str, Any]) -> Model | FlexibleModel:
+    def _instance(self, value: dict[str, Any]) -> Model | FlexibleModel:
         try:
             return self._output_cls.model_validate(value)
         except ValidationError:
@@ -75,15 +78,15 @@ class StructuredAnswer(Generic[Model]):
         return self._flexible.model_validate(value)
 
     def end(self) -> Model:
-        """What the stream's last response says; see `whole`."""
-        return self.whole(self._last)
+        """The instance in the stream's last response; see `parse`."""
+        return self.parse(self._last)
 
-    def whole(self, response: ChatResponse) -> Model:
-        """The instance that a whole answer spells.
+    def parse(self, response: ChatResponse) -> Model:
+        """The instance in a complete answer.
 
         Raises:
             RefusalError: The model refused.
-            ValueError: The answer is not such an instance; the message names fields, not values.
+            ValueError: The answer does not validate; the message names fields, not values.
         """
         if response.message.additional_kwargs.get("refusal"):
             raise RefusalError
@@ -96,7 +99,7 @@ class StructuredAnswer(Generic[Model]):
 
 
 def _unfenced(text: str) -> str:
-    """`text` without the fences that some models put around JSON."""
+    """`text` without the Markdown fences that some models put around JSON."""
     text = text.strip()
     if not text.startswith("```"):
         return text

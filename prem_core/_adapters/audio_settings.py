@@ -114,11 +114,11 @@ class TranscriptionSettings(ClientSettings):
 
     def _transcribe(self, source: AudioSource) -> list[TimedText]:
         request = self._request()
-        return segments(source.source, transcribe(self._sync(), source, request), request)
+        return segments(source.source, transcribe(self._client(), source, request), request)
 
     async def _atranscribe(self, source: AudioSource) -> list[TimedText]:
         request = self._request()
-        return segments(source.source, await atranscribe(self._async(), source, request), request)
+        return segments(source.source, await atranscribe(self._async_client(), source, request), request)
 
 
 class LoaderSettings(TranscriptionSettings):
@@ -139,7 +139,7 @@ class LoaderSettings(TranscriptionSettings):
     def _transcribe_many(
         self, sources: Iterable[AudioSource], total: int | None
     ) -> Iterator[tuple[AudioSource, list[TimedText]]]:
-        client, request = self._sync(), self._request()
+        client, request = self._client(), self._request()
         with self._collector(total) as collector:
             found = transcribe_many(client, sources, request, collector.on_failure, collector.on_progress)
             for source, transcripts in found:
@@ -148,7 +148,7 @@ class LoaderSettings(TranscriptionSettings):
     async def _atranscribe_many(
         self, sources: Iterable[AudioSource], total: int | None
     ) -> AsyncGenerator[tuple[AudioSource, list[TimedText]], None]:
-        client, request = self._async(), self._request()
+        client, request = self._async_client(), self._request()
         with self._collector(total) as collector:
             found = atranscribe_many(
                 client,

@@ -4,15 +4,12 @@ import threading
 
 import httpx
 import pytest
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from prem_core import AsyncPremClient, EncryptionKeys, InvalidParameterError, PremClient
-from prem_core._adapters.client_cache import Clients
+from prem_core import EncryptionKeys, InvalidParameterError
 from prem_core._adapters.settings import PARAM_FIELDS, ModelSettings, check_params
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.request_schema import PARAM_NAMES
-
-OPTIONS = {"api_key": "sk_test_x", "gateway_url": "http://127.0.0.1:9"}
 
 
 class Plain(ModelSettings):
@@ -23,7 +20,6 @@ class Plain(ModelSettings):
     rate_limiter: object = None
 
     _http_fields = ("http_client", "http_async_client")
-    _clients: Clients = PrivateAttr(default_factory=Clients)
 
 
 def make(**settings):
@@ -82,7 +78,7 @@ def test_stream_options_are_kept_for_streams_and_left_out_elsewhere():
 
 def test_several_answers_cannot_be_streamed():
     assert request(make(n=2))["n"] == 2
-    with pytest.raises(InvalidParameterError, match="^n: several answers cannot be streamed"):
+    with pytest.raises(InvalidParameterError, match="^n: a streamed answer can have one choice only"):
         request(make(n=2), stream=True)
 
 
@@ -125,7 +121,7 @@ def test_a_pickle_leaves_the_key_out_and_gives_left_out_fields_their_defaults():
     assert b"SECRET" not in pickled
     again = pickle.loads(pickled)
     assert (again.temperature, again.api_key) == (0.5, None)
-    assert isinstance(again._clients, Clients)
+    assert set(request(again)) == {"model", "messages", "temperature"}
 
 
 @pytest.mark.parametrize("name", ["http_client", "http_async_client"])
@@ -146,38 +142,35 @@ def test_what_belongs_to_the_process_is_shared_by_deep_copies():
     assert again.api_key == model.api_key
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: m.model_copy()])
-def test_a_copy_makes_clients_of_its_own(duplicate):
-    model = make()
-    assert duplicate(model)._clients is not model._clients
+def test_a_changed_setting_applies_to_the_next_request():
+    model = make(temperature=0.1)
+    assert request(model)["temperature"] == 0.1
+    model.temperature = 0.2
+    assert request(model)["temperature"] == 0.2
+    assert request(model.model_copy(update={"temperature": 0.3}))["temperature"] == 0.3
+    assert request(model)["temperature"] == 0.2
 
 
-def test_a_client_is_made_once_for_the_same_settings_and_anew_for_others():
-    clients = Clients()
-    first = clients.sync(dict(OPTIONS))
-    assert isinstance(first, PremClient)
-    assert clients.sync(dict(OPTIONS)) is first
-    assert clients.sync({**OPTIONS, "max_retries": 0}) is not first
-    other = clients.asynchronous(dict(OPTIONS))
-    assert isinstance(other, AsyncPremClient)
-    assert clients.asynchronous(dict(OPTIONS)) is other
-    assert clients.asynchronous({**OPTIONS, "timeout": 1.0}) is not other
-
-
-def test_copies_and_pickles_of_clients_are_empty():
-    clients = Clients()
-    first = clients.sync(OPTIONS)
-    for again in (copy.copy(clients), copy.deepcopy(clients), pickle.loads(pickle.dumps(clients))):
-        assert again.sync(OPTIONS) is not first
-
-
-def test_a_setting_reaches_the_client():
+def test_every_setting_reaches_the_client():
     key = PrivateKey(bytes(32)).public_key()
     keys = EncryptionKeys.encapsulate(key)
     model = make(enclave_public_key=key, encryption_keys=keys, allow_insecure=True, max_buffer_size=7)
-    options = model._client_options("http_client")
-    assert options["api_key"] == "sk_test_SECRET"
-    assert options["enclave_public_key"] == bytes(key).hex()
-    assert options["encryption_keys"] is keys
-    assert (options["allow_insecure"], options["max_buffer_size"]) == (True, 7)
-    PremClient(**options).close()
+    settings = model._client()._settings
+    assert (settings.keys, settings.pinned, settings.max_buffer_size) == (keys, True, 7)
+
+
+# --- proxy_url
+
+
+def test_proxy_url_is_another_name_of_gateway_url():
+    model = make(proxy_url="http://127.0.0.1:9")
+    assert model.gateway_url == "http://127.0.0.1:9"
+    assert "proxy_url" not in model.model_dump()
+    for again in (pickle.loads(pickle.dumps(model)), model.model_copy(), copy.deepcopy(model)):
+        assert again.gateway_url == "http://127.0.0.1:9"
+    assert make(proxy_url=None, gateway_url="http://127.0.0.1:9").gateway_url == "http://127.0.0.1:9"
+
+
+def test_proxy_url_and_gateway_url_together_are_an_error():
+    with pytest.raises(ValueError, match="proxy_url: it is another name of gateway_url"):
+        make(proxy_url="http://127.0.0.1:9", gateway_url="http://127.0.0.1:9")

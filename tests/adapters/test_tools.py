@@ -7,8 +7,8 @@ from prem_core._adapters.tools import (
     json_schema_format,
     raise_if_truncated,
     read_arguments,
+    requests_json,
     tool_choice,
-    wants_json,
 )
 
 TOOLS = [
@@ -30,6 +30,8 @@ F = {"type": "function", "function": {"name": "f"}}
         ({"name": "f"}, F),
         ({"type": "function", "function": {"name": "f"}}, F),
         ({"function": {"name": "f"}}, F),
+        ({"type": "function", "name": "f"}, F),  # the Responses API's form
+        ({"type": "custom", "name": "c"}, {"type": "custom", "custom": {"name": "c"}}),
         ({"type": "custom", "custom": {"name": "c"}}, {"type": "custom", "custom": {"name": "c"}}),
     ],
 )
@@ -39,10 +41,10 @@ def test_every_form_of_tool_choice_becomes_the_schemas(choice, wire):
 
 @pytest.mark.parametrize("choice", ["g", {"name": "g"}, {"type": "function", "function": {"name": "g"}}, {}])
 def test_a_tool_choice_that_names_no_tool_is_refused(choice):
-    with pytest.raises(InvalidParameterError, match="there are f, c") as caught:
+    with pytest.raises(InvalidParameterError, match="these are f, c") as caught:
         tool_choice(choice, TOOLS)
     assert caught.value.param == "tool_choice"
-    with pytest.raises(InvalidParameterError, match="there are none"):
+    with pytest.raises(InvalidParameterError, match="these are none"):
         tool_choice(choice, [])
 
 
@@ -85,9 +87,9 @@ def test_a_schema_becomes_a_response_format():
         (None, False),
     ],
 )
-def test_a_request_wants_json_where_its_response_format_says_so(form, wants):
-    assert wants_json({"response_format": form}) is wants
-    assert wants_json({}) is False
+def test_a_request_requests_json_where_its_response_format_says_so(form, wants):
+    assert requests_json({"response_format": form}) is wants
+    assert requests_json({}) is False
 
 
 @pytest.mark.parametrize(

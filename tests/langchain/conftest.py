@@ -27,7 +27,7 @@ def llm(enclave: LocalEnclave) -> Callable[..., ChatPremEncrypted]:
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     # Said once per process; each test is to see it as if it were the first.
-    monkeypatch.setattr(_plaintext_egress, "_said", set())
+    monkeypatch.setattr(_plaintext_egress, "_warned", set())
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from support.scripted_upstream import Upstream, delta
 
 import prem_core
 from langchain_prem import ChatPremEncrypted, RefusalError
-from langchain_prem._errors import CONDITIONS, joined, translate
+from langchain_prem._errors import CONDITIONS, combined_error_class, translate
 from prem_core.enclave import LocalEnclave
 
 Make = Callable[..., ChatPremEncrypted]
@@ -99,7 +99,7 @@ def test_every_condition_names_a_class_that_core_has_or_will_have() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted({k for k, _ in CONDITIONS}, key=lambda k: k.__name__))
-def test_a_joined_error_survives_pickle_and_copy(kind: type[prem_core.PremError]) -> None:
+def test_a_combined_error_class_error_survives_pickle_and_copy(kind: type[prem_core.PremError]) -> None:
     error = translate(kind("a message"))
     error.__dict__["support_id"] = "support_1"
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
@@ -109,8 +109,8 @@ def test_a_joined_error_survives_pickle_and_copy(kind: type[prem_core.PremError]
 
 
 def test_a_class_that_core_does_not_have_leaves_the_error_ours() -> None:
-    assert joined(prem_core.DecryptionError) is prem_core.DecryptionError
-    refusal = joined(RefusalError)
+    assert combined_error_class(prem_core.DecryptionError) is prem_core.DecryptionError
+    refusal = combined_error_class(RefusalError)
     assert issubclass(refusal, RefusalError)
     assert (refusal is RefusalError) is not hasattr(core, "ModelRefusalError")
 

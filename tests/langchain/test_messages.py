@@ -122,7 +122,7 @@ def test_every_form_of_a_users_block_becomes_the_schemas_part(
         (HumanMessage([{"type": "file"}]), "0.content.0", "base64 data or the id"),
         (HumanMessage([{"type": "tool_result", "content": "x"}]), "0.content.0", "ToolMessage"),
         (HumanMessage([{"no": "type"}]), "0.content.0", "without a type"),
-        (HumanMessage([{"type": "image", "url": 5}]), "0.content.0", "as text"),
+        (HumanMessage([{"type": "image", "url": 5}]), "0.content.0", "must be text, not int"),
         (
             HumanMessage([{"type": "document", "source": {"type": "content", "content": []}}]),
             "0.content.0",

@@ -103,44 +103,53 @@ def test_tracing_that_is_on_is_refused_before_the_tracer_hears_of_the_prompt(
     assert heard == []
 
 
-@pytest.mark.parametrize("place", ["call", "model"])
+class RecordingTracer(LangChainTracer):
+    """Records what it receives, and sends nothing."""
+
+    received: ClassVar[list[Any]] = []
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> Any:
+        self.received.append(args)
+        return super().on_chat_model_start(*args, **kwargs)
+
+    def _persist_run_single(self, run: Any) -> None:
+        pass
+
+    def _update_run_single(self, run: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def tracer() -> RecordingTracer:
+    RecordingTracer.received.clear()
+    return RecordingTracer(client=Client(api_url="http://127.0.0.1:9", api_key="x", auto_batch_tracing=False))
+
+
 @pytest.mark.parametrize("way", ["invoke", "stream", "generate", "ainvoke", "astream", "v3", "av3"])
-async def test_a_tracer_given_by_hand_is_refused_before_it_hears_of_the_prompt(
-    llm: Make, seen: Any, way: str, place: str
+async def test_a_tracer_of_the_model_is_refused_before_it_receives_the_prompt(
+    llm: Make, seen: Any, tracer: RecordingTracer, way: str
 ) -> None:
-    class Hearing(LangChainTracer):
-        """Sends nothing on, and tells what it heard."""
-
-        heard: ClassVar[list[Any]] = []
-
-        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> Any:
-            self.heard.append(args)
-            return super().on_chat_model_start(*args, **kwargs)
-
-        def _persist_run_single(self, run: Any) -> None:
-            pass
-
-        def _update_run_single(self, run: Any) -> None:
-            pass
-
-    tracer = Hearing(client=Client(api_url="http://127.0.0.1:9", api_key="x", auto_batch_tracing=False))
-    model = llm(plaintext_egress="error", callbacks=[tracer] if place == "model" else None)
-    config: Any = {"callbacks": [tracer]} if place == "call" else {}
+    model = llm(plaintext_egress="error", callbacks=[tracer])
     with pytest.raises(ConfigurationError, match="LangSmith tracing"):
         match way:
             case "invoke":
-                model.invoke("Hello", config)
+                model.invoke("Hello")
             case "stream":
-                list(model.stream("Hello", config))
+                list(model.stream("Hello"))
             case "generate":
-                model.generate([[HumanMessage("Hello")]], callbacks=config.get("callbacks"))
+                model.generate([[HumanMessage("Hello")]])
             case "ainvoke":
-                await model.ainvoke("Hello", config)
+                await model.ainvoke("Hello")
             case "astream":
-                [_ async for _ in model.astream("Hello", config)]
+                [_ async for _ in model.astream("Hello")]
             case "v3":
-                list(model.stream_events("Hello", config, version="v3"))
+                list(model.stream_events("Hello", version="v3"))
             case "av3":
-                await model.astream_events("Hello", config, version="v3")
-    assert Hearing.heard == []
+                [_ async for _ in await model.astream_events("Hello", version="v3")]
+    assert tracer.received == []
     assert seen.exchanges == []
+
+
+def test_a_tracer_passed_to_a_single_call_is_the_callers_decision(llm: Make, tracer: RecordingTracer) -> None:
+    assert llm(plaintext_egress="error").invoke("Hello", {"callbacks": [tracer]}).content
+    assert len(tracer.received) == 1

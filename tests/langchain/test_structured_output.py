@@ -176,7 +176,7 @@ def test_a_call_that_was_not_made_is_an_error_and_not_none(scripted: Make, strea
     model = scripted(delta(content="Hello"), finish()).with_structured_output(
         Invoice, method="function_calling"
     )
-    with pytest.raises(OutputParserException, match="did not make the call"):
+    with pytest.raises(OutputParserException, match="did not make the requested tool call"):
         list(model.stream("?")) if streamed else model.invoke("?")
 
 
@@ -218,7 +218,7 @@ def test_a_call_made_before_the_answer_is_in_raw(scripted: Make) -> None:
     [
         ({"schema": Invoice, "method": "yaml"}, "method must be"),
         ({"schema": None}, "schema must be given"),
-        ({"schema": Invoice, "method": "json_mode", "strict": True}, "strict has no meaning"),
+        ({"schema": Invoice, "method": "json_mode", "strict": True}, "strict has no effect"),
         ({"schema": Invoice, "method": "function_calling", "tools": [Item]}, "tools cannot be combined"),
     ],
 )
@@ -251,6 +251,7 @@ TOOLS = [
         (True, "required"),
         ("g", {"type": "function", "function": {"name": "g"}}),
         ({"type": "function", "function": {"name": "g"}}, {"type": "function", "function": {"name": "g"}}),
+        ({"type": "function", "name": "g"}, {"type": "function", "function": {"name": "g"}}),
         (None, None),
         (False, None),
     ],
@@ -265,7 +266,7 @@ def test_every_form_of_tool_choice_reaches_the_model(
 
 @pytest.mark.parametrize("choice", ["h", {"type": "function", "function": {"name": "h"}}])
 def test_a_tool_choice_that_names_no_tool_is_refused(llm: Make, choice: Any) -> None:
-    with pytest.raises(InvalidParameterError, match="there are f, g"):
+    with pytest.raises(InvalidParameterError, match="these are f, g"):
         llm().bind_tools(TOOLS, tool_choice=choice)
 
 
@@ -275,9 +276,9 @@ def test_parallel_tool_calls_true_is_not_sent_and_false_is_refused(
     model = scripted(delta(content="a"), finish())
     model.bind_tools(TOOLS, parallel_tool_calls=True).invoke("?")
     assert "parallel_tool_calls" not in upstream.requests[-1][1]
-    with pytest.raises(InvalidParameterError, match="cannot be promised"):
+    with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
         model.bind_tools(TOOLS, parallel_tool_calls=False)
-    with pytest.raises(InvalidParameterError, match="cannot be promised"):
+    with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
         model.bind_tools(TOOLS).invoke("?", parallel_tool_calls=False)
 
 

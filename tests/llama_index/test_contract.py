@@ -120,7 +120,8 @@ async def test_the_calls_parameters_win_over_the_constructors(
         max_tokens=900,
         stop=["zebra"],
         model="no/such",
-        additional_kwargs={"seed": 1, "top_p": 0.5},
+        seed=1,
+        top_p=0.5,
     )
     given = {"temperature": 0.9, "max_tokens": 800, "stop": ["lion"], "seed": 2}
     await asked(model, way, "Hello", model="openai/gpt-oss-120b", **given)

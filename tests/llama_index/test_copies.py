@@ -60,7 +60,10 @@ def test_every_parameter_of_the_published_schema_is_a_field() -> None:
         ("max_retries", -1),
         ("max_buffer_size", 0),
         ("additional_kwargs", {"top_k": 4}),
-        ("additional_kwargs", {"temperature": 3}),
+        ("additional_kwargs", {"model": "another"}),
+        ("additional_kwargs", {"temperature": 0.5}),
+        ("additional_kwargs", {"metadata": {"a": "b"}}),
+        ("additional_kwargs", {"timeout": 5}),
         ("additional_kwargs", {"stream": True}),
         ("additional_kwargs", {"parallel_tool_calls": False}),
         ("temperatur", 0.5),
@@ -121,7 +124,7 @@ def test_a_model_goes_through_a_dict_and_json(
     llm: Make, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREM_API_KEY", enclave.api_key)
-    model = llm(temperature=0.5, stop=["zebra"], additional_kwargs={"seed": 4}, context_window=5)
+    model = llm(temperature=0.5, stop=["zebra"], additional_kwargs={"tool_choice": "none"}, context_window=5)
     assert model.to_dict()["class_name"] == PremEncrypted.class_name() == "PremEncrypted"
     for again in (PremEncrypted.from_dict(model.to_dict()), PremEncrypted.from_json(model.to_json())):
         assert again.to_dict() == model.to_dict()
@@ -210,11 +213,18 @@ def test_a_copy_with_another_key_uses_it(llm: Make) -> None:
 
 def test_a_deep_copy_shares_nothing_that_can_be_changed_but_what_belongs_to_the_process(llm: Make) -> None:
     limiter = TokenBucketRateLimiter(requests_per_minute=1000)
-    model = llm(stop=["zebra"], additional_kwargs={"seed": 1}, rate_limiter=limiter)
+    model = llm(
+        stop=["zebra"],
+        additional_kwargs={"stream_options": {"include_obfuscation": False}},
+        rate_limiter=limiter,
+    )
     again = copy.deepcopy(model)
     assert isinstance(again.stop, list)
     again.stop.append("lion")
-    again.additional_kwargs["seed"] = 2
-    assert (model.stop, model.additional_kwargs) == (["zebra"], {"seed": 1})
+    again.additional_kwargs["stream_options"]["include_obfuscation"] = True
+    assert (model.stop, model.additional_kwargs) == (
+        ["zebra"],
+        {"stream_options": {"include_obfuscation": False}},
+    )
     assert again.rate_limiter is limiter
     assert again.callback_manager is model.callback_manager

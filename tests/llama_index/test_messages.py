@@ -158,7 +158,7 @@ def test_a_file_object_is_left_where_it_was() -> None:
         (said("user", [DocumentBlock(data=b"what?")]), "blocks.0", "media type"),
         (said("system", [ImageBlock(image=PNG)]), "blocks.0", "text only"),
         (said("tool", [ImageBlock(image=PNG)], tool_call_id="1"), "blocks.0", "text only"),
-        (said("tool"), "tool_call_id", "names the call"),
+        (said("tool"), "tool_call_id", "needs the id of its tool call"),
         (said("assistant", [TextBlock(text="a"), ImageBlock(image=PNG)]), "blocks.1", "tool calls only"),
     ],
 )  # fmt: skip

@@ -125,14 +125,25 @@ def test_an_answer_without_calls_is_an_error_only_where_one_was_expected(llm: Ma
 
 
 @pytest.mark.parametrize("way", ["chat", "stream_chat"])
-@pytest.mark.parametrize("arguments", ["no json", '{"amount": 10', "[1]"])
-async def test_arguments_that_are_no_object_are_an_error_once_the_answer_is_whole(
+@pytest.mark.parametrize("arguments", ["no json", "[1]"])
+async def test_arguments_that_are_no_json_object_are_an_error_once_the_answer_is_complete(
     scripted: Make, asked: Ask, way: str, arguments: str
 ) -> None:
     model = scripted(delta(tool_calls=[tool_call(0, "a", "f", arguments)]), finish("tool_calls"))
     last = (await asked(model, way))[-1]
-    with pytest.raises(APIResponseValidationError, match="not a JSON object") as caught:
+    with pytest.raises(APIResponseValidationError, match="not a JSON object"):
         calls_of(model, last)
+
+
+@pytest.mark.parametrize("way", ["chat", "stream_chat", "astream_chat"])
+@pytest.mark.parametrize("reason", ["stop", "tool_calls", "content_filter"])
+async def test_truncated_arguments_are_an_error_whatever_the_finish_reason(
+    scripted: Make, asked: Ask, way: str, reason: str
+) -> None:
+    truncated = delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')])
+    model = scripted(truncated, finish(reason))
+    with pytest.raises(APIResponseValidationError, match="arguments of a tool call are") as caught:
+        calls_of(model, (await asked(model, way))[-1])  # a stream raises by itself, at its end
     assert "amount" not in str(caught.value)
 
 
@@ -262,7 +273,7 @@ async def test_of_several_answers_the_first_is_the_message_and_all_are_in_raw(ll
     texts = [choice["message"]["content"] for choice in response.raw["choices"]]
     assert len(texts) == 2
     assert response.message.content == texts[0]
-    with pytest.raises(InvalidParameterError, match="^n: several answers cannot be streamed"):
+    with pytest.raises(InvalidParameterError, match="^n: a streamed answer can have one choice only"):
         llm(n=2).stream_chat([ChatMessage("Hello")])
 
 
@@ -324,4 +335,4 @@ async def test_instrumentation_sees_one_start_and_one_end(
 
 def test_an_answer_without_a_choice_is_an_error() -> None:
     with pytest.raises(APIResponseValidationError, match="no choice"):
-        chat_response(ChatCompletion(), json_wanted=False)
+        chat_response(ChatCompletion(), json_requested=False)
