@@ -48,7 +48,7 @@ class ChunkConverter(StreamState):
         for part in delta.tool_calls or ():
             self.add_tool_call(part)
         return ChatResponse(
-            message=self._message(),
+            message=_message(self._reasoning, None, self.text, self._refusal, self.tool_calls()),
             delta=delta.content or "",
             raw=chunk.model_dump(),
             logprobs=_logprobs(choice.logprobs) if choice.logprobs else None,
@@ -65,11 +65,9 @@ class ChunkConverter(StreamState):
         self.check_end()
         raw = self.final.model_dump() if self.final is not None else {}
         raw["usage"] = usage = _counts(self.usage)
-        message = self._message(_reasoning_tokens(self.usage))
+        tokens = _reasoning_tokens(self.usage)
+        message = _message(self._reasoning, tokens, self.text, self._refusal, self.tool_calls())
         return ChatResponse(message=message, delta="", raw=raw, additional_kwargs=_totals(usage))
-
-    def _message(self, reasoning_tokens: int | None = None) -> ChatMessage:
-        return _message(self._reasoning, reasoning_tokens, self.text, self._refusal, self.tool_calls())
 
 
 def chat_response(

@@ -32,7 +32,7 @@ C = TypeVar("C", PremClient, AsyncPremClient)
 
 
 class ClientCache:
-    """Finds the client, or the limits, for given settings, and makes them where there are none.
+    """Finds the client, or the limits, for given settings, and creates them if there are none.
 
     Entries are weak: a client is closed when neither a model nor the list of recently used clients refers to it.
     """

@@ -36,7 +36,7 @@ def tool_choice(
     kind, name = "function", cast("Any", choice)
     if isinstance(choice, Mapping):
         kind = "custom" if "custom" in choice or choice.get("type") == "custom" else "function"
-        # The Responses API has the name beside the type, the Chat Completions API below it.
+        # The Responses API has the name next to the type, the Chat Completions API one level deeper.
         named = choice.get(kind, choice)
         name = named.get("name") if isinstance(named, Mapping) else None
     names = [(tool.get("function") or tool.get("custom") or {}).get("name") for tool in tools]

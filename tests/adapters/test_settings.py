@@ -30,18 +30,18 @@ def request(model, given=None, *, stream=False):
     return model._chat_request([{"role": "user", "content": "?"}], given or {}, stream=stream)
 
 
-def test_every_parameter_that_is_not_of_a_call_is_a_setting():
+def test_every_parameter_that_does_not_belong_to_a_call_is_a_setting():
     of_a_call = {"messages", "stream", "stream_options", "tools", "tool_choice", "functions", "function_call"}
     assert set(PARAM_FIELDS) == PARAM_NAMES - of_a_call - {"metadata"}
     assert set(PARAM_FIELDS) | {"request_metadata"} <= set(ModelSettings.model_fields)
 
 
-def test_what_is_not_set_is_not_sent():
+def test_parameters_that_are_not_set_are_not_sent():
     assert set(request(make())) == {"model", "messages"}
     assert set(request(make(), stream=True)) == {"model", "messages", "stream", "stream_options"}
 
 
-def test_the_calls_parameters_win():
+def test_parameters_of_the_call_replace_those_of_the_model():
     model = make(
         temperature=0.1, top_p=0.5, stop="a", request_metadata={"a": "b"}, extra_body={"x": 1, "y": 1}
     )
@@ -51,7 +51,7 @@ def test_the_calls_parameters_win():
     assert made["extra_body"] == {"x": 1, "y": 2}
 
 
-def test_an_empty_list_is_how_some_say_none():
+def test_an_empty_list_of_stops_or_tools_is_not_sent():
     made = request(make(stop=["a"]), {"stop": [], "tools": []})
     assert {"stop", "tools"}.isdisjoint(made)
 
@@ -60,14 +60,14 @@ def test_an_empty_list_is_how_some_say_none():
     ("setting", "given", "asked"),
     [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
 )
-def test_a_stream_asks_for_usage_unless_it_is_told_not_to(setting, given, asked):
+def test_a_stream_requests_usage_unless_that_is_turned_off(setting, given, asked):
     kwargs = {} if given is None else {"stream_usage": given}
     made = request(make(stream_usage=setting), kwargs, stream=True)
     assert made.get("stream_options") == ({"include_usage": True} if asked else None)
     assert "stream_usage" not in made
 
 
-def test_stream_options_are_kept_for_streams_and_left_out_elsewhere():
+def test_stream_options_are_sent_with_streams_only():
     given = {"stream_options": {"include_obfuscation": False}, "stream": True}
     assert request(make(), given, stream=True)["stream_options"] == {
         "include_usage": True,
@@ -97,26 +97,26 @@ def test_several_answers_cannot_be_streamed():
         ("api_key", ["sk_test_SECRET"]),
     ],
 )
-def test_a_setting_that_cannot_work_is_named_and_its_value_not_shown(setting, value):
+def test_an_invalid_setting_is_named_and_its_value_not_shown(setting, value):
     with pytest.raises(ValueError, match=setting) as caught:
         make(**{setting: value})
     assert "SECRET" not in str(caught.value)
 
 
-def test_parameters_can_be_held_against_the_schema_alone():
+def test_parameters_can_be_checked_against_the_schema_by_themselves():
     check_params({})
     check_params({"temperature": 1, "seed": None})
     with pytest.raises(InvalidParameterError, match="^top_k: "):
         check_params({"top_k": 4})
 
 
-def test_no_form_that_is_shown_holds_the_key():
+def test_no_repr_and_no_dump_contains_the_key():
     model = make()
     for shown in (repr(model), str(model), str(model.model_dump()), model.model_dump_json()):
         assert "SECRET" not in shown
 
 
-def test_a_pickle_leaves_the_key_out_and_gives_left_out_fields_their_defaults():
+def test_a_pickle_leaves_the_key_out():
     pickled = pickle.dumps(make(temperature=0.5))
     assert b"SECRET" not in pickled
     again = pickle.loads(pickled)
@@ -125,7 +125,7 @@ def test_a_pickle_leaves_the_key_out_and_gives_left_out_fields_their_defaults():
 
 
 @pytest.mark.parametrize("name", ["http_client", "http_async_client"])
-def test_an_http_client_is_not_pickled_and_shared_by_deep_copies(name):
+def test_an_http_client_is_shared_by_deep_copies_and_not_pickled(name):
     client = httpx.Client() if name == "http_client" else httpx.AsyncClient()
     model = make(**{name: client})
     with pytest.raises(TypeError, match="http client"):
@@ -133,7 +133,7 @@ def test_an_http_client_is_not_pickled_and_shared_by_deep_copies(name):
     assert getattr(copy.deepcopy(model), name) is client
 
 
-def test_what_belongs_to_the_process_is_shared_by_deep_copies():
+def test_a_rate_limiter_is_shared_by_deep_copies():
     limiter = threading.Lock()
     model = make(rate_limiter=limiter, stop=["a"])
     again = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Many prompts at once against an organisation's limits: each is answered, and no more are in flight than may be."""
+"""Many prompts at once against an organisation's rate limit: all are answered, and permits limit those in flight."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def streams(llm: ChatPremEncrypted) -> list[Any]:
 
 
 @pytest.mark.parametrize("way", [batch, abatch, fan_out, streams])
-def test_forty_prompts_are_answered_without_an_error(
+def test_forty_prompts_keep_to_the_rate_limit_and_are_all_answered(
     way: Callable[[ChatPremEncrypted], list[Any]], limited: LocalEnclave, tier: WatchedTier
 ) -> None:
     llm = model(limited)
@@ -101,7 +101,7 @@ def test_forty_prompts_are_answered_without_an_error(
     )
 
 
-def test_a_models_threads_and_tasks_have_one_limit(tier: WatchedTier) -> None:
+def test_threads_and_tasks_of_a_model_share_its_permits(tier: WatchedTier) -> None:
     tier = WatchedTier(QUICK._replace(requests=1000, concurrent=50))
     with LocalEnclave(tier=tier) as prem:
         llm = model(prem, max_concurrency=2)
@@ -113,7 +113,7 @@ def test_a_models_threads_and_tasks_have_one_limit(tier: WatchedTier) -> None:
     assert (tier.most, tier.refused) == (2, 0)
 
 
-def test_models_of_both_frameworks_share_limits(tier: WatchedTier) -> None:
+def test_models_of_both_frameworks_share_the_limits_passed_to_them(tier: WatchedTier) -> None:
     tier = WatchedTier(QUICK._replace(requests=1000, concurrent=50))
     limits = Limits(2)
     with LocalEnclave(tier=tier) as prem:
@@ -160,14 +160,14 @@ def test_copies_share_the_limits_that_were_passed(duplicate: Any) -> None:
     assert duplicate(given).stats == limits.stats == Stats()
 
 
-def test_a_pickle_has_the_figures_and_no_counts() -> None:
+def test_a_pickle_has_the_figures_of_its_limits_and_no_counts() -> None:
     limits = Limits(3, 2.0)
     again = pickle.loads(pickle.dumps(ChatPremEncrypted(model=MODEL, api_key="k", limits=limits))).limits
     assert again is not limits
     assert (again.max_concurrency, again.requests_per_second) == (3, 2.0)
 
 
-def test_limits_are_in_nothing_that_is_shown() -> None:
+def test_limits_are_in_no_repr_and_no_serialised_form() -> None:
     llm = ChatPremEncrypted(model=MODEL, api_key="k", limits=Limits(3))
     assert "limits" not in repr(llm)
     assert "limits" not in llm.model_dump()
@@ -188,7 +188,9 @@ def test_limits_are_in_nothing_that_is_shown() -> None:
         ({"limits": Limits(), "requests_per_second": 2}, "requests_per_second"),
     ],
 )
-def test_a_setting_that_cannot_work_is_named(kind: Any, settings: dict[str, Any], name: str) -> None:
+def test_an_invalid_limit_or_timeout_is_named_in_the_error(
+    kind: Any, settings: dict[str, Any], name: str
+) -> None:
     with pytest.raises(ValueError, match=name):
         kind(**{"model": MODEL, "api_key": "k", **settings})
 

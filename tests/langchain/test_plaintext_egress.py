@@ -1,4 +1,4 @@
-"""Plaintext that would leave by another door is announced, refused or allowed."""
+"""Tracing and caches that would receive plaintext are warned of, refused or allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Make = Callable[..., ChatPremEncrypted]
 
 
 class DiskCache(BaseCache):
-    """Stands for any cache that is not in memory."""
+    """A cache that is not in memory."""
 
     def __init__(self) -> None:
         self.written: list[Any] = []
@@ -56,7 +56,7 @@ def tracing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     langsmith.utils.get_env_var.cache_clear()
 
 
-def test_a_cache_outside_memory_is_announced_once(llm: Make, global_cache: DiskCache) -> None:
+def test_a_cache_outside_memory_is_warned_of_once(llm: Make, global_cache: DiskCache) -> None:
     with pytest.warns(PlaintextEgressWarning, match="DiskCache"):
         llm().invoke("Hello")
     with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def test_a_cache_outside_memory_is_announced_once(llm: Make, global_cache: DiskC
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "generate", "ainvoke", "astream", "v3"])
-async def test_with_error_nothing_is_written_or_sent(
+async def test_in_error_mode_nothing_is_cached_or_sent(
     llm: Make, global_cache: DiskCache, seen: Any, way: str
 ) -> None:
     model = llm(plaintext_egress="error")
@@ -87,20 +87,22 @@ async def test_with_error_nothing_is_written_or_sent(
     assert seen.exchanges == []
 
 
-def test_allow_and_a_cache_in_memory_are_silent(llm: Make, global_cache: DiskCache) -> None:
+def test_there_is_no_warning_in_allow_mode_or_with_a_cache_in_memory(
+    llm: Make, global_cache: DiskCache
+) -> None:
     llm(plaintext_egress="allow").invoke("Hello")
     llm(cache=InMemoryCache()).invoke("Hello")
     llm(cache=False).invoke("Hello")
 
 
-def test_tracing_that_is_on_is_refused_before_the_tracer_hears_of_the_prompt(
+def test_tracing_is_refused_before_the_tracer_receives_the_prompt(
     llm: Make, tracing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[Any] = []
-    monkeypatch.setattr(LangChainTracer, "on_chat_model_start", lambda *a, **k: heard.append(a))
+    received: list[Any] = []
+    monkeypatch.setattr(LangChainTracer, "on_chat_model_start", lambda *a, **k: received.append(a))
     with pytest.raises(ConfigurationError, match="LangSmith tracing"):
         llm(plaintext_egress="error").invoke("Hello")
-    assert heard == []
+    assert received == []
 
 
 class RecordingTracer(LangChainTracer):
