@@ -109,12 +109,8 @@ def _service(options: dict[str, Any]) -> tuple[SecretStr, str, str]:
     given, insecure = options["api_key"], options["allow_insecure"]
     return (
         SecretStr(_config.resolve_api_key(None if given is None else given.get_secret_value())),
-        _config.resolve_url(
-            "gateway_url", options["gateway_url"], _config.DEFAULT_GATEWAY_URL, allow_insecure=insecure
-        ),
-        _config.resolve_url(
-            "enclave_url", options["enclave_url"], _config.DEFAULT_ENCLAVE_URL, allow_insecure=insecure
-        ),
+        _config.resolve_url("gateway_url", options["gateway_url"], allow_insecure=insecure),
+        _config.resolve_url("enclave_url", options["enclave_url"], allow_insecure=insecure),
     )
 
 

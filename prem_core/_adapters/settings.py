@@ -268,7 +268,7 @@ def _with_gateway_url(values: Any) -> Any:
     url = values.pop("proxy_url")
     if values.get("gateway_url") is not None and url is not None:
         raise InvalidParameterError(
-            "proxy_url: it is another name of gateway_url; pass only one of them", param="proxy_url"
+            "proxy_url and gateway_url are the same setting: pass only gateway_url", param="proxy_url"
         )
     return {**values, "gateway_url": values.get("gateway_url") if url is None else url}
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from langchain_core.runnables import ConfigurableField
-from support.fake_gateway import Gateway
+from support.fake_gateway import FakeGateway
 
 from langchain_prem import ChatPremEncrypted
 from llama_index_prem import PremEncrypted
@@ -40,19 +40,19 @@ def model(**settings: Any) -> ChatPremEncrypted:
 
 
 @pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    with Gateway() as running:
+def gateway() -> Iterator[FakeGateway]:
+    with FakeGateway() as running:
         yield running
 
 
-def key_fetches(gateway: Gateway) -> int:
+def key_fetches(gateway: FakeGateway) -> int:
     return gateway.paths().count("/publicKey")
 
 
 # --- one client for equal settings
 
 
-def test_five_configured_calls_fetch_the_enclaves_key_once(gateway: Gateway) -> None:
+def test_five_configured_calls_fetch_the_enclaves_key_once(gateway: FakeGateway) -> None:
     llm = model(**gateway.settings()).configurable_fields(temperature=ConfigurableField(id="t"))
     for i in range(5):
         assert llm.with_config(configurable={"t": i / 10}).invoke("Hello").content
@@ -61,7 +61,7 @@ def test_five_configured_calls_fetch_the_enclaves_key_once(gateway: Gateway) -> 
     assert gateway.connections == 1
 
 
-async def test_five_configured_async_calls_fetch_the_enclaves_key_once(gateway: Gateway) -> None:
+async def test_five_configured_async_calls_fetch_the_enclaves_key_once(gateway: FakeGateway) -> None:
     llm = model(**gateway.settings()).configurable_fields(temperature=ConfigurableField(id="t"))
     for i in range(5):
         assert (await llm.with_config(configurable={"t": i / 10}).ainvoke("Hello")).content
@@ -78,7 +78,7 @@ def test_a_batch_of_configured_calls_keeps_to_the_rate_limit() -> None:
         assert llm.stats.rate_limited == 0
 
 
-def test_a_model_constructed_for_each_call_finds_the_open_connection(gateway: Gateway) -> None:
+def test_a_model_constructed_for_each_call_finds_the_open_connection(gateway: FakeGateway) -> None:
     for _ in range(3):
         model(**gateway.settings()).invoke("Hello")
         gc.collect()
@@ -199,14 +199,14 @@ def test_a_client_is_closed_when_neither_a_model_nor_the_recently_used_ones_refe
     cache = ClientCache()
     held = cache.client(PremClient, options(timeout=1))
     dropped = weakref.ref(cache.client(PremClient, options(timeout=2)))
-    connections = dropped()._http  # type: ignore[union-attr]
+    connections = dropped()._requester._http  # type: ignore[union-attr]
     for i in range(MAX_IDLE_CLIENTS):
         assert dropped() is not None
         cache.client(PremClient, options(timeout=10 + i))
     gc.collect()
     assert dropped() is None
     assert connections.is_closed
-    assert not held._http.is_closed
+    assert not held._requester._http.is_closed
     assert cache.client(PremClient, options(timeout=1)) is held
 
 
@@ -257,7 +257,7 @@ def test_a_missing_key_is_an_error_without_a_frame_of_the_cache() -> None:
     assert client_cache.__file__ not in {str(entry.path) for entry in caught.traceback}
 
 
-def test_one_client_serves_several_event_loops(gateway: Gateway) -> None:
+def test_one_client_serves_several_event_loops(gateway: FakeGateway) -> None:
     llm = model(**gateway.settings())
     for _ in range(3):
         assert asyncio.run(llm.ainvoke("Hello")).content

@@ -155,7 +155,7 @@ def test_every_setting_reaches_the_client():
     key = PrivateKey(bytes(32)).public_key()
     keys = EncryptionKeys.encapsulate(key)
     model = make(enclave_public_key=key, encryption_keys=keys, allow_insecure=True, max_buffer_size=7)
-    settings = model._client()._settings
+    settings = model._client()._requester._settings
     assert (settings.keys, settings.pinned, settings.max_buffer_size) == (keys, True, 7)
 
 
@@ -172,5 +172,5 @@ def test_proxy_url_is_another_name_of_gateway_url():
 
 
 def test_proxy_url_and_gateway_url_together_are_an_error():
-    with pytest.raises(ValueError, match="proxy_url: it is another name of gateway_url"):
+    with pytest.raises(ValueError, match="proxy_url and gateway_url are the same setting"):
         make(proxy_url="http://127.0.0.1:9", gateway_url="http://127.0.0.1:9")

@@ -310,4 +310,4 @@ async def test_token_callbacks_are_called_once_for_each_chunk(llm: Callable[...,
     assert "".join(tokens.received) == text
     async for _ in llm().astream("Hello", config={"callbacks": [async_tokens]}):
         pass
-    assert async_tokens.received == tokens.said
+    assert async_tokens.received == tokens.received
