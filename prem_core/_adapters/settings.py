@@ -50,13 +50,6 @@ PARAM_FIELDS: Final = (
 _RENAMED: Final = {"request_metadata": "metadata"}
 
 
-#: Settings that are passed to the client unchanged.
-_CLIENT_FIELDS: Final = (
-    "api_key", "gateway_url", "enclave_url", "enclave_public_key", "encryption_keys", "max_retries", "total_timeout",
-    "stream_chunk_timeout", "max_concurrency", "requests_per_second", "limits", "max_buffer_size", "allow_insecure",
-)  # fmt: skip
-
-
 class _Derived:
     """What is computed from the settings at the first call. A changed setting replaces the whole object."""
 
@@ -69,7 +62,7 @@ class _Derived:
 
 
 class ClientSettings(BaseModel):
-    """The settings of the client behind a model, a parser or a loader.
+    """The settings of the client behind a model, a parser or a loader: its options, under their names.
 
     Models, parsers and loaders with equal settings share one client, and with it connections and the enclave's key.
     Those with the same gateway, API key, `max_concurrency` and `requests_per_second` share one `Limits`, because the
@@ -207,7 +200,7 @@ class ClientSettings(BaseModel):
         return derived.async_client
 
     def _client_options(self, side: int) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in _CLIENT_FIELDS}
+        options = {name: getattr(self, name) for name in ClientSettings.model_fields}
         options["timeout"] = self._client_timeout()
         options["http_client"] = getattr(self, self._http_fields[side])
         return options
