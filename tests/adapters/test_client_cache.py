@@ -28,13 +28,6 @@ from prem_core.enclave.quota import BASE, Tier
 MODEL = "openai/gpt-oss-120b"
 
 
-@pytest.fixture(autouse=True)
-def empty_cache() -> Iterator[None]:
-    CLIENTS.clear()
-    yield
-    CLIENTS.clear()
-
-
 def model(**settings: Any) -> ChatPremEncrypted:
     return ChatPremEncrypted(**{"model": MODEL, "api_key": "sk_test_a", **settings})
 
