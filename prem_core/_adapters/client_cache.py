@@ -22,7 +22,7 @@ from prem_core._crypto.redaction import without_traceback
 from prem_core._rate_limit.limits import Limits
 
 #: Clients that stay open though no model refers to them at the moment, the most recently used ones. A model that is
-#: constructed for each call finds a warm client; an idle client costs a few sockets.
+#: constructed for each call finds a warm client. An idle client keeps a few sockets and its API key.
 MAX_IDLE_CLIENTS: Final = 8
 
 #: Options that `_service` resolves.

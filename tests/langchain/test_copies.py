@@ -104,6 +104,16 @@ def test_a_serialised_model_loads_again(
     assert again.invoke("Hello").content == model.invoke("Hello").content
 
 
+def test_a_model_constructed_with_proxy_url_is_serialised_with_gateway_url(
+    llm: Make, enclave: LocalEnclave
+) -> None:
+    url = enclave.gateway_url
+    model = llm(gateway_url=None, proxy_url=url)
+    assert model.invoke("Hello").content
+    assert dumpd(model)["kwargs"]["gateway_url"] == model._identifying_params["gateway_url"] == url
+    assert "proxy_url" not in dumps(model)
+
+
 def test_identifying_parameters_contain_no_key(llm: Make, enclave: LocalEnclave) -> None:
     model = llm()
     for shown in (

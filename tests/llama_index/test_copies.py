@@ -132,6 +132,15 @@ def test_a_model_survives_a_round_trip_through_a_dict_and_json(
     json.dumps(model.to_payload())
 
 
+def test_a_model_constructed_with_proxy_url_is_serialised_with_gateway_url(
+    llm: Make, enclave: LocalEnclave
+) -> None:
+    model = llm(gateway_url=None, proxy_url=enclave.gateway_url)
+    assert model.complete("Hello").text
+    assert "proxy_url" not in model.to_dict()
+    assert PremEncrypted.from_dict(model.to_dict()).gateway_url == enclave.gateway_url
+
+
 def test_serialised_forms_leave_secrets_and_live_objects_out(llm: Make, enclave: LocalEnclave) -> None:
     keys = EncryptionKeys.encapsulate(enclave.public_key)
     model = llm(encryption_keys=keys)
