@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar
 
 import httpx
-import llama_index.core.instrumentation as instrument
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -21,17 +20,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_validator
-from llama_index.core.instrumentation.events.llm import (
-    LLMStructuredPredictEndEvent,
-    LLMStructuredPredictStartEvent,
-)
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.program.utils import FlexibleModel, get_program_for_llm
-from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools.types import BaseTool
-from llama_index.core.types import Model, PydanticProgramMode
 from pydantic_core import from_json
 from typing_extensions import override
 
@@ -43,7 +34,7 @@ from llama_index_prem._responses import (
     completion_response,
     keep_first_call,
 )
-from llama_index_prem._structured_output import StructuredAnswer
+from llama_index_prem._structured_output import StructuredPredictionLLM
 from prem_core import (
     APIError,
     APIResponseValidationError,
@@ -55,13 +46,8 @@ from prem_core._adapters import tools as tool_forms
 from prem_core._adapters.model_profiles import listed_context_window, model_profile
 from prem_core._adapters.settings import ModelSettings, check_params
 
-dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]  # core re-exports it
 
-#: What core's hooks for streamed structured prediction yield.
-Partial: TypeAlias = "Model | list[Model] | FlexibleModel | list[FlexibleModel]"
-
-
-class PremEncrypted(ModelSettings, FunctionCallingLLM):
+class PremEncrypted(ModelSettings, StructuredPredictionLLM):
     """Models behind Prem's end-to-end encrypted API.
 
     Prompts are encrypted in this process for a hardware enclave, and answers are decrypted in it. The gateway in
@@ -483,116 +469,6 @@ class PremEncrypted(ModelSettings, FunctionCallingLLM):
             ToolSelection(tool_id=call_id, tool_name=name, tool_kwargs=_arguments(given, complete=complete))
             for call_id, name, given in calls
         ]
-
-    # --- structured prediction ------------------------------------------------------------------------
-
-    @override
-    @dispatcher.span
-    def structured_predict(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Model:
-        """Answer `prompt` with an instance of `output_cls`.
-
-        Args:
-            output_cls: The Pydantic class.
-            prompt: The template of the prompt.
-            llm_kwargs: Parameters of the call.
-            **prompt_args: Values for the template.
-
-        Raises:
-            RefusalError: The model refused.
-            LengthFinishReasonError: The token limit truncated the answer.
-            ValueError: The answer does not validate; the message names fields, not values.
-        """
-        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
-            made = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-            return cast("Model", made)
-        _dispatch_start(output_cls, prompt, prompt_args)
-        answer = StructuredAnswer(output_cls)
-        messages = self._structured_messages(prompt, prompt_args)
-        return _dispatch_end(answer.parse(self.chat(messages, **answer.kwargs(llm_kwargs))))
-
-    @override
-    @dispatcher.span
-    async def astructured_predict(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Model:
-        """`structured_predict`, awaited."""
-        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
-            made = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-            return cast("Model", made)
-        _dispatch_start(output_cls, prompt, prompt_args)
-        answer = StructuredAnswer(output_cls)
-        messages = self._structured_messages(prompt, prompt_args)
-        return _dispatch_end(answer.parse(await self.achat(messages, **answer.kwargs(llm_kwargs))))
-
-    @override
-    def _structured_stream_call(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Generator[Partial[Model], None, None]:
-        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
-            yield from self._program(output_cls, prompt).stream_call(llm_kwargs=llm_kwargs, **prompt_args)
-            return
-        answer = StructuredAnswer(output_cls)
-        messages = self._structured_messages(prompt, prompt_args)
-        for response in self.stream_chat(messages, **answer.kwargs(llm_kwargs)):
-            if (value := answer.add(response)) is not None:
-                yield value
-        yield answer.end()
-
-    @override
-    async def _structured_astream_call(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> AsyncGenerator[Partial[Model], None]:
-        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
-            program = self._program(output_cls, prompt)
-            stream = await program.astream_call(llm_kwargs=llm_kwargs, **prompt_args)
-            return cast("AsyncGenerator[Partial[Model], None]", stream)
-        answer = StructuredAnswer(output_cls)
-        messages = self._structured_messages(prompt, prompt_args)
-
-        async def values() -> AsyncGenerator[Partial[Model], None]:
-            async for response in await self.astream_chat(messages, **answer.kwargs(llm_kwargs)):
-                if (value := answer.add(response)) is not None:
-                    yield value
-            yield answer.end()
-
-        return values()
-
-    def _program(self, output_cls: type[Model], prompt: PromptTemplate) -> Any:
-        mode = self.pydantic_program_mode
-        # Core requires the tool call only when it does not stream.
-        forced = {"tool_choice": "required"} if mode == PydanticProgramMode.FUNCTION else {}
-        return get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=mode, **forced)
-
-    def _structured_messages(self, prompt: PromptTemplate, prompt_args: dict[str, Any]) -> list[ChatMessage]:
-        return self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
-
-
-def _dispatch_start(output_cls: Any, prompt: PromptTemplate, prompt_args: dict[str, Any]) -> None:
-    event = LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
-    dispatcher.event(event)
-
-
-def _dispatch_end(value: Model) -> Model:
-    dispatcher.event(LLMStructuredPredictEndEvent(output=value))
-    return value
 
 
 def _is_complete(response: ChatResponse) -> bool:
