@@ -58,8 +58,8 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         stop: str | list[str] | None
             Up to four strings at which generation stops.
 
-        Every parameter of the published schema is a field (``seed``, ``n``, ``logprobs``, …; see `ModelSettings`), and
-        can be given for a single call instead, which takes precedence. ``extra_body`` passes further names through.
+        Every parameter of the published schema is a field (``seed``, ``n``, ``logprobs``, …), and can be given for a
+        single call instead, which takes precedence. ``extra_body`` passes further names through.
 
     Key init args — client params:
         api_key: SecretStr | None
@@ -67,7 +67,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         gateway_url: str | None
             Default: ``PREM_GATEWAY_URL``, then Prem's gateway.
         timeout, max_retries, max_concurrency, limits, enclave_public_key, …
-            See `ClientSettings`. Models with equal settings share one client.
+            Described at the attributes, and in the README under Settings. Models with equal settings share one client.
         plaintext_egress: "warn" | "error" | "allow"
             What to do when LangSmith tracing or a cache outside memory would receive prompts in plaintext.
 

@@ -63,13 +63,13 @@ class PremEncrypted(ModelSettings, StructuredPredictionLLM):
         context_window: Tokens of prompt and answer together. Known for some models. For others the service's models
             list is requested once, when something reads ``metadata.context_window``; it is an error if the list does
             not state it.
-        api_key, gateway_url, timeout, max_retries, max_concurrency, limits, …: See `ClientSettings`. Models with
-            equal settings share one client.
+        api_key, gateway_url, timeout, max_retries, max_concurrency, limits, …: Described at the attributes, and in the
+            README under Settings. Models with equal settings share one client.
         callback_manager: LlamaIndex's callbacks.
         system_prompt: Prepended by `predict`, `stream` and structured prediction; `chat` sends its messages unchanged.
 
-    Every parameter of the published schema is a field (``seed``, ``n``, ``verbosity``, …; see `ModelSettings`) and
-    can be given for a single call instead, which takes precedence. A name that is no field is an error.
+    Every parameter of the published schema is a field (``seed``, ``n``, ``verbosity``, …), and can be given for a
+    single call instead, which takes precedence. A name that is no field is an error.
 
     Raises:
         ValueError: A setting cannot work; the message names it.
