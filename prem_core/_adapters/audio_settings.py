@@ -32,11 +32,12 @@ from prem_core._audio.transcripts import (
 )
 from prem_core._audio.upload import DEFAULT_MODEL, AudioFile
 from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY, DEFAULT_TIMEOUT
+from prem_core._crypto.redaction import without_traceback
 from prem_core._errors import InvalidParameterError, PremError
 from prem_core._protocol.request_schema import audio_plaintext
 from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
-#: What the adapters need of `prem_core._audio`.
+#: What the adapters need of `prem_core` for recordings.
 __all__ = [
     "EXCLUDED_METADATA_KEYS",
     "WHISPER_SUFFIXES",
@@ -49,6 +50,7 @@ __all__ = [
     "source_of",
     "sources_at",
     "suffix_of_type",
+    "without_traceback",
 ]
 
 

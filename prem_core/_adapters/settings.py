@@ -159,7 +159,7 @@ class ClientSettings(BaseModel):
         Raises:
             ValueError: Two of them contradict each other; the message names them.
         """
-        check_one_source(self.limits, self._limited_to(), self.requests_per_second)
+        check_one_source(self.limits, self.max_concurrency, self.requests_per_second)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -168,10 +168,6 @@ class ClientSettings(BaseModel):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [(name, value) for name, value in super().__repr_args__() if name not in self._unshown]
-
-    def _limited_to(self) -> int | None:
-        """`max_concurrency`, where it means nothing but requests."""
-        return self.max_concurrency
 
     # --- clients --------------------------------------------------------------------------------------
 
