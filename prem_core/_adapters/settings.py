@@ -178,7 +178,7 @@ class ClientSettings(BaseModel):
         if client := derived.client or derived.async_client:
             return client.stats
         try:
-            return CLIENTS.limits(self._client_options(0)).stats
+            return CLIENTS.limits(self._client_options(self._http_fields[0])).stats
         except ConfigurationError:  # without an API key there has been no request
             return Stats()
 
@@ -186,19 +186,19 @@ class ClientSettings(BaseModel):
         # Found at the first call: constructing a model opens no connection and needs no API key yet.
         derived = self._derived
         if derived.client is None:
-            derived.client = CLIENTS.client(PremClient, self._client_options(0))
+            derived.client = CLIENTS.client(PremClient, self._client_options(self._http_fields[0]))
         return derived.client
 
     def _async_client(self) -> AsyncPremClient:
         derived = self._derived
         if derived.async_client is None:
-            derived.async_client = CLIENTS.client(AsyncPremClient, self._client_options(1))
+            derived.async_client = CLIENTS.client(AsyncPremClient, self._client_options(self._http_fields[1]))
         return derived.async_client
 
-    def _client_options(self, side: int) -> dict[str, Any]:
+    def _client_options(self, http_field: str) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in ClientSettings.model_fields}
         options["timeout"] = self._client_timeout()
-        options["http_client"] = getattr(self, self._http_fields[side])
+        options["http_client"] = getattr(self, http_field)
         return options
 
     def _client_timeout(self) -> float | httpx.Timeout:

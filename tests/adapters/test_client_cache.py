@@ -185,7 +185,7 @@ def test_stats_are_those_of_the_shared_limits(enclave: LocalEnclave) -> None:
 
 
 def options(**more: Any) -> dict[str, Any]:
-    return model(**more)._client_options(0)
+    return model(**more)._client_options("http_client")
 
 
 def test_a_client_is_closed_when_neither_a_model_nor_the_recently_used_ones_refer_to_it() -> None:
@@ -241,7 +241,7 @@ def test_no_form_of_the_cache_shows_an_api_key() -> None:
     llm = model(api_key="sk_test_SECRET")
     llm._client()
     held = (CLIENTS.__dict__, list(CLIENTS._clients), list(CLIENTS._limits), list(CLIENTS._recent))
-    assert "SECRET" not in repr(held) + repr(llm._derived) + repr(llm._client_options(0))
+    assert "SECRET" not in repr(held) + repr(llm._derived) + repr(llm._client_options("http_client"))
 
 
 def test_a_missing_key_is_an_error_without_a_frame_of_the_cache() -> None:
