@@ -13,6 +13,7 @@ from starlette.routing import Route
 from support.scripted_upstream import Upstream, delta, finish, usage
 from support.wire_schemas import TEST_KEY, problems
 
+from prem_core._adapters.client_cache import CLIENTS
 from prem_core._serving.server import Server, listen
 from prem_core.enclave import LocalEnclave
 
@@ -34,6 +35,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2", "LANGSMITH_API_KEY", "LANGCHAIN_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_shared_clients() -> None:
+    """Models share neither a client nor limits with those of earlier tests."""
+    CLIENTS.clear()
 
 
 class Recorder:

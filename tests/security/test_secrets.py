@@ -248,7 +248,7 @@ def _use_langchain(world: World, things: dict[str, list[Any]], runner: asyncio.R
     things["langchain_prem.ChatPremEncrypted"] += [llm, plain, bound, structured, llm.with_retry()]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        langchain_prem._plaintext_egress._said.clear()
+        langchain_prem._plaintext_egress._warned.clear()
         ChatPremEncrypted(model="text", cache=Cache(), **options).invoke(LC_MESSAGES)
     assert [each.category for each in told] == [PlaintextEgressWarning]
     things["langchain_prem.PlaintextEgressWarning"] += [each.message for each in told]
@@ -419,7 +419,7 @@ WORDS_ON_MODELS: list[Any] = [
     (ChatPremEncrypted, {"extra_body": {"documents": [PROMPT]}}),
     (PremEncrypted, {"prediction": {"type": "content", "content": PROMPT}}),
     (PremEncrypted, {"extra_body": {"documents": [PROMPT]}}),
-    (PremEncrypted, {"additional_kwargs": {"prediction": {"type": "content", "content": PROMPT}}}),
+    (PremEncrypted, {"additional_kwargs": {"functions": [{"name": "f", "description": PROMPT}]}}),
     (PremEncrypted, {"system_prompt": marked.SYSTEM}),
     (PremEncrypted, {"query_wrapper_prompt": PromptTemplate(PROMPT)}),
     (PremWhisperParser, {"prompt": PROMPT}),

@@ -202,18 +202,18 @@ def run_answers(data: bytes) -> Outcome:
     with contextlib.suppress(ValueError, PremError):
         completion = read_json(ChatCompletion, first)
         for read in (lc_answers.chat_result, li_answers.chat_response):
-            outcomes.append(_read_answer(read, completion, json_wanted=True))
+            outcomes.append(_read_answer(read, completion, json_requested=True))
     chunks = []
     with contextlib.suppress(ValueError, PremError):
         for line in rest.splitlines():
             chunks.append(read_json(ChatCompletionChunk, line))
     for stream in (
-        lc_answers.Chunks(json_wanted=True),
-        li_answers.ChatStream(json_wanted=True, first_call_only=False),
+        lc_answers.ChunkConverter(json_requested=True),
+        li_answers.ChunkConverter(json_requested=True, first_call_only=False),
     ):
 
         def streamed(chunks: list[Any], stream: Any = stream) -> object:
-            return [*map(stream.of, chunks), stream.last()][-1]
+            return [*map(stream.convert, chunks), stream.end()][-1]
 
         outcomes.append(_read_answer(streamed, chunks))
     return Outcome(" ".join(each.kind for each in outcomes), outcomes)
