@@ -175,8 +175,8 @@ class ClientSettings(BaseModel):
     def stats(self) -> Stats:
         """Counts of requests, retries and rate limits so far, over everything that shares these limits."""
         derived = self._derived
-        if client := derived.client or derived.async_client:
-            return client.stats
+        if shared := self.limits or derived.client or derived.async_client:
+            return shared.stats
         try:
             return CLIENTS.limits(self._client_options(self._http_fields[0])).stats
         except ConfigurationError:  # without an API key there has been no request

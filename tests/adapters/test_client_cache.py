@@ -178,7 +178,9 @@ def test_stats_are_those_of_the_shared_limits(enclave: LocalEnclave) -> None:
     llm.invoke("Hello")
     assert llm.stats == other.stats
     assert other.stats.requests == before + 1
-    assert PremEncrypted(model=MODEL).stats == Stats()  # without an API key
+    # Without an API key.
+    assert PremEncrypted(model=MODEL).stats == Stats()
+    assert PremEncrypted(model=MODEL, limits=llm._client().limits).stats == llm.stats
 
 
 # --- lifetimes
