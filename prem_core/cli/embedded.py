@@ -44,9 +44,12 @@ def embedded_enclave(command: str, parameters: Mapping[str, Any], options: Globa
     from prem_core.enclave import LocalEnclave
 
     key_variable = options.upstream_api_key_env
-    with LocalEnclave(
-        upstream=options.upstream, upstream_api_key=read_variable(key_variable) if key_variable else None
-    ) as prem, _environment(prem.environment):
+    with (
+        LocalEnclave(
+            upstream=options.upstream, upstream_api_key=read_variable(key_variable) if key_variable else None
+        ) as prem,
+        _environment(prem.environment),
+    ):
         yield
 
 
