@@ -489,3 +489,19 @@ def test_what_is_public_is_listed() -> None:
         assert getattr(prem_core.enclave, name).__module__.startswith("prem_core.enclave.")
     with pytest.raises(AttributeError):
         _ = prem_core.enclave.zebra
+
+
+def test_the_environment_leads_a_client_to_the_enclave_past_an_http_proxy(
+    serve: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "host.example")
+    prem = serve(replies=["Hello"]).prem
+    assert prem.environment["no_proxy"] == "host.example,127.0.0.1"
+    for name, value in prem.environment.items():
+        monkeypatch.setenv(name, value)
+    with PremClient() as client:
+        assert (
+            client.chat.completions.create(model=MODEL, messages=MESSAGES).choices[0].message.content
+            == "Hello"
+        )

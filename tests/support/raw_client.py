@@ -43,7 +43,7 @@ class SealedRequest:
     def events(self, response: httpx.Response) -> list[tuple[str, Any]]:
         """The name of every event, and its data, opened. ``[DONE]`` is not sealed."""
         response.read()
-        assert response.content.endswith(b"\n\n"), "the last event is complete"
+        assert response.content[-2:] in (b"", b"\n\n"), "the last event is complete"
         events = list(EventDecoder(1 << 24).feed(response.content))
         return [
             (name.decode(), data.decode() if name == b"done" else self.open_hex(data))

@@ -76,9 +76,7 @@ def _answer(request: EngineRequest) -> Iterator[Chunk]:
         choice = _choice(request, read_prompt(request.messages))
     except (RecursionError, Unresolvable):
         raise EngineError("a schema is nested too deeply for this engine, or refers to another one") from None
-    maxima = [
-        params[name] for name in ("max_tokens", "max_completion_tokens") if params.get(name) is not None
-    ]
+    maxima = [params.get(name) for name in ("max_tokens", "max_completion_tokens")]
     stop = params.get("stop") or ()
     head = {
         "id": f"chatcmpl-{_digest(params)}",
@@ -91,7 +89,7 @@ def _answer(request: EngineRequest) -> Iterator[Chunk]:
         [choice] * (params.get("n") or 1),
         head,
         prompt_tokens=prompt_tokens(request),
-        limits=Limits(min(maxima, default=None), [stop] if isinstance(stop, str) else stop),
+        limits=Limits(min(filter(None, maxima), default=None), [stop] if isinstance(stop, str) else stop),
         top_logprobs=params.get("top_logprobs") or 0 if params.get("logprobs") else None,
     )
 
@@ -112,11 +110,10 @@ def _choice(request: EngineRequest, prompt: Prompt) -> Choice:
     content, tool_calls = "", []
     if calls := choose_calls(request, prompt):
         reason = f"Tool calls that the request asks for: {len(calls)}."
+        ids = [f"call_{_digest([request.messages, position])}" for position in range(len(calls))]
         tool_calls = [
-            StreamedCall(
-                f"call_{_digest([request.messages, i, call.name])}", call.name, _compact(call.arguments)
-            )
-            for i, call in enumerate(calls)
+            StreamedCall(each, call.name, _compact(call.arguments))
+            for each, call in zip(ids, calls, strict=True)
         ]
     elif form.get("type") in ("json_schema", "json_object"):
         schema = form.get("json_schema", {}).get("schema")
@@ -170,26 +167,24 @@ def _structured(schema: Mapping[str, Any], prompt: Prompt) -> tuple[int, Any]:
     values = Values(schema, prompt.everything)
     value = values.object()
     if not values.valid(value):
-        raise EngineError(
-            "the quoting engine finds no value for this schema in the prompt", param="response_format"
-        )
+        message = "the quoting engine finds no values for this schema in the prompt"
+        raise EngineError(message, param="response_format")
     return values.found, value
 
 
 def _json_object(prompt: Prompt, limit: int) -> tuple[int, Any]:
     """An object with the keys that the prompt names; with the key "answer" where it names none."""
-    found = [sentence for text in (prompt.request, *reversed(prompt.earlier)) for sentence in sentences(text)]
     # What says how to answer holds no values.
-    rest = "\n".join(sentence for sentence in found if not _KEYS.search(sentence) and "JSON" not in sentence)
-    for sentence in found:
-        if keys := _KEYS.search(sentence):
-            quoted = re.findall(r"['\"`]([A-Za-z_]\w*)['\"`]", sentence)
-            names = quoted or re.split(r",? and |, ", keys[1] or "answer")
-            values = Values(
-                {"properties": {name: {"type": "string"} for name in names}, "required": names}, rest
-            )
-            value = values.object()
-            return values.found, value
+    held = [each for each in sentences(prompt.everything) if not _KEYS.search(each) and "JSON" not in each]
+    for text in (prompt.request, *reversed(prompt.earlier)):
+        for sentence in sentences(text):
+            if keys := _KEYS.search(sentence):
+                quoted = re.findall(r"['\"`]([A-Za-z_]\w*)['\"`]", sentence)
+                names = quoted or re.split(r",? and |, ", keys[1] or "answer")
+                schema = {"properties": {name: {"type": "string"} for name in names}, "required": names}
+                values = Values(schema, "\n".join(held))
+                value = values.object()
+                return values.found, value
     return 1, {"answer": _text(prompt, limit)[0]}
 
 
