@@ -8,17 +8,15 @@
 from typing import TYPE_CHECKING, Any
 
 try:
-    # This module first: core's models are built once when it leads, and some of them twice when it follows,
-    # which costs a tenth of the whole import.
+    # First, because core otherwise builds some of its pydantic models twice, which makes the import a tenth slower.
     import langchain_core.language_models.chat_models as _core  # noqa: F401
-except ImportError as error:  # pragma: no cover - the packaging test runs it, without the extra
+except ImportError as error:  # pragma: no cover - tested without the extra, in tests/packaging
     missing = 'langchain_prem needs langchain-core: pip install "prem-encrypted[langchain]"'
     raise ImportError(missing) from error
 
 from langchain_prem._plaintext_egress import PlaintextEgressWarning
 from langchain_prem.chat_models import ChatPremEncrypted
-from prem_core import RefusalError
-from prem_core._version import __version__
+from prem_core import RefusalError, __version__
 
 if TYPE_CHECKING:
     from langchain_prem.whisper import PremWhisperLoader, PremWhisperParser, TranscriptionFailedWarning
@@ -35,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The loaders bring modules that a chat does not need: they come when they are asked for.
+    # Imported on first use: the loaders need modules that a chat does not.
     if name in __all__:
         from langchain_prem import whisper
 

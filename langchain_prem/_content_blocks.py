@@ -1,9 +1,9 @@
 """Standard content blocks of Prem's messages.
 
-langchain-core asks the translator registered for ``model_provider`` what blocks a message holds. Its own
-numbering would count text and reasoning blocks 0, 1, … while tool-call chunks carry 0, 1, … too, and
-merging would then fuse a call into a text block. The string indexes given here keep them apart, in the
-default form, with ``output_version="v1"`` and in stream events v3 alike.
+langchain-core calls the translator registered for ``model_provider`` to get a message's blocks. Its own numbering would
+count text and reasoning blocks 0, 1, … while tool call chunks are numbered 0, 1, … too, and merging would add a call to
+a text block. The string indexes here keep them apart: in the default form, with ``output_version="v1"`` and in stream
+events v3.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ def tool_call_index(position: int | str | None) -> str:
 
 
 def blocks_of(message: AIMessage) -> list[types.ContentBlock]:
-    """The blocks of a whole message: reasoning, text, refusal, tool calls, in that order."""
-    blocks = _said(message, indexed=False)
+    """The blocks of a complete message: reasoning, text, refusal and tool calls, in that order."""
+    blocks = _text_blocks(message, indexed=False)
     for call in message.tool_calls:
         blocks.append({"type": "tool_call", "id": call["id"], "name": call["name"], "args": call["args"]})
-    for bad in message.invalid_tool_calls:
-        blocks.append({**bad, "type": "invalid_tool_call"})
+    for invalid in message.invalid_tool_calls:
+        blocks.append({**invalid, "type": "invalid_tool_call"})
     return cast("list[types.ContentBlock]", blocks)
 
 
 def blocks_of_chunk(message: AIMessageChunk) -> list[types.ContentBlock]:
-    """The blocks of one chunk, or of several that were added up."""
-    if message.chunk_position == "last" and not _streams(message):
+    """The blocks of one chunk, or of a sum of chunks."""
+    if message.chunk_position == "last" and not _is_empty(message):
         return blocks_of(message)
-    blocks = _said(message, indexed=True)
-    for piece in message.tool_call_chunks:
+    blocks = _text_blocks(message, indexed=True)
+    for part in message.tool_call_chunks:
         blocks.append(
             {
                 "type": "tool_call_chunk",
-                "id": piece.get("id"),
-                "name": piece.get("name"),
-                "args": piece.get("args"),
-                "index": tool_call_index(piece.get("index")),
+                "id": part.get("id"),
+                "name": part.get("name"),
+                "args": part.get("args"),
+                "index": tool_call_index(part.get("index")),
             }
         )
     return cast("list[types.ContentBlock]", blocks)
 
 
-def _streams(message: AIMessageChunk) -> bool:
-    # A last chunk by itself holds no answer; added to those before it, it makes the whole one.
+def _is_empty(message: AIMessageChunk) -> bool:
+    # The last chunk itself has no content; added to those before it, it gives the complete answer.
     return not message.content and not message.tool_call_chunks and not message.additional_kwargs
 
 
-def _said(message: AIMessage, *, indexed: bool) -> list[dict[str, Any]]:
+def _text_blocks(message: AIMessage, *, indexed: bool) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     kwargs = message.additional_kwargs
     if reasoning := kwargs.get("reasoning_content"):

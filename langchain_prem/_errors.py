@@ -1,7 +1,7 @@
 """prem_core's errors, each also the langchain-core error for its condition.
 
-LangChain's retry and fallback middleware reads core's classes and their `is_retryable`; users of prem_core
-catch prem_core's. An error raised by `ChatPremEncrypted` is both.
+LangChain's retry and fallback middleware looks for core's classes and their `is_retryable`; users of prem_core catch
+prem_core's. An error raised by `ChatPremEncrypted` is an instance of both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import langchain_core.exceptions as core
 
 import prem_core
 
-#: prem_core's class, and the name of core's; the first that fits is taken. A core that does not have a
-#: class yet leaves the error ours alone.
+#: Classes of prem_core and the names of core's; the first match applies. Where an older core lacks the class, the error
+#: is prem_core's only.
 CONDITIONS: tuple[tuple[type[prem_core.PremError], str], ...] = (
     (prem_core.ContextLengthExceededError, "ContextOverflowError"),
     (prem_core.AuthenticationError, "ModelAuthenticationError"),
@@ -33,8 +33,8 @@ CONDITIONS: tuple[tuple[type[prem_core.PremError], str], ...] = (
 
 
 @functools.cache
-def joined(kind: Any) -> type[prem_core.PremError]:
-    """The class `kind` and core's class for it in one; `kind` itself where core has none."""
+def combined_error_class(kind: Any) -> type[prem_core.PremError]:
+    """A class that is both `kind` and core's class for its condition; `kind` itself where core has none."""
     name = (
         "ModelRefusalError"
         if issubclass(kind, prem_core.RefusalError)
@@ -47,7 +47,7 @@ def joined(kind: Any) -> type[prem_core.PremError]:
         "__doc__": kind.__doc__,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
-        # The class is made here and nowhere importable; it is pickled as the one it was made from.
+        # This class cannot be imported by name; a pickle refers to the one it is made from.
         "__reduce__": lambda self: (_rebuild, (kind, self.args, self.__dict__)),
     }
     return type(kind.__name__, (kind, theirs), namespace)
@@ -56,24 +56,24 @@ def joined(kind: Any) -> type[prem_core.PremError]:
 def _rebuild(
     kind: type[prem_core.PremError], args: tuple[Any, ...], state: dict[str, Any]
 ) -> prem_core.PremError:
-    made: type[prem_core.PremError] = joined(cast("Any", kind))
-    error = made.__new__(made, *args)
+    combined: type[prem_core.PremError] = combined_error_class(cast("Any", kind))
+    error = combined.__new__(combined, *args)
     error.args = args
     error.__dict__.update(state)
     return error
 
 
 def translate(error: prem_core.PremError) -> prem_core.PremError:
-    """`error` as one that is core's too, with the same text, attributes and cause."""
-    made = _rebuild(type(error), error.args, error.__dict__)
-    made.__cause__ = error.__cause__
-    return made
+    """`error` as an instance of both classes, with the same text, attributes, cause and traceback."""
+    translated = _rebuild(type(error), error.args, error.__dict__)
+    translated.__cause__ = error.__cause__
+    return translated.with_traceback(error.__traceback__)
 
 
 @contextmanager
 def core_errors() -> Iterator[None]:
-    """Raise prem_core's errors as core's too."""
+    """Raise prem_core's errors as instances of both classes."""
     try:
         yield
     except prem_core.PremError as error:
-        raise translate(error).with_traceback(error.__traceback__) from error.__cause__
+        raise translate(error) from error.__cause__

@@ -1,6 +1,6 @@
-"""LangChain messages as the published schema's messages.
+"""LangChain's messages as the published schema's messages.
 
-Whatever a message holds is sent or refused by name; nothing is dropped in silence. The caller's
+Content that the schema cannot express is an error that names its place; nothing is dropped silently. The caller's
 messages are not changed.
 """
 
@@ -29,36 +29,33 @@ from prem_core._adapters.content import (
     media_type_of,
     text_part,
     tool_call_part,
+    unsupported,
 )
-from prem_core._adapters.content import refused as refused_at
+
+Block = Mapping[str, Any]
 
 _ROLES = {"user": HumanMessage, "human": HumanMessage, "assistant": AIMessage, "ai": AIMessage}
 
-#: Blocks that repeat what `AIMessage.tool_calls` says, or that only a streaming message holds.
+#: Blocks that repeat `AIMessage.tool_calls`, or that only streamed messages have.
 _TOOL_BLOCKS = frozenset({"tool_call", "tool_call_chunk", "invalid_tool_call", "function_call"})
 
-#: Blocks that other providers' answers hold and that have no meaning outside the provider.
-_THOUGHT_BLOCKS = frozenset({"redacted_thinking"})
+#: Blocks of other providers' answers that have no meaning outside the provider.
+_PROVIDER_BLOCKS = frozenset({"redacted_thinking"})
 
 
 def wire_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """The request's ``messages``.
 
-    Reasoning goes back in the tool loop it belongs to, as reasoning models expect: with the assistant
-    messages after the last human one. Earlier reasoning is left out, as their makers ask.
+    Reasoning is sent back in the tool loop it belongs to, with the assistant messages after the last human one, as
+    reasoning models expect. Earlier reasoning is left out, as their makers ask.
 
     Raises:
-        InvalidParameterError: A message or block that the schema has no place for; names its position.
+        InvalidParameterError: The schema cannot express a message or a block; the error names its position.
     """
-    turn = max((i for i, m in enumerate(messages) if _is_human(m)), default=-1)
-    made = []
-    for i, message in enumerate(messages):
-        try:
-            made.append(_message(message, position=i, in_loop=i > turn))
-        except (AttributeError, KeyError, TypeError) as error:
-            # Blocks are dictionaries that anybody makes, and the framework does not look into them.
-            raise refused_at(i, None, "a value in it has a type that its place does not take") from error
-    return made
+    loop = len(messages)
+    while loop and not _is_human(messages[loop - 1]):
+        loop -= 1
+    return [_message(message, i, in_loop=i >= loop) for i, message in enumerate(messages)]
 
 
 def _is_human(message: BaseMessage) -> bool:
@@ -67,7 +64,7 @@ def _is_human(message: BaseMessage) -> bool:
     )
 
 
-def _message(message: BaseMessage, *, position: int, in_loop: bool) -> dict[str, Any]:
+def _message(message: BaseMessage, position: int, *, in_loop: bool) -> dict[str, Any]:
     if isinstance(message, ChatMessage):
         kind = _ROLES.get(message.role)
         if kind is not None:
@@ -79,54 +76,43 @@ def _message(message: BaseMessage, *, position: int, in_loop: bool) -> dict[str,
     elif isinstance(message, AIMessage):
         wire = _assistant(message, position, in_loop=in_loop)
     elif isinstance(message, SystemMessage):
-        wire = {"role": "system", "content": _content(message, _text_only, position)}
+        wire = {"role": "system", "content": _content(message, _text_only_part, position)}
     elif isinstance(message, ToolMessage):
         return {
             "role": "tool",
-            "content": _content(message, _text_only, position),
+            "content": _content(message, _text_only_part, position),
             "tool_call_id": message.tool_call_id,
         }
     elif isinstance(message, FunctionMessage):
         wire = {"role": "function", "content": message.text}
     else:
-        raise refused_at(position, None, f"a {type(message).__name__} has no place in the published schema")
+        raise unsupported(
+            position, None, f"a {type(message).__name__} is not supported by the published schema"
+        )
     if message.name is not None:
         wire["name"] = message.name
     return wire
 
 
-def _content(
-    message: BaseMessage,
-    part: Callable[[Mapping[str, Any], Callable[[str], InvalidParameterError]], Part],
-    position: int,
-) -> str | list[Part]:
+def _content(message: BaseMessage, part: Callable[[Block], Part], position: int) -> str | list[Part]:
     if isinstance(message.content, str):
         return message.content
     parts: list[Part] = []
     for i, block in enumerate(message.content):
-        if isinstance(block, str):
-            parts.append(text_part(block))
-            continue
-
-        def refused(why: str, at: int = i) -> InvalidParameterError:
-            return refused_at(position, f"content.{at}", why)
-
         try:
-            parts.append(part(block, refused))
+            parts.append(text_part(block) if isinstance(block, str) else part(block))
         except InvalidParameterError as error:
-            raise (error if error.param != "messages" else refused(str(error))) from None
+            raise unsupported(position, f"content.{i}", str(error)) from None
     return parts
 
 
-def _text_only(block: Mapping[str, Any], refused: Callable[[str], InvalidParameterError]) -> Part:
-    if block.get("type") == "text" and isinstance(block.get("text"), str):
+def _text_only_part(block: Block) -> Part:
+    if block.get("type") in ("text", "text-plain") and isinstance(block.get("text"), str):
         return text_part(block["text"])
-    if block.get("type") == "text-plain" and isinstance(block.get("text"), str):
-        return text_part(block["text"])
-    raise refused(f"system and tool messages hold text only, not {_kind(block)}: put it into a human message")
+    raise _invalid(f"system and tool messages contain text only, not {_kind(block)}: use a human message")
 
 
-def _user_part(block: Mapping[str, Any], refused: Callable[[str], InvalidParameterError]) -> Part:
+def _user_part(block: Block) -> Part:
     kind = block.get("type")
     if kind == "text" and isinstance(block.get("text"), str):
         return text_part(block["text"])
@@ -134,40 +120,38 @@ def _user_part(block: Mapping[str, Any], refused: Callable[[str], InvalidParamet
         image = block.get("image_url")
         if isinstance(image, str):
             return image_part(url=image)
-        if isinstance(image, Mapping) and isinstance(image.get("url"), str):
-            return image_part(url=image["url"], detail=image.get("detail"))
-    elif kind == "input_audio" and isinstance(block.get("input_audio"), Mapping):
-        audio = block["input_audio"]
-        if isinstance(audio.get("data"), str):
-            return audio_part(audio["data"], audio.get("format"))
-    elif kind == "file" and isinstance(block.get("file"), Mapping):
-        file = block["file"]
+        if isinstance(image, Mapping) and (url := _string(image, "url")) is not None:
+            return image_part(url=url, detail=_string(image, "detail"))
+    elif kind == "input_audio" and isinstance(audio := block.get("input_audio"), Mapping):
+        if (data := _string(audio, "data")) is not None:
+            return audio_part(data, _string(audio, "format"))
+    elif kind == "file" and isinstance(file := block.get("file"), Mapping):
         return file_part(
-            data=file.get("file_data"),
-            media_type="application/octet-stream",  # file_data is a data URL as a rule, and names its own
-            file_id=file.get("file_id"),
-            filename=file.get("filename"),
+            data=_string(file, "file_data"),
+            media_type="application/octet-stream",  # file_data is usually a data URL, which names its own
+            file_id=_string(file, "file_id"),
+            filename=_string(file, "filename"),
         )
     elif kind in ("image", "audio", "file", "text-plain"):
-        return _standard_part(block, refused)
+        return _standard_part(block, kind)
     elif kind == "document":
-        return _standard_part({**block, "type": "file"}, refused)
+        return _standard_part(block, "file")
     elif kind == "tool_result":
-        raise refused("a tool's result goes into a ToolMessage")
-    raise refused(f"{_kind(block)} has no place in the published schema")
+        raise _invalid("the result of a tool belongs in a ToolMessage")
+    raise _invalid(f"{_kind(block)} is not supported by the published schema")
 
 
-def _standard_part(block: Mapping[str, Any], refused: Callable[[str], InvalidParameterError]) -> Part:
-    """LangChain's standard blocks (v1, and v0's `source_type`), and Anthropic's `source`."""
-    kind = "file" if block["type"] == "text-plain" else block["type"]
-    extras = block.get("extras") or block.get("metadata") or {}
+def _standard_part(block: Block, kind: str) -> Part:
+    """LangChain's standard blocks (v1, and v0 with `source_type`), and Anthropic's with `source`."""
     source = block.get("source")
     if isinstance(source, Mapping):
         form = source.get("type")
         if form == "text" and isinstance(source.get("data"), str):  # the text itself, not base64 of it
             return text_part(source["data"])
         if form not in ("base64", "url", "file"):
-            raise refused(f"{_kind(block)} with a source of this type has no place in the published schema")
+            raise _invalid(
+                f"{_kind(block)} with a source of this type is not supported by the published schema"
+            )
         named = {
             "file_id": source.get("file_id"),
             "mime_type": source.get("media_type"),
@@ -175,93 +159,127 @@ def _standard_part(block: Mapping[str, Any], refused: Callable[[str], InvalidPar
             "url": source.get("url"),
         }
         block = {**block, **named}
-    data = block.get("base64") or block.get("data")
-    url = block.get("url")
-    file_id = block.get("file_id") or (block.get("id") if block.get("source_type") == "id" else None)
-    text = block.get("text")
-    given = [value for value in (data, url, file_id) if value is not None]
-    if not all(isinstance(value, str | bytes) for value in given):
-        raise refused(f"{_kind(block)} holds its data, URL or file id as text")
-    if kind == "file" and isinstance(text, str) and not given:
-        return text_part(text)
+    data = _string(block, "base64", or_bytes=True) or _string(block, "data", or_bytes=True)
+    url = _string(block, "url")
+    file_id = _string(block, "file_id")
+    if file_id is None and block.get("source_type") == "id":
+        file_id = _string(block, "id")
+    mime_type = _string(block, "mime_type")
+    extras = block.get("extras") or block.get("metadata")
+    if not isinstance(extras, Mapping):
+        extras = {}
+    if kind in ("file", "text-plain") and data is url is file_id is None and "text" in block:
+        return text_part(_string(block, "text") or "")
     if kind == "image":
         if file_id is not None:
-            raise refused("an image by file id has no place in the published schema: pass a URL or base64")
-        return image_part(
-            url=url,
-            data=data,
-            media_type=block.get("mime_type"),
-            detail=block.get("detail") or extras.get("detail"),
-        )
+            raise _invalid(
+                "an image by file id is not supported by the published schema: use a URL or base64"
+            )
+        detail = _string(block, "detail") or _string(extras, "detail")
+        return image_part(url=url, data=data, media_type=mime_type, detail=detail)
     if url is not None and not url.startswith("data:"):
-        raise refused(f"{_kind(block)} by URL has no place in the published schema: read it and pass base64")
+        raise _invalid(
+            f"{_kind(block)} by URL is not supported by the published schema: pass its base64 data"
+        )
     data = data or url
     if kind == "audio":
         if data is None:
-            raise refused("audio needs base64 data")
-        return audio_part(data, block.get("mime_type") or media_type_of(data))
-    filename = block.get("filename") or extras.get("filename") or block.get("title") or extras.get("name")
-    return file_part(data=data, media_type=block.get("mime_type"), file_id=file_id, filename=filename)
+            raise _invalid("audio needs base64 data")
+        return audio_part(data, mime_type or (media_type_of(data) if isinstance(data, str) else None))
+    filename = (
+        _string(block, "filename")
+        or _string(extras, "filename")
+        or _string(block, "title")
+        or _string(extras, "name")
+    )
+    return file_part(data=data, media_type=mime_type, file_id=file_id, filename=filename)
 
 
 def _assistant(message: AIMessage, position: int, *, in_loop: bool) -> dict[str, Any]:
     texts: list[str] = []
     reasoning: list[str] = []
-    refusal = message.additional_kwargs.get("refusal")
-    calls = [tool_call_part(call["id"], call["name"], call["args"]) for call in message.tool_calls]
-    # A call whose arguments were not JSON is still what the model said: its tool message refers to it.
+    kwargs = message.additional_kwargs
+    refusal = kwargs.get("refusal")
+    try:
+        calls = [tool_call_part(call["id"], call["name"], call["args"]) for call in message.tool_calls]
+    except InvalidParameterError as error:
+        raise unsupported(position, "tool_calls", str(error)) from None
+    # A call whose arguments are not JSON is sent too: a tool message refers to it.
     calls += [
-        tool_call_part(bad["id"], bad["name"] or "", bad["args"] or "") for bad in message.invalid_tool_calls
+        tool_call_part(call["id"], call["name"] or "", call["args"] or "")
+        for call in message.invalid_tool_calls
     ]
-    known = {call["id"] for call in calls}
     for i, block in enumerate(message.content if isinstance(message.content, list) else [message.content]):
-        kind = block.get("type") if isinstance(block, dict) else None
         if isinstance(block, str):
             texts.append(block)
-        elif kind == "text" and isinstance(block.get("text"), str):
-            texts.append(block["text"])
-        elif kind == "reasoning":
-            reasoning.append(block.get("reasoning") or _summary(block))
-        elif kind == "thinking":
-            reasoning.append(block.get("thinking", ""))
-        elif kind == "tool_use" and isinstance(block.get("name"), str):
-            if block.get("id") not in known:
-                calls.append(tool_call_part(block.get("id"), block["name"], block.get("input") or {}))
-        elif kind == "refusal" and isinstance(block.get("refusal"), str):
-            refusal = block["refusal"]
-        elif (
-            kind == "non_standard"
-            and isinstance(value := block.get("value"), Mapping)
-            and value.get("type") == "refusal"
-            and isinstance(value.get("refusal"), str)
-        ):
-            refusal = value["refusal"]
-        elif kind in _TOOL_BLOCKS and (block.get("call_id") or block.get("id") or "") in {*known, ""}:
-            pass  # `tool_calls` says it; what has no id is a piece of a stream
-        elif kind not in _THOUGHT_BLOCKS:
-            raise refused_at(
-                position,
-                f"content.{i}",
-                f"assistant messages hold text only, not {_kind(block)}",
-            )
-    if not reasoning and isinstance(message.additional_kwargs.get("reasoning_content"), str):
-        reasoning.append(message.additional_kwargs["reasoning_content"])
-    thought = "".join(reasoning) if in_loop else ""
-    wire = assistant_message("".join(texts), calls, reasoning=thought, refusal=refusal)
-    if (called := message.additional_kwargs.get("function_call")) is not None:  # OpenAI's older form
+            continue
+        try:
+            kind = _string(block, "type")
+            if kind == "text" and isinstance(block.get("text"), str):
+                texts.append(block["text"])
+            elif kind == "reasoning":
+                reasoning.append(_string(block, "reasoning") or _summary(block))
+            elif kind == "thinking":
+                reasoning.append(_string(block, "thinking") or "")
+            elif kind == "tool_use" and (name := _string(block, "name")) is not None:
+                if (call_id := _string(block, "id")) not in {call["id"] for call in calls}:
+                    calls.append(tool_call_part(call_id, name, block.get("input") or {}))
+            elif (text := _refusal(block)) is not None:
+                refusal = text
+            elif kind in _TOOL_BLOCKS and (_string(block, "call_id") or _string(block, "id") or "") in {
+                "",  # part of a stream
+                *(call["id"] for call in calls),  # `tool_calls` has it
+            }:
+                pass
+            elif kind not in _PROVIDER_BLOCKS:
+                raise _invalid(f"assistant messages contain text only, not {_kind(block)}")
+        except InvalidParameterError as error:
+            raise unsupported(position, f"content.{i}", str(error)) from None
+    if not reasoning and isinstance(kwargs.get("reasoning_content"), str):
+        reasoning.append(kwargs["reasoning_content"])
+    wire = assistant_message(
+        "".join(texts), calls, reasoning="".join(reasoning) if in_loop else "", refusal=refusal
+    )
+    if (called := kwargs.get("function_call")) is not None:  # OpenAI's older form
         wire["function_call"] = called
-    audio = message.additional_kwargs.get("audio")
-    if isinstance(audio, Mapping) and isinstance(audio.get("id"), str):  # a spoken answer is referred to
+    audio = kwargs.get("audio")
+    if isinstance(audio, Mapping) and isinstance(audio.get("id"), str):  # an audio answer is referred to
         wire["audio"] = {"id": audio["id"]}
     return wire
 
 
-def _summary(block: Mapping[str, Any]) -> str:
-    """The text of a reasoning block in the form OpenAI's Responses API gives it."""
-    return "\n".join(part.get("text", "") for part in block.get("summary") or [] if isinstance(part, dict))
+def _refusal(block: Block) -> str | None:
+    """The text of a refusal block, OpenAI's or the one in `content_blocks`; None for other blocks."""
+    if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
+        block = block["value"]
+    text = block.get("refusal") if block.get("type") == "refusal" else None
+    return text if isinstance(text, str) else None
 
 
-def _kind(block: Mapping[str, Any]) -> str:
+def _summary(block: Block) -> str:
+    """The text of a reasoning block of OpenAI's Responses API."""
+    summary = block.get("summary")
+    parts = summary if isinstance(summary, list) else []
+    return "\n".join(_string(part, "text") or "" for part in parts if isinstance(part, Mapping))
+
+
+def _string(block: Block, name: str, *, or_bytes: bool = False) -> Any:
+    """The text in a block; None where it has none. Blocks are plain dictionaries, so it may be anything.
+
+    Raises:
+        InvalidParameterError: The value is not text.
+    """
+    value = block.get(name)
+    if value is None or isinstance(value, str) or (or_bytes and isinstance(value, bytes)):
+        return value
+    raise _invalid(f"{_kind(block)}: its {name} must be text, not {type(value).__name__}")
+
+
+def _invalid(why: str) -> InvalidParameterError:
+    return InvalidParameterError(why, param="messages")
+
+
+def _kind(block: Block) -> str:
     kind = block.get("type")
     return (
         f"a block of type {kind!r}" if isinstance(kind, str) and len(kind) < 40 else "a block without a type"

@@ -1,6 +1,6 @@
-"""What is publicly known of a model, as LangChain's profile.
+"""Published facts about a model, as LangChain's profile.
 
-Pass ``profile={…}`` for a model of which nothing is known.
+An unknown model has none; pass ``profile={…}`` for it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from prem_core._adapters.model_profiles import model_profile
 
 def profile_of(model: str) -> ModelProfile | None:
     """The model's profile, or None."""
-    facts = model_profile(model)
-    if facts is None:
+    known = model_profile(model)
+    if known is None:
         return None
     return {
-        "max_input_tokens": facts.context_window,
-        "max_output_tokens": facts.max_output_tokens,
+        "max_input_tokens": known.context_window,
+        "max_output_tokens": known.max_output_tokens,
         "text_inputs": True,
-        "image_inputs": facts.image_inputs,
-        "audio_inputs": facts.audio_inputs,
-        "pdf_inputs": facts.pdf_inputs,
+        "image_inputs": known.image_inputs,
+        "audio_inputs": known.audio_inputs,
+        "pdf_inputs": known.pdf_inputs,
         "video_inputs": False,
         "text_outputs": True,
         "image_outputs": False,
         "audio_outputs": False,
         "video_outputs": False,
-        "reasoning_output": facts.reasoning,
-        "tool_calling": facts.tool_calling,
-        "tool_choice": facts.tool_calling,
-        "structured_output": facts.structured_output,
-        # The published schema: tool messages hold text only.
+        "reasoning_output": known.reasoning,
+        "tool_calling": known.tool_calling,
+        "tool_choice": known.tool_calling,
+        "structured_output": known.structured_output,
+        # The published schema allows only text in tool messages.
         "image_tool_message": False,
         "pdf_tool_message": False,
     }

@@ -1,14 +1,13 @@
-"""Say it when plaintext would leave the process by another door.
+"""Warn when LangSmith tracing or an external LLM cache would send prompts out unencrypted.
 
-Prompts and replies are sealed on their way to the enclave. LangSmith tracing sends the same prompts and
-replies to LangSmith, and a cache that is not in memory writes them somewhere: both are legitimate, and
-neither should happen without somebody having meant it.
+Prompts and answers are encrypted on their way to the enclave. LangSmith tracing sends the same texts to LangSmith,
+and a cache outside memory stores them. Both are legitimate, and neither should happen unnoticed.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from langchain_core.caches import BaseCache, InMemoryCache
@@ -20,60 +19,52 @@ PlaintextEgress = Literal["warn", "error", "allow"]
 
 
 class PlaintextEgressWarning(UserWarning):
-    """Prompts and replies would leave the process in plaintext, beside the encrypted transport."""
+    """Prompts and answers leave the process in plaintext, in addition to the encrypted request."""
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
-def check_egress(mode: PlaintextEgress, cache: BaseCache | bool | None, handlers: Iterable[Any] = ()) -> None:
-    """Look for the doors known to be open at this moment.
+def check_egress(mode: PlaintextEgress, cache: BaseCache | bool | None, callbacks: Any) -> None:
+    """Look for tracing and caches that receive plaintext at this moment.
+
+    A tracer in the `config` of a single call is not looked for: passing one is a decision already.
 
     Args:
-        mode: "warn" says it once per process and kind of door, "error" refuses the call, "allow" is silent.
+        mode: "warn" warns once per process and kind, "error" refuses the call, "allow" does nothing.
         cache: The model's own ``cache`` setting.
-        handlers: The run's callback handlers, where they are known already.
+        callbacks: The model's own ``callbacks``: None, a list, or a manager.
 
     Raises:
-        ConfigurationError: One is open and `mode` is "error".
+        ConfigurationError: There is one, and `mode` is "error".
     """
     if mode == "allow":
         return
-    for door in _doors(cache, handlers):
+    # Here, because importing the package would take a tenth longer; the first call needs it anyway.
+    from langchain_core.tracers.context import _tracing_v2_is_enabled
+
+    traced = _tracing_v2_is_enabled() is True  # "local" traces stay in memory
+    used = cache if isinstance(cache, BaseCache) else None if cache is False else get_llm_cache()
+    if not traced and used is None and not callbacks:  # as in most calls
+        return
+    for sink in _plaintext_sinks(traced, used, callbacks):
         message = (
-            f"{door}: prompts and replies leave this process in plaintext, beside the encrypted transport. "
-            "Turn it off, or say that you mean it with plaintext_egress='allow'."
+            f"{sink}: prompts and answers leave this process in plaintext, in addition to the encrypted request. "
+            "Turn it off, or set plaintext_egress='allow' to permit it."
         )
         if mode == "error":
             raise ConfigurationError(message)
-        if door not in _said:
-            _said.add(door)
+        if sink not in _warned:
+            _warned.add(sink)
             warnings.warn(message, PlaintextEgressWarning, stacklevel=2)
 
 
-def handlers_of(callbacks: Any) -> Iterable[Any]:
-    """The handlers in what LangChain calls `Callbacks`: None, a list, or a manager."""
-    return getattr(callbacks, "handlers", callbacks) or ()
-
-
-def _doors(cache: BaseCache | bool | None, handlers: Iterable[Any]) -> Iterable[str]:
-    if _traces() or any(_is_tracer(handler) for handler in handlers):
-        yield "LangSmith tracing is on"
-    if cache is not False:
-        used = cache if isinstance(cache, BaseCache) else get_llm_cache()
-        # A cache in memory keeps what the process holds anyway.
-        if used is not None and not isinstance(used, InMemoryCache):
-            yield f"the LLM cache is a {type(used).__name__}"
-
-
-def _traces() -> bool:
-    from langchain_core.tracers.context import _tracing_v2_is_enabled
-
-    # "local" traces stay on this machine's memory.
-    return _tracing_v2_is_enabled() is True
-
-
-def _is_tracer(handler: Any) -> bool:
+def _plaintext_sinks(traced: bool, cache: BaseCache | None, callbacks: Any) -> Iterator[str]:
     from langchain_core.tracers.langchain import LangChainTracer
 
-    return isinstance(handler, LangChainTracer)
+    handlers = getattr(callbacks, "handlers", callbacks) or ()
+    if traced or any(isinstance(handler, LangChainTracer) for handler in handlers):
+        yield "LangSmith tracing is on"
+    # A cache in memory holds nothing that the process does not hold anyway.
+    if cache is not None and not isinstance(cache, InMemoryCache):
+        yield f"the LLM cache is a {type(cache).__name__}"

@@ -1,8 +1,7 @@
-"""Read structured output: JSON out of an answer, as a dict or as a Pydantic instance.
+"""Parse structured output: JSON in an answer, as a dict or as a Pydantic instance.
 
-langchain-core's parsers complete JSON that is broken off, and put the model's answer into their errors.
-This one completes only what is still being streamed, reads a whole answer as it stands, and its errors
-name fields without showing values.
+langchain-core's parsers complete truncated JSON, and quote the model's answer in their errors. This one completes JSON
+only while the answer is streamed, and its errors name fields without showing values.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from langchain_prem._errors import translate
 from prem_core import RefusalError
 from prem_core._adapters.tools import format_findings
 
-#: Stands for "nothing usable yet", which is not the same as a JSON null.
+#: "No value yet", which is not the same as a JSON null.
 _NOTHING: Any = object()
 
 
 class StructuredOutputParser(BaseTransformOutputParser[Any]):
-    """The answer as `model`'s instance, or as the JSON value it is.
+    """Parses an answer as an instance of `model`, or as a JSON value.
 
     Args:
         model: A Pydantic class (v2 or v1), or None for plain values.
-        tool: The tool whose arguments are the answer; None where the answer is the text.
+        tool: The tool whose arguments are the value; None if the text is.
     """
 
     model: Any = None
@@ -43,19 +42,19 @@ class StructuredOutputParser(BaseTransformOutputParser[Any]):
         return "prem-structured-output"
 
     def parse(self, text: str) -> Any:
-        """The value that `text` spells.
+        """The value in `text`.
 
         Raises:
-            OutputParserException: It is not JSON, or not what the model wants.
+            OutputParserException: It is not JSON, or does not validate.
         """
         return self._checked(_from_text(text, partial=False))
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        """The value in the first generation; None where it is partial and nothing can be read yet.
+        """The value in the first generation; None if it is partial and has no value yet.
 
         Raises:
             RefusalError: The model refused.
-            OutputParserException: There is no such value in it.
+            OutputParserException: It has no such value.
         """
         first = result[0]
         message = first.message if isinstance(first, ChatGeneration) else AIMessage(content=first.text)
@@ -63,17 +62,17 @@ class StructuredOutputParser(BaseTransformOutputParser[Any]):
         return None if value is _NOTHING else value
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002 - the base's name
-        growing = _Growing(self)
-        for piece in input:
-            yield from growing.add(piece)
-        yield from growing.end()
+        reader = _PartialJsonReader(self)
+        for chunk in input:
+            yield from reader.add(chunk)
+        yield from reader.end()
 
     async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:  # noqa: A002
-        growing = _Growing(self)
-        async for piece in input:
-            for value in growing.add(piece):
+        reader = _PartialJsonReader(self)
+        async for chunk in input:
+            for value in reader.add(chunk):
                 yield value
-        for value in growing.end():
+        for value in reader.end():
             yield value
 
     def _read(self, message: BaseMessage, *, partial: bool) -> Any:
@@ -82,7 +81,7 @@ class StructuredOutputParser(BaseTransformOutputParser[Any]):
         if self.tool:
             value = self._from_tool(message, partial=partial)
         elif getattr(message, "tool_calls", None) and not message.text.strip():
-            # Other tools were offered, and the model wants one of them first: there is no value yet.
+            # Other tools were offered, and the model calls one of them first: there is no value yet.
             return _NOTHING
         else:
             value = _from_text(message.text, partial=partial)
@@ -102,11 +101,11 @@ class StructuredOutputParser(BaseTransformOutputParser[Any]):
                 return call["args"]
         if partial:
             return _NOTHING
-        bad = getattr(message, "invalid_tool_calls", None)
+        invalid = getattr(message, "invalid_tool_calls", None)
         raise OutputParserException(
-            "the arguments of the model's call are not JSON"
-            if bad
-            else "the model did not make the call asked for"
+            "the arguments of the tool call are not JSON"
+            if invalid
+            else "the model did not make the requested tool call"
         )
 
     def _checked(self, value: Any) -> Any:
@@ -121,28 +120,28 @@ class StructuredOutputParser(BaseTransformOutputParser[Any]):
             findings = error.errors(include_url=False, include_input=False, include_context=False)
         except pydantic.v1.ValidationError as error:
             findings = error.errors()
-        # Raised outside the handler: pydantic's error quotes the answer, and would be kept as the context.
+        # Outside the handler: pydantic's error, which quotes the answer, would be kept as the context.
         raise OutputParserException(format_findings(self.model.__name__, findings))
 
 
-class _Growing:
-    """A streamed answer, read again with every piece."""
+class _PartialJsonReader:
+    """Parses a streamed answer again with each chunk, and yields values that differ from the last one."""
 
     def __init__(self, parser: StructuredOutputParser) -> None:
         self._parser = parser
-        self._whole: Any = None
+        self._message: Any = None
         self._last: Any = _NOTHING
 
-    def add(self, piece: str | BaseMessage) -> Iterator[Any]:
-        chunk = piece if isinstance(piece, BaseMessage) else AIMessage(content=piece)
-        if self._whole is not None and isinstance(chunk, BaseMessageChunk):
-            chunk = self._whole + chunk
-        self._whole = chunk
-        yield from self._changed(self._parser._read(self._whole, partial=True))
+    def add(self, chunk: str | BaseMessage) -> Iterator[Any]:
+        message = chunk if isinstance(chunk, BaseMessage) else AIMessage(content=chunk)
+        if self._message is not None and isinstance(message, BaseMessageChunk):
+            message = self._message + message
+        self._message = message
+        yield from self._changed(self._parser._read(message, partial=True))
 
     def end(self) -> Iterator[Any]:
-        if self._whole is not None:
-            yield from self._changed(self._parser._read(self._whole, partial=False))
+        if self._message is not None:
+            yield from self._changed(self._parser._read(self._message, partial=False))
 
     def _changed(self, value: Any) -> Iterator[Any]:
         if value is not _NOTHING and (self._last is _NOTHING or value != self._last):
@@ -159,7 +158,7 @@ def _from_text(text: str, *, partial: bool) -> Any:
             return _NOTHING
         return _NOTHING if value is None else value
     try:
-        # Models in JSON mode put fences around it at times; nothing else is read into it.
+        # Some models put Markdown fences around it in JSON mode; nothing else is repaired.
         return parse_json_markdown(text, parser=_strict)
     except (ValueError, RecursionError):
         pass

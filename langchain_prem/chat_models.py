@@ -7,12 +7,12 @@ from operator import itemgetter
 from typing import Any, ClassVar, Literal, cast
 
 import httpx
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough, ensure_config
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils import secret_from_env
 from langchain_core.utils.function_calling import convert_to_openai_function, convert_to_openai_tool
@@ -21,13 +21,13 @@ from pydantic import BaseModel, Field, SecretStr
 from typing_extensions import override
 
 from langchain_prem._content_blocks import PROVIDER
-from langchain_prem._errors import core_errors
+from langchain_prem._errors import translate
 from langchain_prem._messages import wire_messages
 from langchain_prem._model_profile import profile_of
-from langchain_prem._plaintext_egress import PlaintextEgress, check_egress, handlers_of
-from langchain_prem._responses import Chunks, chat_result
+from langchain_prem._plaintext_egress import PlaintextEgress, check_egress
+from langchain_prem._responses import ChunkConverter, chat_result
 from langchain_prem._structured_output import StructuredOutputParser
-from prem_core import InvalidParameterError
+from prem_core import InvalidParameterError, PremError
 from prem_core._adapters import tools as tool_forms
 from prem_core._adapters.settings import ModelSettings
 
@@ -35,8 +35,8 @@ from prem_core._adapters.settings import ModelSettings
 class ChatPremEncrypted(ModelSettings, BaseChatModel):
     """Chat models behind Prem's end-to-end encrypted API.
 
-    Prompts are sealed in this process to a hardware enclave's key, and replies are opened in it; the
-    gateway in between authenticates and meters ciphertext.
+    Prompts are encrypted in this process for a hardware enclave, and answers are decrypted in it. The gateway in
+    between authenticates and meters ciphertext.
 
     Setup:
         Install ``prem-encrypted[langchain]`` and set ``PREM_API_KEY``.
@@ -52,45 +52,24 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         temperature: float | None
             Sampling temperature, 0 to 2.
         max_tokens: int | None
-            Most tokens to generate.
+            Maximum number of tokens to generate.
         reasoning_effort: str | None
             none, minimal, low, medium or high.
         stop: str | list[str] | None
-            Up to four strings to stop at.
-        logprobs: bool | None
-            Whether to return log probabilities.
-        stream_usage: bool
-            Whether streams report token usage. Default True.
-        extra_body: dict | None
-            Further names for the request, passed through unchecked.
+            Up to four strings at which generation stops.
 
-        Every other parameter of the published schema is a field too (``seed``, ``n``, ``verbosity``, …), and
-        all of them can be given per call, which wins.
+        Every parameter of the published schema is a field (``seed``, ``n``, ``logprobs``, …), and can be given for a
+        single call instead, which takes precedence. ``extra_body`` passes further names through.
 
     Key init args — client params:
         api_key: SecretStr | None
-            Begins with ``sk_live`` or ``sk_test``; else read from ``PREM_API_KEY``.
-        gateway_url, enclave_url: str | None
-            The gateway and the enclave; else ``PREM_GATEWAY_URL`` and ``PREM_ENCLAVE_URL``, else Prem's.
-        enclave_public_key: str | None
-            The enclave's key, pinned (hex or base64), instead of a fetched one.
-        timeout: float
-            Seconds to wait for a connection, for the answer to begin, and between its chunks.
-        max_retries: int
-            Tries after the first; never once a chunk has come.
-        total_timeout: float | None
-            Seconds for a whole call: its turn's wait, every try and, of a stream, the taker's time included.
-        stream_chunk_timeout: float | None
-            Seconds between the chunks of a stream, whatever comments come in between; else ``timeout``.
-        max_concurrency: int | None
-            Requests on their way at once, of all threads and tasks, ``batch`` and ``abatch`` included. Default 5,
-            the BASE tier's; None for any number.
-        requests_per_second: float | None
-            Requests that begin, in the long run.
-        limits: prem_core.Limits | None
-            In place of these two, to share with other models and clients of the organisation.
+            Default: ``PREM_API_KEY``.
+        gateway_url: str | None
+            Default: ``PREM_GATEWAY_URL``, then Prem's gateway.
+        timeout, max_retries, max_concurrency, limits, enclave_public_key, …
+            Described at the attributes, and in the README under Settings. Models with equal settings share one client.
         plaintext_egress: "warn" | "error" | "allow"
-            What to do when LangSmith tracing or a cache outside memory would carry prompts out in plaintext.
+            What to do when LangSmith tracing or a cache outside memory would receive prompts in plaintext.
 
     Instantiate:
         .. code-block:: python
@@ -120,7 +99,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
             async for chunk in llm.astream("Count to ten."):
                 print(chunk.text, end="")
 
-        One object may be used over several ``asyncio.run`` calls.
+        One model may be used in several ``asyncio.run`` calls.
 
     Tool calling:
         .. code-block:: python
@@ -136,8 +115,8 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
             llm.bind_tools([GetWeather]).invoke("What is the weather in Paris and in Tokyo?").tool_calls
 
-        `tool_choice` is "auto", "none", "any", a tool's name, or OpenAI's dict. The published schema has no
-        ``parallel_tool_calls``: True is what the service does, and is accepted; False is refused.
+        `tool_choice` is "auto", "none", "any", the name of a tool, or OpenAI's dict. The published schema has no
+        ``parallel_tool_calls``: True, which is what the service does, is accepted; False is an error.
 
     Structured output:
         .. code-block:: python
@@ -149,7 +128,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
             llm.with_structured_output(Invoice).invoke("Invoice 17 over 12.50 EUR")
 
-        By the service's JSON schema support, or by ``method="function_calling"`` or ``"json_mode"``.
+        Uses the service's JSON schema support, or ``method="function_calling"`` or ``"json_mode"``.
 
     JSON mode:
         .. code-block:: python
@@ -164,15 +143,15 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
                 {"type": "image", "base64": image, "mime_type": "image/png"},
             ])])
 
-        OpenAI's ``image_url`` blocks are taken too.
+        OpenAI's ``image_url`` blocks are accepted too.
 
     Audio input:
         .. code-block:: python
 
             {"type": "audio", "base64": recording, "mime_type": "audio/wav"}
 
-        wav and mp3. Documents go in as ``{"type": "file", "base64": …, "mime_type": "application/pdf"}``.
-        System and tool messages hold text only. A block that cannot be sent is an error.
+        wav and mp3. Documents are ``{"type": "file", "base64": …, "mime_type": "application/pdf"}``. System and tool
+        messages contain text only. A block that cannot be sent is an error.
 
     Token usage:
         .. code-block:: python
@@ -192,43 +171,42 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
             # {"model_provider": "prem", "model_name": ..., "finish_reason": "stop", "id": ...}
 
     Reasoning:
-        ``message.additional_kwargs["reasoning_content"]``, and ``reasoning`` blocks in
+        In ``message.additional_kwargs["reasoning_content"]``, and as ``reasoning`` blocks in
         ``message.content_blocks``. Within a tool loop it is sent back to the model.
 
     Pickle and copy:
-        The API key is not written into pickles: it is read from the environment again. Connections and what is
-        in flight are not carried over; a copy makes its own. Copies share `limits` where these were given; a
-        pickle has fresh ones.
+        A pickle does not contain the API key; it is read from the environment again. Copies share the model's client
+        and limits. In another process an unpickled model has its own.
 
-    Errors are `prem_core`'s, and langchain-core's (`ModelRateLimitError` and so on) as well.
+    Errors are both `prem_core`'s and langchain-core's (`ModelRateLimitError` and so on).
     """
 
     api_key: SecretStr | None = Field(default_factory=secret_from_env("PREM_API_KEY", default=None))
-    """API key; else PREM_API_KEY."""
+    """API key. Default: PREM_API_KEY, read when the model is constructed."""
     http_client: httpx.Client | None = Field(default=None, exclude=True, repr=False)
-    """An httpx client of your own for synchronous calls. Not serialised, not closed."""
+    """Your own httpx client for synchronous calls. Not serialised, not closed."""
     http_async_client: httpx.AsyncClient | None = Field(default=None, exclude=True, repr=False)
-    """An httpx client of your own for asynchronous calls. Not serialised, not closed."""
+    """Your own httpx client for asynchronous calls. Not serialised, not closed."""
     stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
-    """Up to four strings to stop at."""
+    """Up to four strings at which generation stops."""
     streaming: bool = False
-    """Whether `invoke` goes through the streaming API too."""
+    """Whether `invoke` uses the streaming API too."""
     plaintext_egress: PlaintextEgress = "warn"
-    """What to do when tracing or a cache would carry prompts out of the process in plaintext."""
+    """What to do when tracing or a cache outside memory would receive prompts in plaintext."""
 
-    # Said again: the framework's base class has a looser one, and stands last.
+    # Restated because pydantic would otherwise use the framework base class's looser one.
     model_config = ModelSettings.model_config
 
     _http_fields: ClassVar[tuple[str, str]] = ("http_client", "http_async_client")
-    # `_serialized` is a cached property of langchain-core's, which holds what identifies the model.
+    # `_serialized` is a cached property of langchain-core's with everything that identifies the model.
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key", "_serialized"})
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter", "callbacks", "cache"})
 
-    # --- what it is -----------------------------------------------------------------------------------
+    # --- identity -------------------------------------------------------------------------------------
 
     @property
     def model_name(self) -> str:
-        """The model's name, as other LangChain models call it."""
+        """The model's name, under the name that other LangChain models use."""
         return self.model
 
     @property
@@ -239,7 +217,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     @property
     @override
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model_name": self.model, "gateway_url": self.gateway_url, **self._defaults()}
+        return {"model_name": self.model, "gateway_url": self.gateway_url, **self._params()}
 
     @property
     @override
@@ -275,10 +253,10 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
     @override
     def get_num_tokens(self, text: str) -> int:
-        """About how many tokens `text` has.
+        """The approximate number of tokens in `text`.
 
-        Counted from its length, about four characters a token: the models' own tokenizers would have to be
-        downloaded, and asking the service would cost a request. `custom_get_token_ids` is used where set.
+        Estimated at four characters per token: the models' own tokenizers would have to be downloaded. Uses
+        `custom_get_token_ids` if that is set.
         """
         if self.custom_get_token_ids is not None:
             return len(self.custom_get_token_ids(text))
@@ -288,7 +266,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """About how many tokens `messages` and `tools` have; see `get_num_tokens`."""
+        """The approximate number of tokens in `messages` and `tools`; see `get_num_tokens`."""
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages, tools)
         formatted: list[BaseTool | dict[str, Any]] = [convert_to_openai_tool(tool) for tool in tools or ()]
@@ -298,71 +276,17 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], *, stream: bool
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], bool]:
+        """Arguments of `chat.completions.create`, and whether they request JSON."""
         given = kwargs if stop is None else {**kwargs, "stop": stop}
-        return self._chat_request(wire_messages(messages), given, stream=stream)
+        request = self._chat_request(wire_messages(messages), given, stream=stream)
+        return request, "response_format" in request and tool_forms.requests_json(request)
 
     @override
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        # The first thing every way of calling a model does, and before tracers are told of the prompt.
-        check_egress(self.plaintext_egress, self.cache, handlers_of(self.callbacks))
+        # Every way of calling a model starts here, before tracers receive the prompt.
+        check_egress(self.plaintext_egress, self.cache, self.callbacks)
         return super()._get_invocation_params(stop=stop, **kwargs)
-
-    def _check_callbacks(self, callbacks: Callbacks) -> None:
-        # Before core opens the run: a tracer is told of the prompt then.
-        check_egress(self.plaintext_egress, self.cache, handlers_of(callbacks))
-
-    @override
-    def generate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        self._check_callbacks(callbacks)
-        return super().generate(messages, stop, callbacks, **kwargs)
-
-    @override
-    async def agenerate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        self._check_callbacks(callbacks)
-        return await super().agenerate(messages, stop, callbacks, **kwargs)
-
-    @override
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        self._check_callbacks(ensure_config(config).get("callbacks"))
-        return super().stream(input, config, **kwargs)
-
-    @override
-    def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        self._check_callbacks(ensure_config(config).get("callbacks"))
-        return super().astream(input, config, **kwargs)
-
-    @override
-    def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        self._check_callbacks(ensure_config(config).get("callbacks"))
-        return super().stream_events(input, config, **kwargs)
-
-    @override
-    def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        self._check_callbacks(ensure_config(config).get("callbacks"))
-        return super().astream_events(input, config, **kwargs)
 
     @override
     def _generate(
@@ -372,10 +296,12 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with core_errors():
-            request = self._request(messages, stop, kwargs, stream=False)
-            completion = self._sync().chat.completions.create(**request)
-            return chat_result(completion, json_wanted=tool_forms.wants_json(request))
+        try:
+            request, json_requested = self._request(messages, stop, kwargs, stream=False)
+            completion = self._client().chat.completions.create(**request)
+            return chat_result(completion, json_requested=json_requested)
+        except PremError as error:
+            raise translate(error) from error.__cause__
 
     @override
     async def _agenerate(
@@ -385,10 +311,12 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with core_errors():
-            request = self._request(messages, stop, kwargs, stream=False)
-            completion = await self._async().chat.completions.create(**request)
-            return chat_result(completion, json_wanted=tool_forms.wants_json(request))
+        try:
+            request, json_requested = self._request(messages, stop, kwargs, stream=False)
+            completion = await self._async_client().chat.completions.create(**request)
+            return chat_result(completion, json_requested=json_requested)
+        except PremError as error:
+            raise translate(error) from error.__cause__
 
     @override
     def _stream(
@@ -398,17 +326,20 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        with core_errors():
-            request = self._request(messages, stop, kwargs, stream=True)
-            chunks = Chunks(json_wanted=tool_forms.wants_json(request))
-            with self._sync().chat.completions.create(**request) as stream:
+        try:
+            request, json_requested = self._request(messages, stop, kwargs, stream=True)
+            converter = ChunkConverter(json_requested=json_requested)
+            client = self._client()  # kept to the end: another setting would give the model another one
+            with client.chat.completions.create(**request) as stream:
                 for chunk in stream:
-                    made = chunks.of(chunk)
-                    if made is not None:
+                    generation = converter.convert(chunk)
+                    if generation is not None:
                         if run_manager:
-                            run_manager.on_llm_new_token(made.text, chunk=made)
-                        yield made
-            yield chunks.last()
+                            run_manager.on_llm_new_token(generation.text, chunk=generation)
+                        yield generation
+            yield converter.end()
+        except PremError as error:
+            raise translate(error) from error.__cause__
 
     @override
     async def _astream(
@@ -418,17 +349,20 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        with core_errors():
-            request = self._request(messages, stop, kwargs, stream=True)
-            chunks = Chunks(json_wanted=tool_forms.wants_json(request))
-            async with await self._async().chat.completions.create(**request) as stream:
+        try:
+            request, json_requested = self._request(messages, stop, kwargs, stream=True)
+            converter = ChunkConverter(json_requested=json_requested)
+            client = self._async_client()
+            async with await client.chat.completions.create(**request) as stream:
                 async for chunk in stream:
-                    made = chunks.of(chunk)
-                    if made is not None:
+                    generation = converter.convert(chunk)
+                    if generation is not None:
                         if run_manager:
-                            await run_manager.on_llm_new_token(made.text, chunk=made)
-                        yield made
-            yield chunks.last()
+                            await run_manager.on_llm_new_token(generation.text, chunk=generation)
+                        yield generation
+            yield converter.end()
+        except PremError as error:
+            raise translate(error) from error.__cause__
 
     # --- tools and structured output ------------------------------------------------------------------
 
@@ -446,21 +380,21 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         """Bind tools to this model.
 
         Args:
-            tools: Whatever `convert_to_openai_tool` takes: tools, functions, Pydantic classes, dicts.
-            tool_choice: "auto" (the service's default), "none", "any" or "required" or True for at least
-                one call, a tool's name for that one, or OpenAI's dict.
-            strict: Whether arguments must follow the tools' schemas to the letter.
-            parallel_tool_calls: The service decides this itself. True is accepted; False is refused.
+            tools: Anything that `convert_to_openai_tool` accepts: tools, functions, Pydantic classes, dicts.
+            tool_choice: "auto" (the service's default), "none"; "any", "required" or True for at least one call; the
+                name of one tool; or OpenAI's dict.
+            strict: Whether arguments must match the tools' schemas exactly.
+            parallel_tool_calls: Decided by the service. True is accepted; False is an error.
             response_format: The form of the final answer: a schema, or OpenAI's dict.
             **kwargs: Further parameters to bind.
 
         Raises:
-            InvalidParameterError: `tool_choice` names no tool given, or `parallel_tool_calls` is False.
+            InvalidParameterError: `tool_choice` names none of the tools, or `parallel_tool_calls` is False.
         """
         if parallel_tool_calls is False:
             raise InvalidParameterError(
-                "parallel_tool_calls: the published schema has no place for it, and the service makes parallel "
-                "calls where it sees fit; False cannot be promised. Take the first of the message's tool_calls",
+                "parallel_tool_calls: the published schema does not have it, and the service may always make parallel "
+                "calls, so False has no effect; use the first of the message's tool_calls",
                 param="parallel_tool_calls",
             )
         formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
@@ -481,39 +415,38 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """Make answers take the form of `schema`.
+        """A runnable whose output is an instance of `schema`.
 
         Args:
-            schema: A Pydantic class, a TypedDict, a JSON Schema or an OpenAI function; None with json_mode
-                for any JSON object.
-            method: "json_schema" has the service hold the answer to the schema; "function_calling" makes
-                it the arguments of a call; "json_mode" asks for JSON only, and the prompt has to describe
-                it.
-            include_raw: Return ``{"raw": message, "parsed": …, "parsing_error": …}``; a parsing error is
-                then returned instead of raised.
-            strict: Whether the service must follow the schema to the letter. Not with json_mode.
-            tools: Tools to offer besides. Only with json_schema. Where the model calls one instead of answering,
-                the value is None and the calls are in ``raw`` (`include_raw`).
+            schema: A Pydantic class, a TypedDict, a JSON Schema or an OpenAI function; None with json_mode for any JSON
+                object.
+            method: "json_schema" uses the service's JSON schema support; "function_calling" requests the value as the
+                arguments of a tool call; "json_mode" requests JSON only, and the prompt has to describe it.
+            include_raw: Return ``{"raw": message, "parsed": …, "parsing_error": …}``; a parsing error is then returned
+                instead of raised.
+            strict: Whether the answer must match the schema exactly. Not with json_mode.
+            tools: Tools to offer as well. Only with json_schema. If the model calls one instead of answering, the value
+                is None and the calls are in ``raw`` (`include_raw`).
             **kwargs: Further parameters to bind.
 
         Returns:
-            A runnable that gives instances of a Pydantic `schema`, or dicts.
+            A runnable that returns instances of `schema` if that is a Pydantic class, otherwise dicts.
 
         Raises:
-            ValueError: The arguments do not go together.
+            ValueError: The arguments contradict each other.
             RefusalError: When run: the model refused.
-            LengthFinishReasonError: When run: the token limit cut the answer.
+            LengthFinishReasonError: When run: the token limit truncated the answer.
         """
         if method not in ("json_schema", "function_calling", "json_mode"):
             raise ValueError("method must be 'json_schema', 'function_calling' or 'json_mode'")
         if schema is None and method != "json_mode":
             raise ValueError(f"schema must be given with method {method!r}")
         if strict is not None and method == "json_mode":
-            raise ValueError("strict has no meaning with method 'json_mode'")
+            raise ValueError("strict has no effect with method 'json_mode'")
         if tools and method != "json_schema":
             raise ValueError(f"tools cannot be combined with method {method!r}")
         if method == "function_calling" and isinstance(schema, dict):
-            # OpenAI's response_format forms hold the same schema under other names.
+            # OpenAI's response_format has the same schema under other names.
             named = schema.get("json_schema", schema)
             if isinstance(named.get("schema"), dict):
                 schema = {**named, "parameters": named["schema"]}
@@ -549,7 +482,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
 
 def _response_format(schema: Any, *, strict: bool | None) -> dict[str, Any]:
-    """OpenAI's ``response_format`` for a schema of any of LangChain's kinds."""
+    """OpenAI's ``response_format`` for any kind of schema that LangChain accepts."""
     if (form := tool_forms.as_response_format(schema)) is not None:
         return form
     function = convert_to_openai_function(schema, strict=strict)

@@ -26,8 +26,8 @@ from prem_core._adapters.audio_settings import (
     source_of,
     sources_at,
     suffix_of_type,
+    without_traceback,
 )
-from prem_core._crypto.redaction import without_traceback
 
 __all__ = ["PremWhisperLoader", "PremWhisperParser", "TranscriptionFailedWarning"]
 

@@ -7,12 +7,9 @@
 
 try:
     import llama_index.core as _core  # noqa: F401
-except (
-    ImportError
-) as error:  # pragma: no cover - run in an environment without the extra, by the packaging test
-    raise ImportError(
-        'llama_index_prem needs llama-index-core: pip install "prem-encrypted[llama-index]"'
-    ) from error
+except ImportError as error:  # pragma: no cover - tested without the extra, in tests/packaging
+    missing = 'llama_index_prem needs llama-index-core: pip install "prem-encrypted[llama-index]"'
+    raise ImportError(missing) from error
 
 from llama_index_prem.llm import PremEncrypted
 from llama_index_prem.whisper import (
@@ -21,8 +18,7 @@ from llama_index_prem.whisper import (
     TranscriptionFailedWarning,
     whisper_file_extractor,
 )
-from prem_core import RefusalError
-from prem_core._version import __version__
+from prem_core import RefusalError, __version__
 
 __all__ = [
     "WHISPER_SUFFIXES",

@@ -1,7 +1,7 @@
 """LlamaIndex's messages as the published schema's messages.
 
-Whatever a message's blocks hold is sent or refused by name; nothing is dropped in silence. Cache points hold
-nothing, and the service has no place to set one: they are passed over. The caller's messages are not changed.
+Content that the schema cannot express is an error that names its place; nothing is dropped silently. Cache points
+have no content and are skipped: the service does not support them. The caller's messages are not changed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from prem_core._adapters.content import (
     file_part,
     image_part,
     media_type_of,
-    refused,
     text_part,
     tool_call_part,
+    unsupported,
 )
 
 _ASSISTANT = frozenset({MessageRole.ASSISTANT, MessageRole.CHATBOT, MessageRole.MODEL})
@@ -49,17 +49,19 @@ _UNTITLED = "input_document"
 def wire_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """The request's ``messages``.
 
-    Thinking goes back in the tool loop it belongs to, as reasoning models expect: with the assistant
-    messages after the last user message. Earlier thinking is left out, as their makers ask.
+    Thinking is sent back in the tool loop it belongs to, with the assistant messages after the last user message, as
+    reasoning models expect. Earlier thinking is left out, as their makers ask.
 
-    Of a message's ``additional_kwargs`` these are read: ``name``, ``tool_call_id``, ``tool_calls``,
-    ``refusal`` and ``reasoning_content``. The others are notes of whoever put them there.
+    These of a message's ``additional_kwargs`` are sent: ``name``, ``tool_call_id``, ``tool_calls``, ``refusal`` and
+    ``reasoning_content``. Others are ignored: applications keep their own notes there.
 
     Raises:
-        InvalidParameterError: A message or block that the schema has no place for; names its position.
+        InvalidParameterError: The schema cannot express a message or a block; the error names its position.
     """
-    turn = max((i for i, message in enumerate(messages) if message.role == MessageRole.USER), default=-1)
-    return [_message(message, i, in_loop=i > turn) for i, message in enumerate(messages)]
+    loop = len(messages)
+    while loop and messages[loop - 1].role != MessageRole.USER:
+        loop -= 1
+    return [_message(message, i, in_loop=i >= loop) for i, message in enumerate(messages)]
 
 
 def _message(message: ChatMessage, position: int, *, in_loop: bool) -> dict[str, Any]:
@@ -73,8 +75,8 @@ def _message(message: ChatMessage, position: int, *, in_loop: bool) -> dict[str,
     elif role == MessageRole.TOOL:
         call_id = kwargs.get("tool_call_id")
         if not isinstance(call_id, str):
-            why = 'a tool message names the call it answers, in additional_kwargs["tool_call_id"]'
-            raise refused(position, "tool_call_id", why)
+            why = 'a tool message needs the id of its tool call in additional_kwargs["tool_call_id"]'
+            raise unsupported(position, "tool_call_id", why)
         return {"role": "tool", "content": _text(message, position, "tool"), "tool_call_id": call_id}
     else:
         wire = {"role": "function", "content": _text(message, position, "function")}
@@ -89,8 +91,8 @@ def _text(message: ChatMessage, position: int, role: str) -> str:
         if isinstance(block, TextBlock):
             texts.append(block.text)
         elif not isinstance(block, CachePoint):
-            why = f"{role} messages hold text only, not {_kind(block)}: put it into a user message"
-            raise refused(position, f"blocks.{i}", why)
+            why = f"{role} messages contain text only, not {_kind(block)}: use a user message"
+            raise unsupported(position, f"blocks.{i}", why)
     return "\n".join(texts)  # as `ChatMessage.content` joins them
 
 
@@ -102,7 +104,7 @@ def _content(message: ChatMessage, position: int) -> str | list[Part]:
         try:
             parts.append(_part(block))
         except InvalidParameterError as error:
-            raise refused(position, f"blocks.{i}", str(error)) from None
+            raise unsupported(position, f"blocks.{i}", str(error)) from None
     if not parts:
         return ""
     return cast("str", parts[0]["text"]) if len(parts) == 1 and parts[0]["type"] == "text" else parts
@@ -124,8 +126,8 @@ def _part(block: BaseContentBlock) -> Part:
     if isinstance(block, DocumentBlock):
         return _document(block)
     if isinstance(block, ToolCallBlock | ThinkingBlock):
-        raise InvalidParameterError(f"{_kind(block)} belongs into an assistant message")
-    raise InvalidParameterError(f"{_kind(block)} has no place in the published schema")
+        raise InvalidParameterError(f"{_kind(block)} belongs in an assistant message")
+    raise InvalidParameterError(f"{_kind(block)} is not supported by the published schema")
 
 
 def _document(block: DocumentBlock) -> Part:
@@ -139,27 +141,25 @@ def _document(block: DocumentBlock) -> Part:
     return file_part(data=data, media_type=kind, filename=name)
 
 
-def _bytes(held: bytes | IOBase | None, resolve: Callable[[], IOBase]) -> bytes:
-    """The bytes themselves: core keeps some blocks as base64, some as they came, and some on disk."""
-    position = held.tell() if isinstance(held, IOBase) else 0
+def _bytes(value: bytes | IOBase | None, resolve: Callable[[], IOBase]) -> bytes:
+    """The bytes of a block; core keeps them as base64, unchanged, or in a file."""
+    position = value.tell() if isinstance(value, IOBase) else 0
     try:
         return cast("bytes", cast("Any", resolve()).read())
     except (OSError, ValueError) as error:
-        # Core's own messages say what is missing; those of the system name a path.
+        # Core's messages say what is missing. Those of the operating system contain a path.
         why = error.strerror if isinstance(error, OSError) else error
-        raise InvalidParameterError(f"its data cannot be read: {why}") from None
+        raise InvalidParameterError(f"the block's data cannot be read: {why}") from None
     finally:
-        if isinstance(held, IOBase):
-            held.seek(position)
+        if isinstance(value, IOBase):
+            value.seek(position)
 
 
 def _data_url(url: Any, what: str) -> str | None:
     if url is None:
         return None
     if media_type_of(text := str(url)) is None:
-        raise InvalidParameterError(
-            f"{what} by URL has no place in the published schema: read it and pass the bytes"
-        )
+        raise InvalidParameterError(f"{what} by URL is not supported by the published schema: pass its bytes")
     return text
 
 
@@ -177,10 +177,13 @@ def _assistant(message: ChatMessage, position: int, *, in_loop: bool) -> dict[st
         elif isinstance(block, ThinkingBlock):
             thoughts.append(block.content or "")
         elif isinstance(block, ToolCallBlock):
-            calls.append(tool_call_part(block.tool_call_id, block.tool_name, block.tool_kwargs))
+            try:
+                calls.append(tool_call_part(block.tool_call_id, block.tool_name, block.tool_kwargs))
+            except InvalidParameterError as error:
+                raise unsupported(position, f"blocks.{i}", str(error)) from None
         elif not isinstance(block, CachePoint):
-            why = f"assistant messages hold text, thinking and tool calls only, not {_kind(block)}"
-            raise refused(position, f"blocks.{i}", why)
+            why = f"assistant messages contain text, thinking and tool calls only, not {_kind(block)}"
+            raise unsupported(position, f"blocks.{i}", why)
     kwargs = message.additional_kwargs
     known = {call["id"] for call in calls}
     for call_id, name, arguments in calls_in_kwargs(message):
@@ -193,19 +196,21 @@ def _assistant(message: ChatMessage, position: int, *, in_loop: bool) -> dict[st
 
 
 def calls_in_kwargs(message: ChatMessage) -> list[tuple[str, str, str]]:
-    """The calls in ``additional_kwargs["tool_calls"]``: id, name and arguments of each.
+    """Id, name and arguments of each tool call in ``additional_kwargs["tool_calls"]``.
 
-    Written by this package as dicts; by others also as objects of the same shape.
+    This package writes them there as dicts; others also as objects with the same attributes.
     """
-    found = []
+    calls = []
     for call in message.additional_kwargs.get("tool_calls") or ():
-        function = _of(call, "function")
-        found.append((_of(call, "id") or "", _of(function, "name") or "", _of(function, "arguments") or ""))
-    return found
+        function = _get(call, "function")
+        calls.append(
+            (_get(call, "id") or "", _get(function, "name") or "", _get(function, "arguments") or "")
+        )
+    return calls
 
 
-def _of(held: Any, name: str) -> Any:
-    return held.get(name) if isinstance(held, dict) else getattr(held, name, None)
+def _get(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
 def _kind(block: BaseContentBlock) -> str:

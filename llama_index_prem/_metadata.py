@@ -1,7 +1,7 @@
-"""What LlamaIndex is told of a model, without a context window that nobody knows.
+"""A model's metadata, with a context window that is looked up when it is read.
 
-Metadata is read at many places, in callbacks before every call and within event loops, and few of them
-want the context window. Where it is not known yet, it is looked up when somebody reads it, and not before.
+LlamaIndex reads the metadata in many places, in callbacks before every call and within event loops, and the context
+window in few of them. Looking it up may take a request, so it waits until then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class LazyMetadata(LLMMetadata):
     """Metadata whose `context_window` is looked up when it is read, and left out of dumps until then.
 
     Args:
-        look_up: Gives the context window, or raises.
+        look_up: Returns the context window, or raises.
         values: The other fields.
     """
 
@@ -26,7 +26,7 @@ class LazyMetadata(LLMMetadata):
     def __init__(self, look_up: Callable[[], int], **values: Any) -> None:
         super().__init__(**values)
         self._look_up = look_up
-        # The base's default is a guess. Without a value, reading the field comes to __getattr__.
+        # The base class's default would be a wrong value. Without one, reading the field calls __getattr__.
         del self.__dict__["context_window"]
 
     def __getattr__(self, name: str) -> Any:

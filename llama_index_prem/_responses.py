@@ -1,8 +1,8 @@
-"""What the service answers, as LlamaIndex's responses.
+"""Prem's answers as LlamaIndex's responses.
 
-A stream is cumulative: each response holds the whole message so far, and what is new as its `delta`. Agents
-keep only the last one, so the last one, made when the answer is known to be whole, holds every block and
-the usage, whatever the service's own last chunk held.
+Streams are cumulative: each response has the whole message so far, and the new text as its `delta`. Agents keep only
+the last one, so the last one has every block and the usage, whatever the service's own last chunk contains. It is
+made once the answer is known to be complete.
 """
 
 from __future__ import annotations
@@ -21,112 +21,82 @@ from llama_index.core.base.llms.types import (
 )
 
 from prem_core import APIResponseValidationError, ChatCompletion, ChatCompletionChunk, Usage
+from prem_core._adapters.stream_state import StreamState, ToolCall
 from prem_core._adapters.tools import raise_if_truncated
-from prem_core._protocol.accumulator import ToolCallMerger
-from prem_core._protocol.response_types import ToolCall
 
 
-class ChatStream:
-    """One stream's chunks, as chat responses.
+class ChunkConverter(StreamState):
+    """Converts the chunks of one stream to chat responses."""
 
-    Args:
-        json_wanted: Whether the request asks for JSON, so that an answer cut short by its token limit is
-            of no use even without tool calls.
-        first_call_only: Whether only the first tool call of the answer is wanted.
-    """
+    _reasoning = _refusal = ""
 
-    def __init__(self, *, json_wanted: bool, first_call_only: bool) -> None:
-        self._json_wanted = json_wanted
-        self._first_call_only = first_call_only
-        self._text = ""
-        self._thought = ""
-        self._refusal = ""
-        self._tools: ToolCallMerger | None = None
-        self._usage: Usage | None = None
-        self._finish: ChatCompletionChunk | None = None
-
-    def of(self, chunk: ChatCompletionChunk) -> ChatResponse | None:
-        """`chunk` as a response, or None where it adds nothing to the message."""
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        if not chunk.choices:
+    def convert(self, chunk: ChatCompletionChunk) -> ChatResponse | None:
+        """`chunk` as a response; None if it adds nothing to the message."""
+        choice = self.read(chunk)
+        if choice is None:
             return None
-        choice = chunk.choices[0]
         delta = choice.delta
-        if choice.finish_reason is not None:
-            self._finish = chunk
-        content, thought = delta.content or "", delta.reasoning_content
-        if not (content or thought or delta.refusal or delta.tool_calls or choice.logprobs):
+        reasoning = delta.reasoning_content
+        if not (delta.content or reasoning or delta.refusal or delta.tool_calls or choice.logprobs):
             return None
-        self._text += content
-        self._refusal += delta.refusal or ""
-        more = {}
-        if thought:
-            self._thought += thought
-            more["thinking_delta"] = thought
-        if delta.tool_calls:
-            if self._tools is None:
-                self._tools = ToolCallMerger()
-            for piece in delta.tool_calls:
-                self._tools.add(piece)
+        kwargs = {}
+        if reasoning:
+            self._reasoning += reasoning
+            kwargs["thinking_delta"] = reasoning
+        if delta.refusal:
+            self._refusal += delta.refusal
+        for part in delta.tool_calls or ():
+            self.add_tool_call(part)
         return ChatResponse(
-            message=self._message(),
-            delta=content,
+            message=_message(self._reasoning, None, self.text, self._refusal, self.tool_calls()),
+            delta=delta.content or "",
             raw=chunk.model_dump(),
             logprobs=_logprobs(choice.logprobs) if choice.logprobs else None,
-            additional_kwargs=more,
+            additional_kwargs=kwargs,
         )
 
-    def last(self) -> ChatResponse:
-        """The response that ends the answer: every block, and the usage.
+    def end(self) -> ChatResponse:
+        """The response that ends a complete answer, with every block and the usage.
 
         Raises:
-            LengthFinishReasonError: The token limit cut a tool call, or the JSON that was asked for.
+            LengthFinishReasonError: The token limit truncated a tool call, or the JSON that was requested.
+            APIResponseValidationError: The arguments of a tool call are truncated.
         """
-        raw = self._finish.model_dump() if self._finish is not None else {}
-        if self._finish is not None and self._finish.choices[0].finish_reason == "length":
-            calls = [call.function.arguments for call in self._calls()]
-            raise_if_truncated(calls, self._text if self._json_wanted else None)
-        raw["usage"] = usage = _counts(self._usage)
-        message = self._message(_thinking_tokens(self._usage))
+        self.check_end()
+        raw = self.final.model_dump() if self.final is not None else {}
+        raw["usage"] = usage = _counts(self.usage)
+        tokens = _reasoning_tokens(self.usage)
+        message = _message(self._reasoning, tokens, self.text, self._refusal, self.tool_calls())
         return ChatResponse(message=message, delta="", raw=raw, additional_kwargs=_totals(usage))
-
-    def _calls(self) -> list[ToolCall]:
-        if self._tools is None:
-            return []
-        return self._tools.calls()[: 1 if self._first_call_only else None]
-
-    def _message(self, thinking_tokens: int | None = None) -> ChatMessage:
-        return _message(self._thought, thinking_tokens, self._text, self._refusal, self._calls())
 
 
 def chat_response(
-    completion: ChatCompletion, *, json_wanted: bool, first_call_only: bool = False
+    completion: ChatCompletion, *, json_requested: bool, first_call_only: bool = False
 ) -> ChatResponse:
-    """A whole answer. Of several, the first; all of them are in `raw`.
+    """A complete answer that was not streamed. Its message is the first choice; all choices are in `raw`.
 
     Args:
         completion: The answer.
-        json_wanted: Whether the request asks for JSON.
-        first_call_only: Whether only the first tool call is wanted.
+        json_requested: Whether the request asks for JSON.
+        first_call_only: Whether tool calls after the first one are ignored.
 
     Raises:
-        LengthFinishReasonError: The token limit cut a tool call, or the JSON that was asked for.
-        APIResponseValidationError: There is no answer in it.
+        LengthFinishReasonError: The token limit truncated a tool call, or the JSON that was requested.
+        APIResponseValidationError: The answer has no choice.
     """
     if not completion.choices:
-        raise APIResponseValidationError("the answer holds no choice")
+        raise APIResponseValidationError("the answer has no choice")
     choice = completion.choices[0]
-    said = choice.message
-    calls = (said.tool_calls or [])[: 1 if first_call_only else None]
-    text = said.content or ""
+    answer = choice.message
+    calls = (answer.tool_calls or [])[: 1 if first_call_only else None]
+    text = answer.content or ""
     if choice.finish_reason == "length":
-        raise_if_truncated([call.function.arguments for call in calls], text if json_wanted else None)
+        raise_if_truncated([call.function.arguments for call in calls], text if json_requested else None)
     raw = completion.model_dump()
     raw["usage"] = usage = _counts(completion.usage)
-    tokens = _thinking_tokens(completion.usage)
+    tokens = _reasoning_tokens(completion.usage)
     return ChatResponse(
-        message=_message(said.reasoning_content or "", tokens, text, said.refusal or "", calls),
+        message=_message(answer.reasoning_content or "", tokens, text, answer.refusal or "", calls),
         raw=raw,
         logprobs=_logprobs(choice.logprobs) if choice.logprobs else None,
         additional_kwargs=_totals(usage),
@@ -134,7 +104,7 @@ def chat_response(
 
 
 def completion_response(response: ChatResponse) -> CompletionResponse:
-    """A chat's answer as a completion's: its text, and all that is not text beside it."""
+    """A chat response as a completion response; what is not text is in `additional_kwargs`."""
     return CompletionResponse(
         text=response.message.content or "",
         delta=response.delta,
@@ -145,7 +115,7 @@ def completion_response(response: ChatResponse) -> CompletionResponse:
 
 
 def keep_first_call(response: ChatResponse) -> None:
-    """Take every tool call but the first out of `response`."""
+    """Remove every tool call but the first from `response`."""
     message = response.message
     first = next((block for block in message.blocks if isinstance(block, ToolCallBlock)), None)
     message.blocks = [b for b in message.blocks if not isinstance(b, ToolCallBlock) or b is first]
@@ -154,16 +124,16 @@ def keep_first_call(response: ChatResponse) -> None:
 
 
 def _message(
-    thought: str, thinking_tokens: int | None, text: str, refusal: str, calls: list[ToolCall]
+    reasoning: str, reasoning_tokens: int | None, text: str, refusal: str, calls: list[ToolCall]
 ) -> ChatMessage:
     blocks: list[Any] = []
     kwargs: dict[str, Any] = {}
-    if thought:
-        blocks.append(ThinkingBlock(content=thought, num_tokens=thinking_tokens))
+    if reasoning:
+        blocks.append(ThinkingBlock(content=reasoning, num_tokens=reasoning_tokens))
     if text or not calls:
         blocks.append(TextBlock(text=text))
     if calls:
-        # In both forms: core's structured streaming looks at the second one only.
+        # In both places: core's structured streaming reads `additional_kwargs` only.
         for call in calls:
             function = call.function
             blocks.append(
@@ -190,22 +160,22 @@ def _totals(counts: dict[str, Any] | None) -> dict[str, int]:
     return {name: counts[name] for name in names} if counts else {}
 
 
-def _thinking_tokens(usage: Usage | None) -> int | None:
+def _reasoning_tokens(usage: Usage | None) -> int | None:
     details = (usage.completion_tokens_details if usage is not None else None) or {}
     return details.get("reasoning_tokens")
 
 
-def _logprobs(given: dict[str, Any]) -> list[list[LogProb]]:
-    """For each token its alternatives, where these were asked for, else the token itself."""
+def _logprobs(logprobs: dict[str, Any]) -> list[list[LogProb]]:
+    """For each token its alternatives, or the token itself where no alternatives were requested."""
     try:
         return [
             [
                 LogProb(token=each["token"], logprob=each["logprob"], bytes=each.get("bytes") or [])
                 for each in token.get("top_logprobs") or [token]
             ]
-            for token in given.get("content") or []
+            for token in logprobs.get("content") or []
         ]
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
-    # Outside the handler: Pydantic's error would bring the answer's words along.
-    raise APIResponseValidationError("the answer's log probabilities have a form that they should not")
+    # Outside the handler: pydantic's error, which quotes the answer, would be kept as the context.
+    raise APIResponseValidationError("the answer's log probabilities do not have the expected form")

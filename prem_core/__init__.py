@@ -7,17 +7,9 @@
 ...     )
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prem_core._client.chat import AsyncChatCompletionStream, ChatCompletionStream
-from prem_core._client.client import AsyncPremClient, PremClient
-from prem_core._client.endpoints import (
-    agenerate_encryption_keys,
-    discover_endpoints,
-    generate_encryption_keys,
-)
-from prem_core._crypto.keys import EncryptionKeys
-from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import (
     APIConnectionError,
     APIError,
@@ -42,11 +34,18 @@ from prem_core._errors import (
     ResponseTooLargeError,
     StreamInterruptedError,
 )
-from prem_core._rate_limit.limiter import Stats
-from prem_core._rate_limit.limits import Limits
 from prem_core._version import __version__
 
 if TYPE_CHECKING:
+    from prem_core._client.chat import AsyncChatCompletionStream, ChatCompletionStream
+    from prem_core._client.client import AsyncPremClient, PremClient
+    from prem_core._client.endpoints import (
+        agenerate_encryption_keys,
+        discover_endpoints,
+        generate_encryption_keys,
+    )
+    from prem_core._crypto.keys import EncryptionKeys
+    from prem_core._crypto.xwing import PublicKey
     from prem_core._protocol.response_types import (
         ChatCompletion,
         ChatCompletionChunk,
@@ -57,6 +56,8 @@ if TYPE_CHECKING:
         TranscriptionWord,
         Usage,
     )
+    from prem_core._rate_limit.limiter import Stats
+    from prem_core._rate_limit.limits import Limits
 
 
 __all__ = [
@@ -105,14 +106,25 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The types of answers need pydantic, which doubles what importing the package costs: they come when
-    # they are asked for, or with the first request.
-    if name in __all__:
-        from prem_core._protocol import response_types
+#: Where the other names are. They are imported when they are first used: the client needs httpx, and the types of
+#: answers need pydantic; pytest imports this package in every run, for the plugin of `prem_core.enclave`.
+_MODULES = {
+    "_client.chat": ("AsyncChatCompletionStream", "ChatCompletionStream"),
+    "_client.client": ("AsyncPremClient", "PremClient"),
+    "_client.endpoints": ("agenerate_encryption_keys", "discover_endpoints", "generate_encryption_keys"),
+    "_crypto.keys": ("EncryptionKeys",),
+    "_crypto.xwing": ("PublicKey",),
+    "_rate_limit.limiter": ("Stats",),
+    "_rate_limit.limits": ("Limits",),
+}
 
-        return getattr(response_types, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = next((module for module, names in _MODULES.items() if name in names), "_protocol.response_types")
+    value = globals()[name] = getattr(import_module(f"prem_core.{module}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

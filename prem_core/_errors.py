@@ -168,6 +168,8 @@ class ResponseTooLargeError(APIResponseValidationError):
 class APIStatusError(APIError):
     """The service reported an error.
 
+    Tests may make one by hand: ``RateLimitError(retry_after=1)``. Each subclass has its status as the default.
+
     Attributes:
         status_code: The HTTP status; for an error event inside a stream, the status its type stands for.
         param: The parameter that the service names, if it does.
@@ -175,11 +177,16 @@ class APIStatusError(APIError):
         retry_after: Seconds to wait before the next attempt, as the service asks; None if it does not.
     """
 
+    #: The status where none is given.
+    DEFAULT_STATUS: ClassVar[int] = 0
+    #: The text where none is given.
+    DEFAULT_MESSAGE: ClassVar[str] = "the service reported an error"
+
     def __init__(
         self,
-        message: str,
+        message: str | None = None,
         *,
-        status_code: int = 0,
+        status_code: int | None = None,
         param: str | None = None,
         validator: Any = None,
         retry_after: float | None = None,
@@ -187,10 +194,12 @@ class APIStatusError(APIError):
         code: str | None = None,
         support_id: str | None = None,
     ) -> None:
-        super().__init__(message, type=type, code=code, support_id=support_id)
-        self.status_code = status_code
+        super().__init__(
+            self.DEFAULT_MESSAGE if message is None else message, type=type, code=code, support_id=support_id
+        )
+        self.status_code = self.DEFAULT_STATUS if status_code is None else status_code
         # As in the OpenAI SDK.
-        if status_code in (408, 409, 429) or status_code >= 500:
+        if self.status_code in (408, 409, 429) or self.status_code >= 500:
             self.is_retryable = True
         self.param = param
         self.validator = validator
@@ -200,13 +209,21 @@ class APIStatusError(APIError):
 class BadRequestError(APIStatusError):
     """400 or 422: the service does not accept the request."""
 
+    DEFAULT_STATUS = 400
+    DEFAULT_MESSAGE = "the service refuses the request"
+
 
 class ContextLengthExceededError(BadRequestError):
     """400: the prompt is longer than the model's context window."""
 
+    DEFAULT_MESSAGE = "the prompt is longer than the model's context window"
+
 
 class AuthenticationError(APIStatusError):
     """401: the API key is missing, wrong or revoked."""
+
+    DEFAULT_STATUS = 401
+    DEFAULT_MESSAGE = "the API key is missing, wrong or revoked"
 
 
 class PermissionDeniedError(APIStatusError):
@@ -217,7 +234,10 @@ class PermissionDeniedError(APIStatusError):
             address that is not allowed for the key.
     """
 
-    def __init__(self, message: str, *, scope: str | None = None, **values: Any) -> None:
+    DEFAULT_STATUS = 403
+    DEFAULT_MESSAGE = "the API key may not do this"
+
+    def __init__(self, message: str | None = None, *, scope: str | None = None, **values: Any) -> None:
         super().__init__(message, **values)
         self.scope = scope
 
@@ -225,9 +245,15 @@ class PermissionDeniedError(APIStatusError):
 class NotFoundError(APIStatusError):
     """404: no such model or route."""
 
+    DEFAULT_STATUS = 404
+    DEFAULT_MESSAGE = "there is no such model or route"
+
 
 class RequestTooLargeError(APIStatusError):
     """413: the request is larger than the service takes."""
+
+    DEFAULT_STATUS = 413
+    DEFAULT_MESSAGE = "the request is larger than the service takes"
 
 
 class RateLimitError(APIStatusError):
@@ -236,10 +262,16 @@ class RateLimitError(APIStatusError):
     `retry_after` says how many seconds the service asks to wait.
     """
 
+    DEFAULT_STATUS = 429
+    DEFAULT_MESSAGE = "a rate limit is reached"
+
     is_retryable = True
 
 
 class InternalServerError(APIStatusError):
     """5xx: the gateway or the enclave failed, or is unavailable."""
+
+    DEFAULT_STATUS = 500
+    DEFAULT_MESSAGE = "the service failed"
 
     is_retryable = True

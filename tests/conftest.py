@@ -14,8 +14,9 @@ from starlette.routing import Route
 from support.scripted_upstream import Upstream, delta, finish, usage
 from support.wire_schemas import TEST_KEY, problems
 
+from prem_core._adapters.client_cache import CLIENTS
+from prem_core._serving.server import Server, listen
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave.local import _listening_socket, _Servers
 
 # By default each run has the same examples, and no time limit for one: `make test` passes or fails for a reason in the
 # code. `make test-random` draws new examples.
@@ -46,6 +47,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the developer's environment configures a client."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_shared_clients() -> None:
+    """Models share neither a client nor limits with those of earlier tests."""
+    CLIENTS.clear()
 
 
 class Recorder:
@@ -98,17 +105,20 @@ def upstream_server() -> Iterator[list[Upstream]]:
     async def transcribe(request: Request) -> Response:
         return await stubs[-1].hear(request)
 
+    async def models(request: Request) -> Response:
+        return stubs[-1].models
+
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", complete, methods=["POST"]),
             Route("/v1/audio/transcriptions", transcribe, methods=["POST"]),
             Route("/v1/audio/translations", transcribe, methods=["POST"]),
+            Route("/v1/models", models),
         ]
     )
-    servers = _Servers([(app, _listening_socket(0))], closers=[])
-    stubs[0].url = servers.urls[0]
-    yield stubs
-    servers.stop()
+    with Server((app, listen())) as server:
+        stubs[0].url = server.urls[0]
+        yield stubs
 
 
 @pytest.fixture(scope="session")

@@ -32,11 +32,12 @@ from prem_core._audio.transcripts import (
 )
 from prem_core._audio.upload import DEFAULT_MODEL, AudioFile
 from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY, DEFAULT_TIMEOUT
+from prem_core._crypto.redaction import without_traceback
 from prem_core._errors import InvalidParameterError, PremError
 from prem_core._protocol.request_schema import audio_plaintext
 from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
-#: What the adapters need of `prem_core._audio`.
+#: What the adapters need of `prem_core` for recordings.
 __all__ = [
     "EXCLUDED_METADATA_KEYS",
     "WHISPER_SUFFIXES",
@@ -49,6 +50,7 @@ __all__ = [
     "source_of",
     "sources_at",
     "suffix_of_type",
+    "without_traceback",
 ]
 
 
@@ -114,11 +116,11 @@ class TranscriptionSettings(ClientSettings):
 
     def _transcribe(self, source: AudioSource) -> list[TimedText]:
         request = self._request()
-        return segments(source.source, transcribe(self._sync(), source, request), request)
+        return segments(source.source, transcribe(self._client(), source, request), request)
 
     async def _atranscribe(self, source: AudioSource) -> list[TimedText]:
         request = self._request()
-        return segments(source.source, await atranscribe(self._async(), source, request), request)
+        return segments(source.source, await atranscribe(self._async_client(), source, request), request)
 
 
 class LoaderSettings(TranscriptionSettings):
@@ -139,7 +141,7 @@ class LoaderSettings(TranscriptionSettings):
     def _transcribe_many(
         self, sources: Iterable[AudioSource], total: int | None
     ) -> Iterator[tuple[AudioSource, list[TimedText]]]:
-        client, request = self._sync(), self._request()
+        client, request = self._client(), self._request()
         with self._collector(total) as collector:
             found = transcribe_many(client, sources, request, collector.on_failure, collector.on_progress)
             for source, transcripts in found:
@@ -148,7 +150,7 @@ class LoaderSettings(TranscriptionSettings):
     async def _atranscribe_many(
         self, sources: Iterable[AudioSource], total: int | None
     ) -> AsyncGenerator[tuple[AudioSource, list[TimedText]], None]:
-        client, request = self._async(), self._request()
+        client, request = self._async_client(), self._request()
         with self._collector(total) as collector:
             found = atranscribe_many(
                 client,

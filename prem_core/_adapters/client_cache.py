@@ -1,68 +1,124 @@
-"""The clients of a model, made when they are first needed."""
+"""Clients and limits of this process, shared by every model, parser and loader that has equal settings.
+
+Frameworks copy models freely: LangChain's `configurable_fields` builds one for each call, agents copy and unpickle
+them, web handlers construct one for each request. Each copy would otherwise open its own connections, fetch the
+enclave's key again and count its requests apart from the others.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
-from typing import Any
+import weakref
+from collections import OrderedDict
+from typing import Any, Final, TypeVar
 
+import httpx
+from pydantic import SecretStr
+
+from prem_core import _config
 from prem_core._client.client import AsyncPremClient, PremClient
-from prem_core._config import (
-    DEFAULT_MAX_CONCURRENCY,
-)
 from prem_core._crypto.redaction import without_traceback
 from prem_core._rate_limit.limits import Limits
 
+#: Clients that stay open though no model refers to them at the moment, the most recently used ones. A model that is
+#: constructed for each call finds a warm client. An idle client keeps a few sockets and its API key.
+MAX_IDLE_CLIENTS: Final = 8
 
-class Clients:
-    """The two clients of one model, parser or loader. Each is made at the first call, and anew when the settings have
-    changed.
+#: Options that `_service` resolves.
+_SERVICE: Final = frozenset({"api_key", "gateway_url", "enclave_url"})
 
-    Both have the same limits. Copies and pickles hold none: connections, locks and counts belong to their process and
-    their model.
+C = TypeVar("C", PremClient, AsyncPremClient)
+
+
+class ClientCache:
+    """Finds the client, or the limits, for given settings, and creates them if there are none.
+
+    Entries are weak: a client is closed when neither a model nor the list of recently used clients refers to it.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sync: tuple[dict[str, Any], PremClient] | None = None
-        self._async: tuple[dict[str, Any], AsyncPremClient] | None = None
-        self._limits: Limits | None = None
+        self._clients: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+        self._limits: weakref.WeakValueDictionary[Any, Limits] = weakref.WeakValueDictionary()
+        self._recent: OrderedDict[PremClient | AsyncPremClient, None] = OrderedDict()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Replace the lock: in a forked process nothing releases one that another thread held."""
+        # Reentrant, because the garbage collector may run a finalizer that uses a model.
+        self._lock = threading.RLock()
 
     @without_traceback
-    def sync(self, options: dict[str, Any]) -> PremClient:
-        """A client made with these arguments."""
+    def client(self, kind: type[C], options: dict[str, Any]) -> C:
+        """The client of this kind for `options`, which are its arguments; `api_key` is a `SecretStr` or None.
+
+        Raises:
+            ConfigurationError: An option cannot work; the message names it.
+        """
+        service = _service(options)
+        key = (kind, service, *(_hashable(options[name]) for name in sorted(options.keys() - _SERVICE)))
         with self._lock:
-            if self._sync is None or self._sync[0] != options:
-                self._sync = (options, PremClient(**self._limited(options)))
-            return self._sync[1]
+            client: C | None = self._clients.get(key)
+            if client is None:
+                client = self._clients[key] = kind(
+                    **{
+                        **options,
+                        "api_key": service[0].get_secret_value(),
+                        "limits": self._limits_of(service, options),
+                        "max_concurrency": _config.DEFAULT_MAX_CONCURRENCY,
+                        "requests_per_second": None,
+                    }
+                )
+            self._recent[client] = None
+            self._recent.move_to_end(client)
+            if len(self._recent) > MAX_IDLE_CLIENTS:
+                self._recent.popitem(last=False)
+        return client
 
     @without_traceback
-    def asynchronous(self, options: dict[str, Any]) -> AsyncPremClient:
-        """An asynchronous client made with these arguments."""
-        with self._lock:
-            if self._async is None or self._async[0] != options:
-                self._async = (options, AsyncPremClient(**self._limited(options)))
-            return self._async[1]
-
     def limits(self, options: dict[str, Any]) -> Limits:
-        """The limits of clients made with these arguments."""
+        """The limits of the clients for `options`.
+
+        Raises:
+            ConfigurationError: An option cannot work; the message names it.
+        """
         with self._lock:
-            limits: Limits = self._limited(options)["limits"]
-            return limits
+            return self._limits_of(_service(options), options)
 
-    def _limited(self, options: dict[str, Any]) -> dict[str, Any]:
-        options = dict(options)
-        figures = (
-            options.pop("max_concurrency", DEFAULT_MAX_CONCURRENCY),
-            options.pop("requests_per_second", None),
-        )
-        if options.get("limits") is None:
-            if self._limits is None or figures != (
-                self._limits.max_concurrency,
-                self._limits.requests_per_second,
-            ):
-                self._limits = Limits(*figures)
-            options["limits"] = self._limits
-        return options
+    def clear(self) -> None:
+        """Forget every client and every limit. Models that have a client keep it."""
+        with self._lock:
+            self._clients.clear()
+            self._limits.clear()
+            self._recent.clear()
 
-    def __reduce__(self) -> tuple[type[Clients], tuple[()]]:
-        return type(self), ()
+    def _limits_of(self, service: tuple[SecretStr, str, str], options: dict[str, Any]) -> Limits:
+        if options["limits"] is not None:
+            given: Limits = options["limits"]
+            return given
+        # The service's limits are the organisation's: they are counted by key and gateway, not by timeout or model.
+        key = (*service[:2], options["max_concurrency"], options["requests_per_second"])
+        limits = self._limits.get(key)
+        if limits is None:
+            limits = self._limits[key] = Limits(*key[2:])
+        return limits
+
+
+def _service(options: dict[str, Any]) -> tuple[SecretStr, str, str]:
+    """The key, gateway and enclave that `options` lead to: the environment may have changed since the last model."""
+    given, insecure = options["api_key"], options["allow_insecure"]
+    return (
+        SecretStr(_config.resolve_api_key(None if given is None else given.get_secret_value())),
+        _config.resolve_url("gateway_url", options["gateway_url"], allow_insecure=insecure),
+        _config.resolve_url("enclave_url", options["enclave_url"], allow_insecure=insecure),
+    )
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value.as_dict().items()) if isinstance(value, httpx.Timeout) else value
+
+
+CLIENTS: Final = ClientCache()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=CLIENTS.renew_lock)

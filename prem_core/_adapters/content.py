@@ -1,7 +1,6 @@
-"""Message parts in the published schema's forms, for both adapters.
+"""Messages and their content parts in the published schema's forms, for both adapters.
 
-Each function takes what a framework holds (a URL, base64, a media type) and gives one content part.
-What the schema has no place for is an error that says what to do instead; nothing is dropped.
+Content that the schema cannot express is an error that says what to do instead; nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Part = dict[str, Any]
 
 
 def text_part(text: str) -> Part:
-    """A piece of text."""
+    """A text part."""
     return {"type": "text", "text": text}
 
 
@@ -44,14 +43,14 @@ def image_part(
     Args:
         url: An http(s) or ``data:`` URL. The enclave decides whether it fetches the former.
         data: The image: bytes, or a string of base64.
-        media_type: ``image/png`` and the like; wanted with `data`.
+        media_type: For example ``image/png``; required with `data`.
         detail: low, high or auto.
 
     Raises:
         InvalidParameterError: Neither or both of `url` and `data`, or no media type.
     """
     if (url is None) == (data is None):
-        raise InvalidParameterError("an image needs a URL or base64 data, one of the two", param="messages")
+        raise InvalidParameterError("an image needs either a URL or base64 data", param="messages")
     if data is not None:
         url = data_url(data, media_type, what="an image")
     image: dict[str, Any] = {"url": url}
@@ -61,15 +60,15 @@ def image_part(
 
 
 def audio_part(data: str | bytes, media_type: str | None) -> Part:
-    """A recording; the schema takes wav and mp3.
+    """An audio part; the schema has wav and mp3.
 
     Raises:
-        InvalidParameterError: It is another format, or no format is named.
+        InvalidParameterError: It is in another format, or `media_type` names none.
     """
     name = AUDIO_FORMATS.get((media_type or "").partition(";")[0].strip().lower())
     if name is None:
         raise InvalidParameterError(
-            "audio must be wav or mp3, and say so in its media type", param="messages"
+            "audio must be wav or mp3, with a media type that says which", param="messages"
         )
     return {"type": "input_audio", "input_audio": {"data": _base64(data), "format": name}}
 
@@ -81,14 +80,14 @@ def file_part(
     file_id: str | None = None,
     filename: str | None = None,
 ) -> Part:
-    """A document, by its bytes or by the id of an uploaded one.
+    """A document part, by its bytes or by the id of an uploaded file.
 
     Raises:
         InvalidParameterError: Neither or both of `data` and `file_id`, or `data` without a media type.
     """
     if (data is None) == (file_id is None):
         raise InvalidParameterError(
-            "a document needs base64 data or the id of an uploaded file, one of the two", param="messages"
+            "a document needs either base64 data or the id of an uploaded file", param="messages"
         )
     file: dict[str, Any] = {}
     if data is not None:
@@ -101,50 +100,59 @@ def file_part(
 
 
 def data_url(data: str | bytes, media_type: str | None, *, what: str) -> str:
-    """`data` as a ``data:`` URL; one that is such a URL already is given back as it is.
+    """`data` as a ``data:`` URL; a string that is one already is returned unchanged.
 
     Raises:
-        InvalidParameterError: There is no media type to write into it.
+        InvalidParameterError: `media_type` is missing.
     """
     if isinstance(data, str) and data.startswith("data:"):
         return data
     if not media_type:
-        raise InvalidParameterError(f"{what} given as data needs its media type", param="messages")
+        raise InvalidParameterError(f"{what} given as data needs a media type", param="messages")
     return f"data:{media_type};base64,{_base64(data)}"
 
 
 def media_type_of(url: str) -> str | None:
-    """The media type that a ``data:`` URL names; None for any other text."""
+    """The media type in a ``data:`` URL; None for any other text."""
     return url[5:].partition(";")[0] if url.startswith("data:") else None
 
 
 def _base64(data: str | bytes) -> str:
-    # Bytes are the thing itself: guessing whether they are base64 already would spoil a file that looks so.
+    # Bytes are never base64 already: guessing would damage a file whose content looks like base64.
     if isinstance(data, bytes):
         return base64.b64encode(data).decode("ascii")
     return data.partition("base64,")[2] if data.startswith("data:") else data
 
 
 def tool_call_part(call_id: str | None, name: str, arguments: dict[str, Any] | str) -> Part:
-    """One call of an assistant message; `arguments` as a mapping, or as the JSON text a model wrote."""
+    """One tool call of an assistant message; `arguments` as a mapping, or as the JSON that the model wrote.
+
+    Raises:
+        InvalidParameterError: The arguments cannot be written as JSON.
+    """
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+        try:
+            arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidParameterError(
+                "the arguments of a tool call must be JSON", param="messages"
+            ) from None
     return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def assistant_message(
     text: str, calls: list[Part], *, reasoning: str = "", refusal: str | None = None
 ) -> dict[str, Any]:
-    """What the model said, as a message that goes back to it.
+    """An earlier answer of the model, as a message of the request.
 
     Args:
-        text: What it said.
-        calls: The calls it asked for, as `tool_call_part` makes them.
-        reasoning: What it thought, where that goes back too.
-        refusal: Its refusal, where it refused.
+        text: Its text.
+        calls: Its tool calls, as `tool_call_part` makes them.
+        reasoning: Its reasoning, if that is sent back.
+        refusal: Its refusal, if any.
     """
     wire: dict[str, Any] = {"role": "assistant"}
-    # The schema has no null content: it is left out beside tool calls.
+    # The schema has no null content: it is left out next to tool calls.
     if text or not calls:
         wire["content"] = text
     if reasoning:
@@ -156,16 +164,7 @@ def assistant_message(
     return wire
 
 
-def refused(position: int, at: str | None, why: str) -> InvalidParameterError:
-    """The error for a message, or for the place `at` in it, that cannot be sent."""
+def unsupported(position: int, at: str | None, why: str) -> InvalidParameterError:
+    """The error for a message, or for the part `at` of it, that cannot be sent."""
     path = f"messages.{position}" if at is None else f"messages.{position}.{at}"
     return InvalidParameterError(f"{path}: {why}", param=path)
-
-
-def is_whole_json(text: str) -> bool:
-    """Whether `text` is JSON from end to end, as opposed to the beginning of some."""
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True

@@ -1,7 +1,7 @@
-"""What is publicly known of the models behind Prem's API; for both adapters.
+"""Published facts about the models behind Prem's API, for both adapters.
 
-The rule of this file: only facts that a model's maker publishes, or that the service's own list states.
-Of an unknown model nothing is known, rather than something guessed.
+Every fact is published by the model's maker or stated in the service's models list. An unknown model has no profile;
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prem_core._protocol.response_types import Model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
-    """What a model takes and gives."""
+    """Limits and abilities of a model."""
 
     context_window: int
     """Tokens of prompt and answer together."""
@@ -27,7 +27,7 @@ class ModelProfile:
     """Whether it reasons before it answers."""
     tool_calling: bool = False
     structured_output: bool = False
-    """Whether it holds to a JSON schema."""
+    """Whether its answers can be made to match a JSON schema."""
 
 
 #: OpenAI's model card, https://openai.com/index/gpt-oss-model-card/: text only, reasoning with an effort
@@ -40,16 +40,16 @@ _GPT_OSS = ModelProfile(
     structured_output=True,
 )
 
-_FACTS = {"openai/gpt-oss-120b": _GPT_OSS, "openai/gpt-oss-20b": _GPT_OSS}
+_PROFILES = {"openai/gpt-oss-120b": _GPT_OSS, "openai/gpt-oss-20b": _GPT_OSS}
 
 
 def model_profile(model: str) -> ModelProfile | None:
-    """What is known of `model`, or None."""
-    return _FACTS.get(model)
+    """The profile of `model`, or None."""
+    return _PROFILES.get(model)
 
 
 def listed_context_window(models: Iterable[Model], name: str) -> int | None:
-    """The context window that the models list states for the model called `name`; None where it does not."""
+    """The context window that the models list states for `name`; None if it states none."""
     for model in models:
         if name not in (model.request_name, model.id):
             continue

@@ -1,7 +1,6 @@
-"""What the classes of both frameworks are made from, and how they are asked, copied and pickled.
+"""Settings of models, parsers and loaders, for both frameworks: declared and checked once.
 
-The rule of this file: a setting is declared, checked and turned into a request once. A secret is in no
-repr, no pickle and no serialised form.
+Secrets appear in no repr, no pickle and no serialised form.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from prem_core._adapters.client_cache import Clients
+from prem_core._adapters.client_cache import CLIENTS
 from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._config import (
     DEFAULT_MAX_BUFFER_SIZE,
@@ -34,7 +33,7 @@ from prem_core._config import (
 )
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
-from prem_core._errors import InvalidParameterError
+from prem_core._errors import ConfigurationError, InvalidParameterError
 from prem_core._protocol.request_schema import chat_plaintext
 from prem_core._rate_limit.limiter import Stats
 from prem_core._rate_limit.limits import Limits, check_one_source
@@ -47,60 +46,72 @@ PARAM_FIELDS: Final = (
     "prompt_cache_retention", "safety_identifier", "web_search_options", "response_format",
 )  # fmt: skip
 
-#: Settings under a name of their own: in both frameworks `metadata` is something else.
+#: Settings whose name differs from the parameter's: in both frameworks `metadata` is something else.
 _RENAMED: Final = {"request_metadata": "metadata"}
 
 
-#: Settings that are a client's arguments as they are.
-_CLIENT_FIELDS: Final = (
-    "gateway_url", "enclave_url", "enclave_public_key", "encryption_keys", "max_retries", "total_timeout",
-    "stream_chunk_timeout", "max_concurrency", "requests_per_second", "limits", "max_buffer_size",
-    "allow_insecure",
-)  # fmt: skip
+class _Derived:
+    """What is computed from the settings at the first call. A changed setting replaces the whole object."""
+
+    __slots__ = ("async_client", "client", "params")
+
+    def __init__(self) -> None:
+        self.client: PremClient | None = None
+        self.async_client: AsyncPremClient | None = None
+        self.params: dict[str, Any] | None = None
 
 
 class ClientSettings(BaseModel):
-    """The settings of a client, for whatever makes one when it is first needed: models, parsers, loaders.
+    """The settings of the client behind a model, a parser or a loader: its options, under their names.
 
-    A base to stand before the framework's own base class. No secret is in a repr, a pickle or a serialised form.
-    Private attributes of a class made from it need a default factory: copies get fresh ones.
+    Models, parsers and loaders with equal settings share one client, and with it connections and the enclave's key.
+    Those with the same gateway, API key, `max_concurrency` and `requests_per_second` share one `Limits`, because the
+    service's limits are the organisation's. Pass `limits` to decide yourself who shares them.
+
+    This class stands before the framework's own base class. Private attributes need a default factory:
+    copies start afresh.
     """
 
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """API key; else PREM_API_KEY. Not serialised."""
+    """API key, begins with ``sk_live`` or ``sk_test``. Default: PREM_API_KEY. Not serialised."""
     gateway_url: str | None = None
-    """The gateway; else PREM_GATEWAY_URL or PROXY_URL, else Prem's."""
+    """Prem's gateway. Default: PREM_GATEWAY_URL, then Prem's production gateway. `proxy_url`, the name in Prem's own
+    SDK, is accepted too."""
     enclave_url: str | None = None
-    """The enclave; else PREM_ENCLAVE_URL or ENCLAVE_URL, else Prem's."""
+    """The enclave. Default: PREM_ENCLAVE_URL or ENCLAVE_URL, then Prem's production enclave."""
     enclave_public_key: str | None = None
-    """The enclave's X-Wing public key, pinned: hex or base64 (an `prem_core.PublicKey` is taken too)."""
+    """The enclave's X-Wing public key, pinned instead of fetched: hex or base64; bytes and `prem_core.PublicKey` are
+    accepted too."""
     encryption_keys: EncryptionKeys | None = Field(default=None, exclude=True, repr=False)
     """One KEM result for every request, instead of a fresh one each. Not serialised."""
     timeout: float = Field(default=DEFAULT_TIMEOUT, gt=0)
-    """Seconds to wait for a connection, for the answer to begin, and between its pieces."""
+    """Seconds to wait for a connection, for the response to start, and between its bytes."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
-    """Tries after the first one."""
+    """Retries after the first attempt. Nothing is retried once a chunk has arrived."""
     total_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds for a whole call, until its answer is whole: its turn's wait and every try included."""
+    """Seconds for a whole call, until the response is complete: waiting for a permit and all retries included, and for
+    a stream also the time its consumer takes."""
     stream_chunk_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds between the chunks of a stream, whatever else comes in between; else `timeout`."""
+    """Seconds between the chunks of a stream; keep-alive comments do not count as chunks. Default: `timeout`."""
     max_concurrency: int | None = Field(default=DEFAULT_MAX_CONCURRENCY, ge=1, strict=True)
-    """Requests on their way at once, of all threads and tasks; the others wait in line. None for any number."""
+    """Requests in flight at once, over all threads and tasks, `batch` included; the others wait for a permit. None for
+    no limit. The default is the BASE tier's."""
     requests_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Requests that begin, in the long run. None for as many as the service takes."""
+    """Requests started per second, on average. None for as many as the service accepts."""
     limits: Limits | None = Field(default=None, exclude=True, repr=False)
-    """`prem_core.Limits` to share with other models and clients, in place of the two above. Not serialised."""
+    """A `prem_core.Limits`, instead of the two settings above, shared with whatever else it is passed to. Not
+    serialised."""
     max_buffer_size: int = Field(default=DEFAULT_MAX_BUFFER_SIZE, gt=0)
-    """Bytes of one event, or one body, that may be held."""
+    """Bytes of one event, or of one response body, that may be held in memory."""
     allow_insecure: bool = False
-    """Allow plain http to another machine."""
+    """Allow plain http to another machine, where the API key can be read on the way."""
 
     model_config = ConfigDict(
-        # A name that is no field is an error: a misspelt parameter must not be dropped.
+        # A misspelt parameter must be an error, not ignored.
         extra="forbid",
         populate_by_name=True,
         arbitrary_types_allowed=True,
-        # An error names a setting and never shows its value, which may be a key.
+        # A value may be a key: errors name the setting only.
         hide_input_in_errors=True,
     )
 
@@ -108,10 +119,12 @@ class ClientSettings(BaseModel):
     _http_fields: ClassVar[tuple[str, str]]
     #: Fields that are left out of pickles and take their defaults again.
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key"})
-    #: Fields that may hold a caller's words, and are in no repr.
+    #: Fields that may hold parts of a prompt, and appear in no repr.
     _unshown: ClassVar[frozenset[str]] = frozenset()
     #: Fields whose objects a deep copy shares: they belong to the process, or to the caller.
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter"})
+
+    _derived: _Derived = PrivateAttr(default_factory=_Derived)
 
     @field_validator("enclave_public_key", mode="before")
     @classmethod
@@ -119,65 +132,74 @@ class ClientSettings(BaseModel):
         # Kept as text, so that it can be serialised with the rest.
         return bytes(value).hex() if isinstance(value, PublicKey | bytes) else value
 
-    _clients: Clients = PrivateAttr(default_factory=Clients)
-
     @model_validator(mode="wrap")
     @classmethod
     def _without_values(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Let no error about a setting hold what was given: its text does not, but its `errors()` would."""
+        """Keep values out of validation errors: pydantic's text does not show them, but `errors()` would."""
         try:
-            made = handler(values)
+            made = handler(_with_gateway_url(values))
             made._check()
             return made
         except ValidationError as error:
             found = [
-                # A text of its own: the error's would be made again of a context, which may hold what was given.
-                InitErrorDetails(type=_named(each["type"], each["msg"]), loc=each["loc"], input=None)
+                # With the text as it is: pydantic would format it again from a context that may hold the value.
+                InitErrorDetails(type=_custom_error(each["type"], each["msg"]), loc=each["loc"], input=None)
                 for each in error.errors(include_url=False, include_context=False, include_input=False)
             ]
         except ValueError as error:
-            found = [InitErrorDetails(type=_named("value_error", f"Value error, {error}"), input=None)]
+            found = [InitErrorDetails(type=_custom_error("value_error", f"Value error, {error}"), input=None)]
         finally:
             del values
-        # Outside the handlers, so that the error it came from is not its context.
+        # Outside the handlers, so that the original error is not kept as the context.
         raise ValidationError.from_exception_data(cls.__name__, found, hide_input=True)
 
     def _check(self) -> None:
-        """Hold the settings against each other.
+        """Check the settings against each other.
 
         Raises:
             ValueError: Two of them contradict each other; the message names them.
         """
-        check_one_source(self.limits, self._limited_to(), self.requests_per_second)
+        check_one_source(self.limits, self.max_concurrency, self.requests_per_second)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in type(self).model_fields:
+            self._derived = _Derived()
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [(name, value) for name, value in super().__repr_args__() if name not in self._unshown]
-
-    def _limited_to(self) -> int | None:
-        """`max_concurrency`, where it means nothing but requests."""
-        return self.max_concurrency
 
     # --- clients --------------------------------------------------------------------------------------
 
     @property
     def stats(self) -> Stats:
-        """Counts of requests, retries and refusals so far, and of those on their way; shared as `limits` are."""
-        return self._clients.limits(self._client_options(self._http_fields[0])).stats
+        """Counts of requests, retries and rate limits so far, over everything that shares these limits."""
+        derived = self._derived
+        if shared := self.limits or derived.client or derived.async_client:
+            return shared.stats
+        try:
+            return CLIENTS.limits(self._client_options(self._http_fields[0])).stats
+        except ConfigurationError:  # without an API key there has been no request
+            return Stats()
 
-    def _sync(self) -> PremClient:
-        # Made at the first call: constructing a model costs no connection, and needs no key yet.
-        return self._clients.sync(self._client_options(self._http_fields[0]))
+    def _client(self) -> PremClient:
+        # Found at the first call: constructing a model opens no connection and needs no API key yet.
+        derived = self._derived
+        if derived.client is None:
+            derived.client = CLIENTS.client(PremClient, self._client_options(self._http_fields[0]))
+        return derived.client
 
-    def _async(self) -> AsyncPremClient:
-        return self._clients.asynchronous(self._client_options(self._http_fields[1]))
+    def _async_client(self) -> AsyncPremClient:
+        derived = self._derived
+        if derived.async_client is None:
+            derived.async_client = CLIENTS.client(AsyncPremClient, self._client_options(self._http_fields[1]))
+        return derived.async_client
 
     def _client_options(self, http_field: str) -> dict[str, Any]:
-        return {
-            "api_key": self.api_key.get_secret_value() if self.api_key is not None else None,
-            "timeout": self._client_timeout(),
-            "http_client": getattr(self, http_field),
-            **{name: getattr(self, name) for name in _CLIENT_FIELDS},
-        }
+        options = {name: getattr(self, name) for name in ClientSettings.model_fields}
+        options["timeout"] = self._client_timeout()
+        options["http_client"] = getattr(self, http_field)
+        return options
 
     def _client_timeout(self) -> float | httpx.Timeout:
         return self.timeout
@@ -186,9 +208,11 @@ class ClientSettings(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         if any(getattr(self, name) is not None for name in self._http_fields):
-            raise TypeError("a model with an http client of its own is not pickled: the client cannot be")
+            raise TypeError("a model with an http client of its own cannot be pickled: the client cannot be")
         if getattr(self, "rate_limiter", None) is not None:
-            raise TypeError("a model with a rate_limiter is not pickled: another process could not share it")
+            raise TypeError(
+                "a model with a rate_limiter cannot be pickled: another process could not share it"
+            )
         state = BaseModel.__getstate__(self)
         fields = {name: value for name, value in state["__dict__"].items() if name not in self._unpickled}
         return {**state, "__dict__": fields, "__pydantic_private__": None}
@@ -198,26 +222,44 @@ class ClientSettings(BaseModel):
         for name, field in type(self).model_fields.items():
             if name not in self.__dict__:
                 self.__dict__[name] = field.get_default(call_default_factory=True)
-        self._fresh_privates()
+        self._reset_private()
 
     def __copy__(self) -> Self:
         made = BaseModel.__copy__(self)
-        # Another model may get other settings (`model_copy(update=…)`): it makes its own clients.
-        made._fresh_privates()
+        # `model_copy(update=…)` sets fields of the copy without `__setattr__`.
+        made._reset_private()
         return made
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        # Limits that were given are an organisation's, whichever copy uses them.
         for name in {"limits", *self._http_fields, *self._shared}:
             shared = getattr(self, name, None)
             memo[id(shared)] = shared
+        memo[id(self._derived)] = _Derived()
         return BaseModel.__deepcopy__(self, memo)
 
-    def _fresh_privates(self) -> None:
+    def _reset_private(self) -> None:
+        # Not `each.get_default()`, whose arguments differ between versions of pydantic.
         factories = {n: each.default_factory for n, each in type(self).__private_attributes__.items()}
         private = {name: cast("Callable[[], Any]", make)() for name, make in factories.items() if make}
         object.__setattr__(self, "__pydantic_private__", private)
+
+
+def _with_gateway_url(values: Any) -> Any:
+    """The settings, with `proxy_url` under its name here.
+
+    Raises:
+        InvalidParameterError: Both names are given.
+    """
+    if not isinstance(values, dict) or "proxy_url" not in values:
+        return values
+    values = dict(values)
+    url = values.pop("proxy_url")
+    if values.get("gateway_url") is not None and url is not None:
+        raise InvalidParameterError(
+            "proxy_url and gateway_url are the same setting: pass only gateway_url", param="proxy_url"
+        )
+    return {**values, "gateway_url": values.get("gateway_url") if url is None else url}
 
 
 class ModelSettings(ClientSettings):
@@ -226,22 +268,22 @@ class ModelSettings(ClientSettings):
     _unshown: ClassVar[frozenset[str]] = frozenset({"extra_body", "prediction"})
 
     model: str = Field(min_length=1)
-    """Name of the model."""
+    """Name of the model, for example ``openai/gpt-oss-120b``."""
 
     temperature: float | None = None
     """Sampling temperature, 0 to 2."""
     top_p: float | None = None
     """Nucleus sampling, 0 to 1."""
     max_tokens: int | None = None
-    """Most tokens to generate."""
+    """Maximum number of tokens to generate."""
     max_completion_tokens: int | None = None
-    """Most tokens to generate, reasoning included."""
+    """Maximum number of tokens to generate, reasoning included."""
     stop: str | list[str] | None = None
-    """Up to four strings to stop at."""
+    """Up to four strings at which generation stops."""
     n: int | None = None
-    """Answers to generate. Cannot be streamed."""
+    """Number of answers. More than one cannot be streamed."""
     seed: int | None = None
-    """For answers that can be reproduced, as far as the model can."""
+    """Makes sampling repeatable, as far as the model supports it."""
     frequency_penalty: float | None = None
     """-2 to 2."""
     presence_penalty: float | None = None
@@ -251,19 +293,19 @@ class ModelSettings(ClientSettings):
     logprobs: bool | None = None
     """Whether to return log probabilities."""
     top_logprobs: int | None = None
-    """Alternatives for each token, 0 to 20."""
+    """Number of alternatives for each token, 0 to 20."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
-    """How much to reason."""
+    """How much the model reasons before it answers."""
     verbosity: Literal["low", "medium", "high"] | None = None
-    """How much to say."""
+    """How detailed the answer is."""
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     """How the request is processed."""
     store: bool | None = None
-    """Whether the service may keep the answer. The published schema has it; think before you set it."""
+    """Whether the service may store the answer, which an encrypted service is usually used to avoid."""
     modalities: list[Literal["text", "audio"]] | None = None
     """Kinds of output."""
     audio: dict[str, Any] | None = None
-    """Format and voice of spoken output."""
+    """Format and voice of audio output."""
     prediction: dict[str, Any] | None = None
     """Text that the answer is expected to repeat."""
     prompt_cache_key: str | None = None
@@ -273,11 +315,11 @@ class ModelSettings(ClientSettings):
     safety_identifier: str | None = None
     """A stable name for the end user."""
     web_search_options: dict[str, Any] | None = None
-    """How much of the web to read. The enclave would leave its walls for it."""
+    """Web search. The enclave would send search terms out to the web."""
     request_metadata: dict[str, str] | None = None
-    """The schema's `metadata` parameter; the framework has a `metadata` of its own."""
+    """The schema's `metadata` parameter; `metadata` itself is the framework's."""
     response_format: dict[str, Any] | None = None
-    """The form of the answer; structured output sets it per call."""
+    """The form of the answer. Structured output sets it for each call."""
     extra_body: dict[str, Any] | None = None
     """Further top-level names of the request, passed through unchecked."""
     stream_usage: bool = True
@@ -292,57 +334,55 @@ class ModelSettings(ClientSettings):
 
     # --- requests -------------------------------------------------------------------------------------
 
-    def _defaults(self) -> dict[str, Any]:
-        """The request's parameters as they are set on the model."""
-        params = {name: value for name in PARAM_FIELDS if (value := getattr(self, name)) is not None}
-        for name, wire in _RENAMED.items():
-            if (value := getattr(self, name)) is not None:
-                params[wire] = value
-        return params
+    def _params(self) -> dict[str, Any]:
+        """The request's parameters that are set on the model. Not to be changed: it is kept until a setting changes."""
+        derived = self._derived
+        if derived.params is None:
+            named = {**{name: name for name in PARAM_FIELDS}, **_RENAMED}
+            derived.params = {
+                wire: value for name, wire in named.items() if (value := getattr(self, name)) is not None
+            }
+        return derived.params
 
     def _chat_request(
         self, messages: list[dict[str, Any]], given: Mapping[str, Any], *, stream: bool
     ) -> dict[str, Any]:
-        """Arguments of `chat.completions.create`: the call's win over the model's.
+        """Arguments of `chat.completions.create`. Parameters of the call replace those of the model.
 
         Raises:
-            InvalidParameterError: Several answers are to be streamed.
+            InvalidParameterError: `n` is above 1, and the answer is to be streamed.
         """
-        given = {name: value for name, value in given.items() if name != "stream"}
-        usage = given.pop("stream_usage", None)
-        extra = {**(self.extra_body or {}), **(given.pop("extra_body", None) or {})}
-        request: dict[str, Any] = {**self._defaults(), **given, "messages": messages}
-        # An empty list is how some callers say "none"; servers refuse it.
-        for name in ("stop", "tools"):
-            if not request.get(name):
-                request.pop(name, None)
-        if extra:
-            request["extra_body"] = extra
+        request: dict[str, Any] = {**self._params(), **given, "messages": messages, "stream": stream}
+        usage = request.pop("stream_usage", None)
+        if self.extra_body:
+            request["extra_body"] = {**self.extra_body, **(request.get("extra_body") or {})}
+        # Callers write "none" as an empty list too, which the service refuses.
+        if "stop" in request and not request["stop"]:
+            del request["stop"]
+        if "tools" in request and not request["tools"]:
+            del request["tools"]
         if not stream:
+            del request["stream"]
             request.pop("stream_options", None)
-            return request
-        if (request.get("n") or 1) > 1:
+        elif (request.get("n") or 1) > 1:
             raise InvalidParameterError(
-                "n: several answers cannot be streamed, because the frameworks add a stream up to one answer; "
-                "ask for them without streaming",
-                param="n",
+                "n: a streamed answer can have one choice only; use a call that does not stream", param="n"
             )
-        request["stream"] = True
-        if self.stream_usage if usage is None else usage:
+        elif self.stream_usage if usage is None else usage:
             request["stream_options"] = {"include_usage": True, **(request.get("stream_options") or {})}
         return request
 
 
-def _named(kind: str, text: str) -> PydanticCustomError:
-    # Not as the template: it would take braces for places.
+def _custom_error(kind: str, text: str) -> PydanticCustomError:
+    # Not as the template itself: braces in the text would be read as placeholders.
     return PydanticCustomError(kind, "{text}", {"text": text})
 
 
 def check_params(params: Mapping[str, Any]) -> None:
-    """Hold some parameters against the published schema.
+    """Check parameters against the published schema.
 
     Raises:
-        InvalidParameterError: One is not what the schema allows.
+        InvalidParameterError: The schema does not allow one of them.
     """
-    # A whole request is checked; these two names are what every request has.
+    # The schema is that of a whole request, which needs these two names.
     chat_plaintext({"model": "m", "messages": [{"role": "user", "content": ""}], **params})

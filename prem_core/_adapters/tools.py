@@ -1,7 +1,6 @@
-"""Tool choice, the form of an answer, and whether an answer is whole; for both adapters.
+"""Tool choice, the form of an answer, and the arguments of tool calls, for both adapters.
 
-The rule of this file: what a framework's user writes becomes what the published schema says, and what the
-model did not finish is never completed for it.
+What the model left unfinished is an error; it is never completed on the model's behalf.
 """
 
 from __future__ import annotations
@@ -9,12 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from prem_core._adapters.content import is_whole_json
 from prem_core._errors import InvalidParameterError, LengthFinishReasonError
 
-#: What a function's or a schema's name may not hold.
+#: Characters that the name of a function or a schema may not have.
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -24,35 +22,34 @@ def tool_choice(
     """The request's ``tool_choice``.
 
     Args:
-        choice: "auto", "none"; "any", "required" or True for at least one call; a tool's name for that one,
-            or a dict of OpenAI's that names it.
+        choice: "auto", "none"; "any", "required" or True for at least one call; the name of one tool; or a dict that
+            names it, in the form of OpenAI's Chat Completions or Responses API.
         tools: The tools offered, in the request's form.
 
     Raises:
-        InvalidParameterError: It names no tool of these.
+        InvalidParameterError: It names none of these tools.
     """
     if choice is True or choice in ("any", "required"):
         return "required"
     if isinstance(choice, str) and choice in ("auto", "none"):
         return choice
+    kind, name = "function", cast("Any", choice)
     if isinstance(choice, Mapping):
-        named = (choice.get("function") or choice.get("custom") or choice).get("name")
-        whole = "type" in choice and len(choice) > 1
-        wire = dict(choice) if whole else {"type": "function", "function": {"name": named}}
-    else:
-        named = choice
-        wire = {"type": "function", "function": {"name": named}}
+        kind = "custom" if "custom" in choice or choice.get("type") == "custom" else "function"
+        # The Responses API has the name next to the type, the Chat Completions API one level deeper.
+        named = choice.get(kind, choice)
+        name = named.get("name") if isinstance(named, Mapping) else None
     names = [(tool.get("function") or tool.get("custom") or {}).get("name") for tool in tools]
-    if named not in names:
+    if name not in names:
         raise InvalidParameterError(
-            f"tool_choice: no tool of that name was given; there are {', '.join(map(str, names)) or 'none'}",
+            f"tool_choice: names none of the tools; these are {', '.join(map(str, names)) or 'none'}",
             param="tool_choice",
         )
-    return wire
+    return {"type": kind, kind: {"name": name}}
 
 
 def as_response_format(schema: Any) -> dict[str, Any] | None:
-    """`schema` as ``response_format``, where it is a dict of OpenAI's already; else None."""
+    """`schema` as ``response_format`` if it is a dict in one of OpenAI's forms already, otherwise None."""
     if isinstance(schema, dict):
         if schema.get("type") in ("json_schema", "json_object", "text"):
             return schema
@@ -67,10 +64,10 @@ def json_schema_format(
     """The ``response_format`` that asks for JSON of this JSON Schema.
 
     Args:
-        name: What the schema is called; characters that a name may not hold become underscores.
+        name: Name of the schema; characters that a name may not have become underscores.
         schema: The JSON Schema.
-        description: What it is for.
-        strict: Whether the service must follow it to the letter; None leaves that to the service.
+        description: What the schema is for.
+        strict: Whether the answer must match the schema exactly; None leaves that to the service.
     """
     form: dict[str, Any] = {"name": _NOT_IN_A_NAME.sub("_", name), "schema": schema}
     if description:
@@ -80,43 +77,61 @@ def json_schema_format(
     return {"type": "json_schema", "json_schema": form}
 
 
-def wants_json(request: Mapping[str, Any]) -> bool:
-    """Whether the request asks for JSON, so that an answer cut short is of no use even without tool calls."""
+def requests_json(request: Mapping[str, Any]) -> bool:
+    """Whether the request asks for JSON, so that a truncated answer is of no use."""
     form = request.get("response_format")
     return isinstance(form, Mapping) and form.get("type") in ("json_object", "json_schema")
 
 
 def raise_if_truncated(arguments: Iterable[str], text: str | None) -> None:
-    """Look at an answer that reached its token limit.
+    """Check an answer that reached its token limit.
 
     Args:
         arguments: The arguments of its tool calls.
-        text: Its text, where JSON was asked for; else None.
+        text: Its text if JSON was requested, otherwise None.
 
     Raises:
-        LengthFinishReasonError: The limit cut a tool call, or the JSON that was asked for.
+        LengthFinishReasonError: A tool call's arguments, or the JSON, are incomplete.
     """
     calls = list(arguments)
-    if not all(map(is_whole_json, calls)) or (text is not None and not calls and not is_whole_json(text)):
+    if not all(map(_is_json, calls)) or (text is not None and not calls and not _is_json(text)):
         raise LengthFinishReasonError
 
 
+def are_truncated(arguments: str) -> bool:
+    """Whether a tool call's arguments start as a JSON object and are not a complete one.
+
+    Parsers for streamed JSON would close the open brackets, and a tool would run on arguments that the model did not
+    finish. Arguments that do not even start as an object cannot be mistaken for one.
+    """
+    return arguments.lstrip().startswith("{") and not _is_json(arguments)
+
+
 def read_arguments(text: str) -> dict[str, Any] | None:
-    """A tool call's arguments, as the model wrote them; None where they are not a JSON object."""
+    """A tool call's arguments, or None if they are not a JSON object."""
     try:
-        # An empty string is how some models write "no arguments".
+        # Some models write "no arguments" as an empty string.
         arguments = json.loads(text, strict=False) if text.strip() else {}
     except (ValueError, RecursionError):
         return None
     return arguments if isinstance(arguments, dict) else None
 
 
+def _is_json(text: str) -> bool:
+    try:
+        # Not strict: a raw line break inside a string does not make JSON incomplete.
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def format_findings(name: str, findings: Sequence[Mapping[str, Any]]) -> str:
-    """What to say of an answer that is not a `name`: which fields, and never their values.
+    """The message for an answer that does not validate as `name`: which fields, and never their values.
 
     Args:
-        name: The Pydantic class that was wanted.
-        findings: Pydantic's, without inputs and contexts.
+        name: The requested Pydantic class.
+        findings: Pydantic's errors, without inputs and contexts.
     """
     where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the value'}: {e['msg']}" for e in findings[:5])
     return f"the answer does not fit {name}: {where}"

@@ -27,8 +27,7 @@ def without_traceback(call: Callable[P, R]) -> Callable[P, R]:
     def redacted(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return call(*args, **kwargs)
-        # pydantic's errors are ValueErrors; an unknown argument is a TypeError.
-        except (PremError, ValueError, TypeError) as error:
+        except (PremError, ValueError, TypeError) as error:  # pydantic's errors are ValueErrors
             failure = error.with_traceback(None)
             failure.__cause__ = failure.__context__ = None
         finally:

@@ -170,34 +170,6 @@ class FlowSettings:
     clock: Callable[[], float] = time.monotonic
 
 
-class StallTimer:
-    """Raises when bytes arrive but no chunk does: a gateway's comments do not keep a stream alive.
-
-    Args:
-        settings: Their `chunk_timeout` counts from now, and only while bytes are waited for.
-    """
-
-    __slots__ = ("_clock", "_limit", "_since")
-
-    def __init__(self, settings: FlowSettings) -> None:
-        self._clock = settings.clock
-        self._limit = float("inf") if settings.chunk_timeout is None else settings.chunk_timeout
-        self._since = self._clock()
-
-    def reset(self) -> None:
-        """Chunks arrived and were delivered. What the caller did with them does not count."""
-        self._since = self._clock()
-
-    def check(self) -> None:
-        """Bytes arrived without a chunk.
-
-        Raises:
-            APITimeoutError: The last chunk is too long ago.
-        """
-        if self._clock() - self._since > self._limit:
-            raise errors.APITimeoutError("gateway: waiting for the stream's next chunk timed out")
-
-
 def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
     """A chat completion: its chunks with `stream`, else the whole `ChatCompletion`.
 
@@ -228,7 +200,8 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
             if content_type == EVENT_STREAM:
                 reader = ChatStreamReader(keys, nonce, settings.max_buffer_size)
                 builder = None if stream else CompletionBuilder()
-                timer = StallTimer(settings)
+                clock, chunk_timeout = settings.clock, settings.chunk_timeout
+                waiting_since = clock()
                 while not reader.done:
                     data = yield READ
                     if not data:
@@ -241,10 +214,16 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
                             yield chunk
                         else:
                             builder.add(chunk)
-                    if idle and not reader.done:
-                        timer.check()
-                    else:
-                        timer.reset()
+                    # What the caller does with the chunks does not count. Bytes alone, such as a gateway's comments, do
+                    # not keep a stream alive.
+                    if not idle:
+                        waiting_since = clock()
+                    elif (
+                        chunk_timeout is not None
+                        and clock() - waiting_since > chunk_timeout
+                        and not reader.done
+                    ):
+                        raise errors.APITimeoutError("gateway: waiting for the stream's next chunk timed out")
                 if builder is not None:
                     yield builder.build()
                 elif not delivered:

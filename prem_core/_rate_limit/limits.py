@@ -32,8 +32,9 @@ TIMER_ACCURACY: Final = 0.001
 class Limits:
     """How many requests may be open at once, and how many may start in a second.
 
-    Prem's limits apply per organisation. Each client and model has limits of its own, which its threads and tasks
-    share. Pass one object to several of them to share it::
+    Prem's limits apply per organisation. Each client has limits of its own, which its threads and tasks share. Models
+    and loaders share theirs with all others that have the same gateway, API key, `max_concurrency` and
+    `requests_per_second`. Pass one object to several clients and models to share it::
 
         limits = Limits(max_concurrency=5)
         client, llm = AsyncPremClient(limits=limits), ChatPremEncrypted(model="…", limits=limits)
@@ -47,7 +48,7 @@ class Limits:
     reference cycle is released when Python's garbage collector runs.
 
     Limits are not shared between processes. A copy, a pickle or a forked process has the same settings and its own
-    counts; copies of a model share the object that was passed to it.
+    counts.
 
     Args:
         max_concurrency: Requests that may be open at once; None for no limit. The BASE tier allows 5.

@@ -84,6 +84,7 @@ class AsyncDriver:
         self._response: httpx.Response | None = None
         self._data: AsyncIterator[bytes] = _empty()
         self._party = "gateway"
+        self._reading = False  # whether the latest request got a response
 
     async def run(self, flow: Flow) -> Any:
         """The last result of `flow`."""
@@ -98,7 +99,11 @@ class AsyncDriver:
         try:
             step = next(flow)
             while True:
-                if isinstance(step, Step):
+                failure: errors.PremError | None = None
+                if not isinstance(step, Step):
+                    yield step
+                    outcome = None
+                else:
                     try:
                         if self._deadline is not None:
                             outcome = await _before(self._deadline, self._perform(step))
@@ -107,12 +112,17 @@ class AsyncDriver:
                         else:
                             outcome = await self._perform(step)
                     except errors.PremError as error:
-                        step = flow.throw(error)
-                        continue
-                else:
-                    yield step
-                    outcome = None
-                step = flow.send(outcome)
+                        failure = error
+                    except HTTPX_ERRORS as error:
+                        failure = translate(error, self._party, reading=self._reading)
+                if failure is None:
+                    step = flow.send(outcome)
+                    continue
+                # Outside the handlers, so that httpx's error is not kept as the context.
+                try:
+                    step = flow.throw(failure)
+                finally:
+                    del failure  # its traceback has this frame: a cycle, which would keep the connection
         except StopIteration:
             await self._drain()
         finally:
@@ -145,60 +155,43 @@ class AsyncDriver:
 
     async def _send(self, step: Send) -> ResponseHead:
         await self._close_response()
-        self._party = step.party
+        self._party, self._reading = step.party, False
         if self._client.is_closed:  # while this call waited
             raise errors.ConfigurationError("the client is closed")
+        request = self._build_request(self._client, step)
+        connection = request.extensions["trace"] = _ConnectionTracker()
         try:
-            request = self._build_request(self._client, step)
-            connection = request.extensions["trace"] = _ConnectionTracker()
-            try:
-                response = await self._client.send(request, stream=True, follow_redirects=False)
-            except asyncio.CancelledError:
-                await connection.close()
-                raise
-            finally:
-                if isinstance(request.stream, BodyStream):
-                    request.stream.release()
-        except HTTPX_ERRORS as error:
-            failure = translate(error, step.party, reading=False)
-        else:
-            self._response = response
-            self._data = (
-                response.aiter_bytes()
-                if is_decoded(response)
-                else aiter(cast("httpx.AsyncByteStream", response.stream))
-            )
-            return response_head(response, step.read_timeout)
-        # Raised outside the handler, so that httpx's error is not kept as its context.
-        try:
-            raise failure
+            response = await self._client.send(request, stream=True, follow_redirects=False)
+        except asyncio.CancelledError:
+            await connection.close()
+            raise
         finally:
-            del failure  # its traceback has this frame: a cycle, which would keep the connection
+            if isinstance(request.stream, BodyStream):
+                request.stream.release()
+        self._response, self._reading = response, True
+        self._data = (
+            response.aiter_bytes()
+            if is_decoded(response)
+            else aiter(cast("httpx.AsyncByteStream", response.stream))
+        )
+        return response_head(response, step.read_timeout)
 
     async def _read(self) -> bytes:
-        try:
-            data = await anext(self._data, b"")
-            if not data:
-                await self._close_response()
-            return data
-        except HTTPX_ERRORS as error:
-            failure = translate(error, self._party, reading=True)
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback has this frame: a cycle, which would keep the connection
+        data = await anext(self._data, b"")
+        if not data:
+            await self._close_response()
+        return data
 
     async def _drain(self) -> None:
         """Read the response to its end, so that its connection can serve the next request."""
         if self._response is None:
             return
-        try:
+        # The answer is complete. If this fails, only the connection is not worth keeping.
+        with contextlib.suppress(*HTTPX_ERRORS, TimeoutError):
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 for _ in range(DRAIN_MAX_READS):
                     if not await self._read():
                         break
-        except (errors.APIConnectionError, TimeoutError):
-            pass  # the answer is complete; only the connection is not worth keeping
 
     async def close(self) -> None:
         """Close the open response, if there is one, with its connection unless it was read to its end; release the

@@ -74,6 +74,7 @@ class SyncDriver:
         self._response: httpx.Response | None = None
         self._data: Iterator[bytes] = iter(())
         self._party = "gateway"
+        self._reading = False  # whether the latest request got a response
         self._deadline_timer: threading.Timer | None = None
 
     def run(self, flow: Flow) -> Any:
@@ -89,22 +90,30 @@ class SyncDriver:
         try:
             step = next(flow)
             while True:
-                if step is READ:
-                    try:
-                        outcome = self._read()
-                    except errors.PremError as error:
-                        step = flow.throw(error)
-                        continue
-                elif isinstance(step, Step):
-                    try:
-                        outcome = self._perform(step)
-                    except errors.PremError as error:
-                        step = flow.throw(error)
-                        continue
-                else:
+                failure: errors.PremError | None = None
+                if not isinstance(step, Step):
                     yield step
                     outcome = None
-                step = flow.send(outcome)
+                else:
+                    try:
+                        if step is READ:
+                            outcome = next(self._data, b"")
+                            if not outcome or self._deadline is not None:
+                                self._check_read(outcome)
+                        else:
+                            outcome = self._perform(step)
+                    except errors.PremError as error:
+                        failure = error
+                    except HTTPX_ERRORS as error:
+                        failure = self._failure(error)
+                if failure is None:
+                    step = flow.send(outcome)
+                    continue
+                # Outside the handlers, so that httpx's error is not kept as the context.
+                try:
+                    step = flow.throw(failure)
+                finally:
+                    del failure  # its traceback has this frame: a cycle, which would keep the connection
         except StopIteration:
             self._drain()
         finally:
@@ -137,52 +146,34 @@ class SyncDriver:
 
     def _send(self, step: Send) -> ResponseHead:
         self._close_response()
-        self._party = step.party
+        self._party, self._reading = step.party, False
         if self._client.is_closed:  # while this call waited
             raise errors.ConfigurationError("the client is closed")
+        request = self._build_request(self._client, step)
+        if self._deadline is not None:
+            limit_to_deadline(request, self._deadline)
         try:
-            request = self._build_request(self._client, step)
-            if self._deadline is not None:
-                limit_to_deadline(request, self._deadline)
-            try:
-                response = self._client.send(request, stream=True, follow_redirects=False)
-            finally:
-                if isinstance(request.stream, BodyStream):
-                    request.stream.release()
-        except HTTPX_ERRORS as error:
-            failure = self._failure(error, reading=False)
-        else:
-            self._response = response
-            self._data = response.iter_bytes() if is_decoded(response) else _raw_data(response)
-            if self._deadline is not None:
-                self._deadline_timer = self._shut_down_after(self._deadline - time.monotonic())
-            return response_head(response, step.read_timeout)
-        # Raised outside the handler, so that httpx's error is not kept as its context.
-        try:
-            raise failure
+            response = self._client.send(request, stream=True, follow_redirects=False)
         finally:
-            del failure  # its traceback has this frame: a cycle, which would keep the connection
+            if isinstance(request.stream, BodyStream):
+                request.stream.release()
+        self._response, self._reading = response, True
+        self._data = response.iter_bytes() if is_decoded(response) else _raw_data(response)
+        if self._deadline is not None:
+            self._deadline_timer = self._shut_down_after(self._deadline - time.monotonic())
+        return response_head(response, step.read_timeout)
 
-    def _read(self) -> bytes:
-        try:
-            data = next(self._data, b"")
-            if not data:
-                self._end_response()
-            # Bytes that come too late cannot be told from an end that the timer made.
-            if self._deadline is None or time.monotonic() < self._deadline:
-                return data
-            failure: errors.APIConnectionError = errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
-        except HTTPX_ERRORS as error:
-            failure = self._failure(error, reading=True)
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback has this frame: a cycle, which would keep the connection
+    def _check_read(self, data: bytes) -> None:
+        if not data:
+            self._end_response()
+        # Bytes that come too late cannot be told from an end that the timer made.
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
 
-    def _failure(self, error: Exception, *, reading: bool) -> errors.APIConnectionError:
+    def _failure(self, error: Exception) -> errors.APIConnectionError:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
-        return translate(error, self._party, reading=reading)
+        return translate(error, self._party, reading=self._reading)
 
     def _drain(self) -> None:
         """Read the response to its end, so that its connection can serve the next request."""
@@ -193,9 +184,10 @@ class SyncDriver:
         timer = self._shut_down_after(DRAIN_TIMEOUT)
         try:
             for _ in range(DRAIN_MAX_READS):
-                if not self._read():
+                if not next(self._data, b""):
+                    self._end_response()
                     break
-        except errors.APIConnectionError:
+        except HTTPX_ERRORS:
             pass  # the answer is complete; only the connection is not worth keeping
         finally:
             timer.cancel()

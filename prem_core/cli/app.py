@@ -65,13 +65,13 @@ def _prem(
         False,
         "--local",
         help="Use an embedded enclave that runs only for this command: no account is needed and nothing leaves this "
-        "machine. Its built-in engine is not a language model: it quotes the prompt.",
+        "machine. Its default engine is not a language model: it quotes the prompt.",
     ),
     upstream: str | None = typer.Option(
         None,
         metavar="URL",
         help="With --local: an OpenAI-compatible server (Ollama, vLLM, llama.cpp) that answers instead of the "
-        "built-in engine.",
+        "default engine.",
     ),
     upstream_api_key_env: str | None = typer.Option(
         None, metavar="NAME", help="Read the API key of --upstream from this environment variable."

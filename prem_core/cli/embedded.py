@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from prem_core._config import VARIABLES
 from prem_core.cli import EXIT_USAGE
 from prem_core.cli.connection import GlobalOptions, read_variable
 from prem_core.cli.errors import CliError
@@ -45,12 +44,13 @@ def embedded_enclave(command: str, parameters: Mapping[str, Any], options: Globa
     from prem_core.enclave import LocalEnclave
 
     key_variable = options.upstream_api_key_env
-    with LocalEnclave(
-        upstream=options.upstream, upstream_api_key=read_variable(key_variable) if key_variable else None
-    ) as prem:
-        addresses = {VARIABLES[name][0]: value for name, value in prem.client_options.items()}
-        with _environment({**addresses, **_no_http_proxy(prem.gateway_url)}):
-            yield
+    with (
+        LocalEnclave(
+            upstream=options.upstream, upstream_api_key=read_variable(key_variable) if key_variable else None
+        ) as prem,
+        _environment(prem.environment),
+    ):
+        yield
 
 
 def _check(command: str, parameters: Mapping[str, Any], options: GlobalOptions) -> None:
@@ -65,15 +65,6 @@ def _check(command: str, parameters: Mapping[str, Any], options: GlobalOptions) 
     for name in _CONFLICTING:
         if parameters.get(name) is not None:
             raise CliError(f"--local and --{name.replace('_', '-')} cannot be combined", EXIT_USAGE)
-
-
-def _no_http_proxy(url: str) -> dict[str, str]:
-    """Variables that keep requests to this URL away from an HTTP proxy."""
-    host = url.partition("//")[2].partition(":")[0]
-    # If both are set, the lower-case one is used.
-    current = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    value = ",".join(filter(None, (current, host)))
-    return {"no_proxy": value, "NO_PROXY": value}
 
 
 @contextlib.contextmanager

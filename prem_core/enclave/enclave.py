@@ -1,7 +1,7 @@
-"""The enclave: holds the private key, opens what the gateway forwards, runs the engine, seals what it says.
+"""The enclave: it holds the private key, opens forwarded requests, runs the engine, and seals the responses.
 
-The rule of this file: plaintext leaves only sealed. An answer that cannot be sealed (an error before the
-first chunk) goes through the gateway in the clear, so it names parameters and rules, never values.
+An error before the first chunk cannot be sealed, and passes the gateway as plaintext. It names parameters and rules,
+never values.
 """
 
 from __future__ import annotations
@@ -11,175 +11,58 @@ import functools
 import json
 import logging
 import secrets
-import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
-from itertools import islice
-from types import ModuleType
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prem_core._crypto.aead import NONCE_BYTES
-from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.accumulator import CompletionBuilder
 from prem_core._protocol.assumptions import EVENT_STREAM, PUBLIC_KEY_NAMES, PUBLIC_KEY_PATH, encode_binary
 from prem_core._protocol.response_types import ChatCompletionChunk
-from prem_core.enclave import extractive
-from prem_core.enclave._engine import AudioAnswer, AudioTask, EngineError
-from prem_core.enclave._upstream import UpstreamError
-from prem_core.enclave.audio_request import TASKS, OpenedAudio, open_audio
-from prem_core.enclave.gateway import CHAT_PATH, HOP_HEADER, ModelType, model_type
-from prem_core.enclave.schema_check import Refused, read_body
-from prem_core.enclave.sealed_fields import INFERENCE, binary, open_items, read_once, send_sealed
+from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE
+from prem_core.enclave.engines.base import (
+    AudioTask,
+    Chunk,
+    Engine,
+    EngineError,
+    EngineRequest,
+    TruncatedStreamError,
+)
+from prem_core.enclave.envelope import EnvelopeError
+from prem_core.enclave.gateway import FORWARDING_HEADER, model_type
+from prem_core.enclave.opened_request import OpenedAudio, OpenedChat, open_audio, open_chat
+from prem_core.enclave.sealed_fields import send_sealed
 
-ReplyForm = Literal["stream", "envelope"]
-Chunk = dict[str, Any]
+ResponseForm = Literal["stream", "envelope"]
 
-#: The built-in engine works in a thread for about this many seconds at a time, so that a long answer
-#: neither blocks the loop nor costs a switch of threads per chunk.
-ENGINE_SLICE: Final = 0.02
-_ENGINE_SLICE_CHUNKS: Final = 512
-
-#: Threads of the built-in engine that listen to recordings. Each keeps a decoder of about 100 MB, and they
-#: take turns: a second one is there so that a short recording does not wait for a long one.
-_LISTENERS: Final = 2
+_TASKS: Final[Mapping[str, AudioTask]] = {
+    AUDIO_ROUTES["transcribe"]: "transcribe",
+    AUDIO_ROUTES["translate"]: "translate",
+}
 
 _DONE: Final = b"event: done\ndata: [DONE]\n\n"
 
 _log = logging.getLogger("prem_core.enclave")
 
 
-class Engine(Protocol):
-    """What answers a chat, and listens to a recording."""
-
-    def chat(self, params: Mapping[str, Any]) -> AsyncGenerator[list[Chunk], None]:
-        """The completion as ``chat.completion.chunk`` objects, in batches of what is ready together.
-
-        `params` satisfy the published schema and always ask for usage.
-
-        Raises:
-            EngineError: From the first step: the request is refused. Later: the answer broke off.
-        """
-        ...
-
-    async def audio(
-        self, task: AudioTask, params: Mapping[str, Any], file_name: str, audio: bytes
-    ) -> AudioAnswer:
-        """What is said in a file, in its own language or in English.
-
-        `params` satisfy the schema of the task.
-
-        Raises:
-            EngineError: The request is refused, or no answer came of it.
-        """
-        ...
-
-    async def aclose(self) -> None:
-        """Let go of connections and threads."""
-        ...
-
-
-class BuiltInEngine:
-    """The extractive engine and the recogniser, run in threads piece by piece."""
-
-    def __init__(self) -> None:
-        self._listeners = ThreadPoolExecutor(_LISTENERS, thread_name_prefix="prem-listener")
-
-    async def chat(self, params: Mapping[str, Any]) -> AsyncGenerator[list[Chunk], None]:
-        """See `Engine.chat`."""
-        chunks = await asyncio.to_thread(extractive.complete, params, created=int(time.time()))
-        while True:
-            batch, error = await asyncio.to_thread(_slice, chunks)
-            if batch:
-                yield batch
-            if error is not None:
-                raise error
-            if not batch:
-                return
-
-    async def audio(
-        self, task: AudioTask, params: Mapping[str, Any], file_name: str, audio: bytes
-    ) -> AudioAnswer:
-        """See `Engine.audio`. The file's name is not looked at: its content says what it is."""
-        listen = functools.partial(asyncio.get_running_loop().run_in_executor, self._listeners)
-        speech = await listen(_speech)
-        speech.refuse(task, params)
-        recording = await listen(speech.decode, audio)
-        utterances = speech.utterances(recording.pcm)
-        heard = []
-        # One by one, so that it ends soon after the client hangs up.
-        while (utterance := await listen(next, utterances, None)) is not None:
-            heard.append(utterance)
-        return AudioAnswer(speech.transcription(params, recording.seconds, heard), recording.seconds)
-
-    async def aclose(self) -> None:
-        """Let the threads end, when they are through with what they listen to."""
-        self._listeners.shutdown(wait=False, cancel_futures=True)
-
-
-def _speech() -> ModuleType:
-    """The recogniser, imported when a first recording comes: numpy and two libraries of C come with it."""
-    try:
-        from prem_core.enclave import speech
-    except (ImportError, OSError):  # OSError: there is no libsndfile for this machine
-        raise EngineError(
-            503,
-            'the built-in engine cannot listen: pip install "prem-encrypted[enclave]"',
-            type="service_unavailable",
-        ) from None
-    return speech
-
-
-def _slice(chunks: Iterator[Chunk]) -> tuple[list[Chunk], Exception | None]:
-    """The next chunks, and what stopped them: what came before an error is not lost with it."""
-    end = time.monotonic() + ENGINE_SLICE
-    batch: list[Chunk] = []
-    try:
-        for chunk in islice(chunks, _ENGINE_SLICE_CHUNKS):
-            batch.append(chunk)
-            if time.monotonic() > end:
-                break
-    except Exception as error:
-        return batch, error
-    return batch, None
-
-
-class _Opened(NamedTuple):
-    """One request after decryption."""
-
-    keys: EncryptionKeys
-    nonce: bytes
-    params: dict[str, Any]
-
-    def seal(self, value: Any) -> bytes:
-        """`value` as JSON, sealed under the request's own nonce as the protocol has it, as hex."""
-        return encode_binary(self.keys.seal(json.dumps(value).encode(), self.nonce)).encode()
-
-    def events(self, chunks: list[Chunk]) -> bytes:
-        """`chunks` as ``data`` events."""
-        return b"".join([b"event: data\ndata: %b\n\n" % self.seal(chunk) for chunk in chunks])
-
-
 class Enclave:
     """The enclave's routes, as an ASGI application.
 
-    Refusals are raised (`Refused`); the listener around it writes them.
+    It raises errors as `EnvelopeError`; the middleware around it sends them.
 
     Args:
-        private_key: The key to open with; assign to `private_key` to turn it.
-        engine: What answers.
-        models: The models that are known; None passes every name to the engine.
-        reply_form: How a request without ``stream: true`` is answered.
-        hop_secret: What `HOP_HEADER` has to say: only the gateway may forward.
-        meter: Told the tokens of every chat when it ends. How the real gateway learns them is not
-            documented; here the two share a process, and this call.
-        audio_meter: Told the seconds of every recording that was answered, likewise.
+        private_key: The key to open requests with. Assign to the attribute of this name to rotate it.
+        engine: Produces the responses.
+        models: The models that requests may name; None for any.
+        response_form: The form of a response without ``stream: true``.
+        forwarding_secret: The value of `FORWARDING_HEADER`: only the gateway may forward requests.
+        meter: Called with the tokens of each chat when it ends. How the real gateway learns them is not documented.
+        audio_meter: Called with the seconds of each transcribed recording.
     """
 
     def __init__(
@@ -188,23 +71,23 @@ class Enclave:
         private_key: PrivateKey,
         engine: Engine,
         models: Collection[str] | None,
-        reply_form: ReplyForm,
-        hop_secret: str,
+        response_form: ResponseForm,
+        forwarding_secret: str,
         meter: Callable[[int], None],
         audio_meter: Callable[[float], None],
     ) -> None:
         self.private_key = private_key
         self._engine = engine
         self._models = models
-        self._reply_form = reply_form
-        self._hop_secret = hop_secret.encode()
+        self._response_form = response_form
+        self._forwarding_secret = forwarding_secret.encode()
         self._meter = meter
         self._audio_meter = audio_meter
         self._router = Router(
             [
                 Route(PUBLIC_KEY_PATH, self._publish_key, methods=["GET"]),
-                Route(CHAT_PATH, self._chat, methods=["POST"]),
-                *(Route(path, self._audio, methods=["POST"]) for path in TASKS),
+                Route(CHAT_ROUTE, self._chat, methods=["POST"]),
+                *(Route(path, self._audio, methods=["POST"]) for path in _TASKS),
             ],
             redirect_slashes=False,
         )
@@ -217,119 +100,132 @@ class Enclave:
         return JSONResponse({PUBLIC_KEY_NAMES[0]: key})
 
     async def _chat(self, request: Request) -> ASGIApp:
-        self._check_hop(request)
-        # In a thread: a body may be large, and the loop has streams to serve.
-        opened = await asyncio.to_thread(_open, self.private_key, await read_once(request))
+        self._check_forwarded(request)
+        # In a thread: a large body must not block the streams on the event loop.
+        opened = await asyncio.to_thread(open_chat, self.private_key, await _take_body(request))
         self._check_model(opened.params["model"], "CHAT", "chat")
-        return functools.partial(self._answer_chat, opened)
+        return functools.partial(self._respond_chat, opened)
 
     async def _audio(self, request: Request) -> ASGIApp:
-        self._check_hop(request)
-        task = TASKS[request.url.path]
-        opened = await asyncio.to_thread(open_audio, self.private_key, task, await read_once(request))
+        self._check_forwarded(request)
+        task = _TASKS[request.url.path]
+        opened = await asyncio.to_thread(open_audio, self.private_key, task, await _take_body(request))
         self._check_model(opened.params["model"], "AUDIO_TRANSCRIPTION", "transcription")
-        return functools.partial(self._answer_audio, opened)
+        return functools.partial(self._respond_audio, opened)
 
-    def _check_hop(self, request: Request) -> None:
-        if not secrets.compare_digest(request.headers.get(HOP_HEADER, "").encode(), self._hop_secret):
-            raise Refused(403, "This route answers the gateway only")
+    def _check_forwarded(self, request: Request) -> None:
+        if not secrets.compare_digest(
+            request.headers.get(FORWARDING_HEADER, "").encode(), self._forwarding_secret
+        ):
+            raise EnvelopeError(403, "This route accepts requests from the gateway only")
 
-    def _check_model(self, model: str, kind: ModelType, called: str) -> None:
+    def _check_model(self, model: str, kind: str, purpose: str) -> None:
         if self._models is not None and (model not in self._models or model_type(model) != kind):
-            raise Refused(
-                404, f"There is no such {called} model", validator={"model": f"is no {called} model here"}
+            raise EnvelopeError(
+                404, f"There is no such {purpose} model", validator={"model": f"is not a {purpose} model"}
             )
 
-    async def _answer_audio(self, opened: OpenedAudio, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond_audio(self, opened: OpenedAudio, scope: Scope, receive: Receive, send: Send) -> None:
+        request = EngineRequest(opened.task, opened.params, opened.file_name, opened.audio)
         try:
-            answer = await self._engine.audio(opened.task, opened.params, opened.file_name, opened.audio)
+            answer = await self._engine.audio(request)
         except EngineError as error:
-            raise _refusal(error) from None
+            raise envelope_error(error) from None
         self._audio_meter(answer.seconds)
         content = answer.content
         plaintext = content if isinstance(content, str) else json.dumps(content)
         await send_sealed(opened.keys, plaintext.encode(), send)
 
-    async def _answer_chat(self, opened: _Opened, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond_chat(self, opened: OpenedChat, scope: Scope, receive: Receive, send: Send) -> None:
         params = opened.params
-        options = params.get("stream_options") or {}
         streamed = params.get("stream") is True
-        # The engine always streams and always counts; what was not asked for is left out afterwards.
-        asked = {**params, "stream": True, "stream_options": {**options, "include_usage": True}}
-        show_usage = not streamed or options.get("include_usage") is True
+        # The engine always reports usage; the enclave leaves it out where it was not asked for.
+        show_usage = not streamed or (params.get("stream_options") or {}).get("include_usage") is True
         async with (
-            aclosing(self._engine.chat(asked)) as chunks,
-            aclosing(_metered(chunks, self._meter, show_usage=show_usage)) as batches,
+            aclosing(self._engine.chat(EngineRequest("chat", params))) as answer,
+            aclosing(_metered(answer, self._meter, show_usage=show_usage)) as chunks,
         ):
-            answer = _answer_stream if streamed or self._reply_form == "stream" else _answer_envelope
-            await answer(opened, batches, send)
+            send_answer = _send_stream if streamed or self._response_form == "stream" else _send_envelope
+            await send_answer(opened, chunks, send)
 
 
 async def _metered(
-    batches: AsyncGenerator[list[Chunk], None], meter: Callable[[int], None], *, show_usage: bool
-) -> AsyncGenerator[list[Chunk], None]:
-    """`batches` as they come; `meter` is told at the end, also when that comes early.
+    chunks: AsyncGenerator[Chunk, None], meter: Callable[[int], None], *, show_usage: bool
+) -> AsyncGenerator[Chunk, None]:
+    """`chunks` as they come. At the end, `meter` is called with the tokens, also when the end comes early.
 
-    An engine that does not count is charged a token per chunk.
+    An answer without usage is charged one token per chunk.
     """
-    counted = chunks = 0
+    total_tokens = count = 0
     try:
-        async for batch in batches:
-            chunks += len(batch)
-            shown = []
-            for chunk in batch:
-                if usage := chunk.get("usage"):
-                    counted = usage.get("total_tokens") or 0
-                    if not show_usage:
-                        if not chunk["choices"]:
-                            continue
-                        chunk = {**chunk, "usage": None}
-                shown.append(chunk)
-            yield shown
+        async for chunk in chunks:
+            count += 1
+            if usage := chunk.get("usage"):
+                total_tokens = usage.get("total_tokens") or 0
+                if not show_usage:
+                    if not chunk.get("choices"):
+                        continue
+                    chunk = {**chunk, "usage": None}
+            yield chunk
     finally:
-        meter(counted or chunks)
+        meter(total_tokens or count)
 
 
-async def _answer_stream(opened: _Opened, batches: AsyncGenerator[list[Chunk], None], send: Send) -> None:
-    """The documented event stream."""
+async def _send_stream(opened: OpenedChat, chunks: AsyncGenerator[Chunk, None], send: Send) -> None:
+    """Send the documented event stream."""
 
     async def send_body(events: bytes, *, more: bool = True) -> None:
         await send({"type": "http.response.body", "body": events, "more_body": more})
 
+    end = _DONE
+    first: Chunk | None = None
     try:
-        batch: list[Chunk] = await anext(batches, [])
+        first = await anext(chunks, None)
     except EngineError as error:
-        raise _refusal(error) from None
+        raise envelope_error(error) from None
+    except TruncatedStreamError:
+        end = b""
     headers = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     try:
-        await send_body(opened.events(batch))
-        async for batch in batches:
-            await send_body(opened.events(batch))
+        # Sent even when it is empty: the response's headers go out with it.
+        await send_body(b"" if first is None else opened.event(b"data", first))
+        async for chunk in chunks:
+            await send_body(opened.event(b"data", chunk))
+            # Neither need wait for anything, and a disconnect must be noticed in between.
+            await asyncio.sleep(0)
+    except TruncatedStreamError:
+        end = b""
     except Exception as error:
-        await send_body(b"event: error\ndata: %b\n\n" % opened.seal(_error_object(error)), more=False)
-    else:
-        await send_body(_DONE, more=False)
+        end = opened.event(b"error", _error_object(error))
+    await send_body(end, more=False)
 
 
-async def _answer_envelope(opened: _Opened, batches: AsyncGenerator[list[Chunk], None], send: Send) -> None:
-    """The audio routes' form: one ``chat.completion`` in the envelope."""
+async def _send_envelope(opened: OpenedChat, chunks: AsyncGenerator[Chunk, None], send: Send) -> None:
+    """Send one ``chat.completion`` in the envelope of the audio routes."""
     completion = CompletionBuilder()
     try:
-        async for batch in batches:
-            for chunk in batch:
-                completion.add(ChatCompletionChunk.model_validate(chunk))
+        async for chunk in chunks:
+            completion.add(ChatCompletionChunk.model_validate(chunk))
     except EngineError as error:
-        raise _refusal(error) from None
+        raise envelope_error(error) from None
+    except TruncatedStreamError:
+        pass  # without its finish reason, the answer is a truncated one
     await send_sealed(opened.keys, completion.build().model_dump_json().encode(), send)
 
 
-def _refusal(error: EngineError) -> Refused:
-    retry_after = error.retry_after if isinstance(error, UpstreamError) else ""
-    return Refused(
+def envelope_error(error: EngineError) -> EnvelopeError:
+    """The error envelope for an engine's error before its first chunk. It is sent as plaintext."""
+    message: str | dict[str, Any] = error.message
+    if error.code is not None:  # the envelope has no place for a code; OpenAI's error object has
+        message = {"message": error.message, "type": error.type, "code": error.code, "param": error.param}
+    retry_after = error.retry_after
+    if isinstance(retry_after, float | int):
+        retry_after = f"{retry_after:g}"
+    return EnvelopeError(
         error.status,
-        error.message,
-        validator={error.param: error.message} if error.param else None,
+        message,
+        validator=error.validator or ({error.param: error.message} if error.param else None),
         log={"type": error.type},
         headers={"Retry-After": retry_after} if retry_after else None,
     )
@@ -338,20 +234,13 @@ def _refusal(error: EngineError) -> Refused:
 def _error_object(error: Exception) -> dict[str, Any]:
     """OpenAI's error object, to be sealed."""
     if isinstance(error, EngineError):
-        detail = error.detail if isinstance(error, UpstreamError) else None
-        return {"error": {"message": detail or error.message, "type": error.type}}
-    # Its text may hold anything.
-    _log.error("the engine failed in the middle of an answer: %s", type(error).__name__)
+        found = {"message": error.detail or error.message, "type": error.type}
+        return {"error": found if error.code is None else {**found, "code": error.code}}
+    # The text of the error may hold content; its type does not.
+    _log.error("the engine failed in mid-stream: %s", type(error).__name__)
     return {"error": {"message": "the engine failed", "type": "server_error"}}
 
 
-def _open(private_key: PrivateKey, body: bytes) -> _Opened:
-    """A forwarded body, opened and checked.
-
-    Raises:
-        Refused: 400; it does not have the published shape, does not open, or what it holds is not allowed.
-    """
-    fields = read_body("chat-request", body)
-    keys, (plaintext,) = open_items(private_key, fields, (INFERENCE,))
-    params = read_body("chat-inference-params", plaintext, called=INFERENCE.sealed)
-    return _Opened(keys, binary(fields, INFERENCE.nonce, exactly=NONCE_BYTES), params)
+async def _take_body(request: Request) -> bytes:
+    """The request body. Unlike ``request.body()``, this does not keep it in memory while the response is sent."""
+    return b"".join([chunk async for chunk in request.stream()])

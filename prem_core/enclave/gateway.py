@@ -1,7 +1,7 @@
-"""The gateway: authenticates, meters and forwards, and cannot read what it forwards.
+"""The gateway: it authenticates, limits and forwards requests, and cannot read them.
 
-The rule of this file: blind. Nothing that could open a sealed item is imported here, the body goes to the
-enclave byte for byte and the answer comes back byte for byte; only JSON shape is looked at.
+Nothing that could open a sealed field is imported here. Bodies are forwarded byte for byte in both directions, and only
+their JSON structure is checked.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import functools
 import logging
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import httpx
 from starlette.requests import Request
@@ -23,44 +23,36 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prem_core._protocol.assumptions import ROUTE_SCOPES, encode_binary
-from prem_core._protocol.routes import MAX_AUDIO_BYTES
+from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE, MAX_AUDIO_BYTES, MODEL_TYPES, MODELS_ROUTE
+from prem_core.enclave.envelope import EnvelopeError, envelope
 from prem_core.enclave.quota import LimitReached, Metered, Tier
-from prem_core.enclave.schema_check import Refused, envelope, read_body
+from prem_core.enclave.schema_check import parse_body
 
-CHAT_PATH: Final = "/rvenc/chat/completions"
-AUDIO_PATHS: Final = ("/rvenc/audio/transcriptions", "/rvenc/audio/translations")
-MODELS_PATH: Final = "/models"
-
-#: How much longer a sealed file is, and how many characters a byte takes on the wire: the gateway sees
-#: lengths, and nothing else of the file.
+#: A sealed file is this much longer, and each byte is this many characters: the gateway sees only the length of a file.
 _TAG_BYTES: Final = 16
-_DIGITS: Final = len(encode_binary(b"\0"))
+_CHARS_PER_BYTE: Final = len(encode_binary(b"\0"))
 
-#: The header that proves to the enclave that a request came through the gateway. Not part of the
-#: published protocol: how the real two know each other is not documented.
-HOP_HEADER: Final = "x-prem-hop"
+#: The header that proves to the enclave that a request came through the gateway. It is not documented how the real
+#: gateway authenticates to the real enclave.
+FORWARDING_HEADER: Final = "x-prem-forwarding"
 
-#: The documented values of ``GET /models?type=``.
-ModelType = Literal["CHAT", "AUDIO_TRANSCRIPTION", "AUDIO_SPEECH", "IMAGE"]
-MODEL_TYPES: Final = get_args(ModelType)
-
-#: What of the enclave's answer is passed on, besides the status and the body.
-_PASSED_HEADERS: Final = (b"content-type", b"retry-after")
+#: Headers of the enclave's response that are forwarded.
+_FORWARDED_HEADERS: Final = (b"content-type", b"retry-after")
 
 _log = logging.getLogger("prem_core.enclave")
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and its answer, as the gateway saw them: sealed.
+    """One request and its response, as the gateway saw them: sealed.
 
     Attributes:
         method: The HTTP method.
         path: The path, without the query.
-        request_body: The request's bytes, as far as they were read.
-        status: The answer's HTTP status; 0 if the client left before there was one.
-        response_body: The answer's bytes, as far as they were sent.
-        request_headers: Lower-case names; without Authorization.
+        request_body: The bytes of the request that were read.
+        status: The HTTP status of the response; 0 if the client disconnected before it.
+        response_body: The bytes of the response that were sent.
+        request_headers: With lower-case names, and without Authorization.
     """
 
     method: str
@@ -71,23 +63,23 @@ class Exchange:
     request_headers: Mapping[str, str] = field(repr=False)
 
 
-def model_type(name: str) -> ModelType:
-    """The documented type of the model called `name`."""
+def model_type(name: str) -> str:
+    """The documented type of the model called `name`: one of `MODEL_TYPES`."""
     return "AUDIO_TRANSCRIPTION" if "whisper" in name.lower() else "CHAT"
 
 
 class Gateway:
     """The gateway's routes, as an ASGI application.
 
-    Refusals are raised (`Refused`); the listener around it writes them.
+    It raises errors as `EnvelopeError`; the middleware around it sends them.
 
     Args:
         api_key: The one key that is accepted.
-        scopes: What the key may do; None means everything.
-        models: The names ``GET /models`` lists.
+        scopes: The scopes of the key; None for all.
+        models: Returns the names ``GET /models`` lists.
         tier: The organisation's limits; None for none.
         enclave: A client whose base URL is the enclave's.
-        hop_secret: What `HOP_HEADER` has to say.
+        forwarding_secret: The value of `FORWARDING_HEADER`.
     """
 
     def __init__(
@@ -95,22 +87,22 @@ class Gateway:
         *,
         api_key: str,
         scopes: Collection[str] | None,
-        models: Sequence[str],
+        models: Callable[[], Awaitable[Sequence[str]]],
         tier: Tier | None,
         enclave: httpx.AsyncClient,
-        hop_secret: str,
+        forwarding_secret: str,
     ) -> None:
         self._api_key = api_key.encode()
         self._scopes = scopes
         self._models = models
         self._tier = tier
         self._enclave = enclave
-        self._hop_secret = hop_secret
+        self._forwarding_secret = forwarding_secret
         self._router = Router(
             [
-                Route(CHAT_PATH, self._chat, methods=["POST"]),
-                *(Route(path, self._audio, methods=["POST"]) for path in AUDIO_PATHS),
-                Route(MODELS_PATH, self._list_models, methods=["GET"]),
+                Route(CHAT_ROUTE, self._chat, methods=["POST"]),
+                *(Route(path, self._audio, methods=["POST"]) for path in AUDIO_ROUTES.values()),
+                Route(MODELS_ROUTE, self._list_models, methods=["GET"]),
             ],
             redirect_slashes=False,
         )
@@ -119,7 +111,7 @@ class Gateway:
         await self._router(scope, receive, send)
 
     async def _chat(self, request: Request) -> ASGIApp:
-        body = await self._checked_body(request, functools.partial(read_body, "chat-request"))
+        body = await self._checked_body(request, functools.partial(parse_body, "chat-request"))
         return functools.partial(self._forward, body, "tokens")
 
     async def _audio(self, request: Request) -> ASGIApp:
@@ -130,8 +122,8 @@ class Gateway:
         wanted = request.query_params.get("type")
         if wanted is not None and wanted not in MODEL_TYPES:
             rule = f"must be one of {', '.join(MODEL_TYPES)}"
-            raise Refused(400, f"Invalid request: type {rule}", validator={"type": rule})
-        entries = [_model_entry(name) for name in self._models]
+            raise EnvelopeError.invalid("type", rule)
+        entries = [_model_entry(name) for name in await self._models()]
         listed = [entry for entry in entries if wanted in (None, entry["type"])]
         return JSONResponse(envelope(200, data=listed))
 
@@ -139,52 +131,58 @@ class Gateway:
         header = request.headers.get("authorization", "")
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer":
-            key = header  # the published document also describes the bare key (`ApiKeyAuth`)
+            key = header  # the published document also allows the bare key (`ApiKeyAuth`)
         if not secrets.compare_digest(key.strip().encode(), self._api_key):
-            raise Refused(401, "Access token is missing or invalid", headers={"WWW-Authenticate": "Bearer"})
+            raise EnvelopeError(
+                401, "Access token is missing or invalid", headers={"WWW-Authenticate": "Bearer"}
+            )
 
     async def _checked_body(self, request: Request, check: Callable[[bytes], object]) -> bytes:
-        """The body of an authenticated, permitted request that `check` does not refuse."""
+        """The body of a request that has a valid key with the right scope, and passes `check`."""
         self._authenticate(request)
         scope = ROUTE_SCOPES[request.url.path]
         if self._scopes is not None and scope not in self._scopes:
             denied = "You do not have the required permissions to access this resource"
-            raise Refused(403, f"{denied}: missing scope {scope}")
+            raise EnvelopeError(403, f"{denied}: missing scope {scope}")
         body = await request.body()
-        # In a thread: a body may be large, and the loop has streams to pass on.
+        # In a thread: a large body must not block the streams on the event loop.
         await asyncio.to_thread(check, body)
         return body
 
     async def _forward(
         self, body: bytes, metered: Metered, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Answer with what the enclave answers to `body` on the route of the same path."""
-        headers = {HOP_HEADER: self._hop_secret, "content-type": "application/json"}
+        """Forward `body` to the same path of the enclave, and the response to the client."""
+        headers = {FORWARDING_HEADER: self._forwarding_secret, "content-type": "application/json"}
         forwarded = self._enclave.stream("POST", scope["path"], content=body, headers=headers)
         started = False
         try:
             with nullcontext() if self._tier is None else self._tier.request(metered):
-                async with forwarded as reply:
-                    kept = [(k, v) for k, v in reply.headers.raw if k.lower() in _PASSED_HEADERS]
-                    await send({"type": "http.response.start", "status": reply.status_code, "headers": kept})
+                async with forwarded as response:
+                    kept = [(k, v) for k, v in response.headers.raw if k.lower() in _FORWARDED_HEADERS]
+                    await send(
+                        {"type": "http.response.start", "status": response.status_code, "headers": kept}
+                    )
                     started = True
-                    async for piece in reply.aiter_raw():
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    async for chunk in response.aiter_raw():
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except LimitReached as limit:
-            raise Refused(429, str(limit), headers={"Retry-After": str(limit.retry_after)}) from None
+            raise EnvelopeError(429, str(limit), headers={"Retry-After": str(limit.retry_after)}) from None
         except httpx.TransportError:
             if started:
-                raise  # the answer is cut where the enclave cut it
-            raise Refused(503, "The inference service is unavailable. Please try again later.") from None
-        # Only now, with the place given back, does the client learn that the answer is whole.
+                raise  # the response is truncated where the enclave's was
+            raise EnvelopeError(
+                503, "The inference service is unavailable. Please try again later."
+            ) from None
+        # After the request stops counting as open: a client that has the whole response can send the next request.
         await send({"type": "http.response.body"})
 
 
-class Observed:
-    """An ASGI application whose exchanges are shown to `on_exchange`, each when it has finished.
+class ExchangeRecorder:
+    """ASGI middleware that calls `on_exchange` with each exchange when it ends.
 
-    The observer runs before the client can see the end of its answer, so that whoever waits for the
-    answer finds the exchange observed. What it raises is logged and goes no further.
+    The call comes before the end of the response is sent: a client with the whole response finds the exchange recorded.
+    An exception of `on_exchange` is logged and does not affect the response.
     """
 
     def __init__(self, app: ASGIApp, on_exchange: Callable[[Exchange], None]) -> None:
@@ -192,13 +190,13 @@ class Observed:
         self._on_exchange = on_exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, response, status, told = bytearray(), bytearray(), 0, False
+        request, response, status, recorded = bytearray(), bytearray(), 0, False
 
-        def tell() -> None:
-            nonlocal told
-            if told:
+        def record() -> None:
+            nonlocal recorded
+            if recorded:
                 return
-            told = True
+            recorded = True
             headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
             headers.pop("authorization", None)
             exchange = Exchange(
@@ -207,7 +205,7 @@ class Observed:
             try:
                 self._on_exchange(exchange)
             except Exception:
-                _log.exception("the on_exchange observer failed")
+                _log.exception("the on_exchange callback failed")
 
         async def watched_receive() -> Message:
             message = await receive()
@@ -221,25 +219,25 @@ class Observed:
             else:
                 response.extend(message.get("body", b""))
                 if not message.get("more_body", False):
-                    tell()
+                    record()
             await send(message)
 
         try:
             await self._app(scope, watched_receive, watched_send)
         finally:
-            tell()
+            record()
 
 
 def _check_audio(body: bytes) -> None:
-    sealed = len(read_body("audio-request", body)["encryptedFile"])
-    if sealed // _DIGITS - _TAG_BYTES > MAX_AUDIO_BYTES:
-        raise Refused(413, "Audio file size exceeds the maximum allowed limit of 25MB.")
+    sealed = len(parse_body("audio-request", body)["encryptedFile"])
+    if sealed // _CHARS_PER_BYTE - _TAG_BYTES > MAX_AUDIO_BYTES:
+        raise EnvelopeError(413, "Audio file size exceeds the maximum allowed limit of 25MB.")
 
 
 def _model_entry(name: str) -> dict[str, Any]:
     kind = model_type(name)
     return {
-        # Not the name on purpose: `model` is what a request has to say.
+        # Deliberately not the name: a request needs `model`.
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"prem-local:{name}")),
         "model": name,
         "name": name.rpartition("/")[2],

@@ -1,8 +1,4 @@
-"""The limits of a tier: token buckets and a count of open requests.
-
-The rule of this file: pure. Time comes from the clock that is handed in, and no request is seen here:
-only that one begins, that one ends, and how many tokens or seconds of audio it used.
-"""
+"""The rate limits of a tier: token buckets, and a count of open requests. The clock is an argument."""
 
 from __future__ import annotations
 
@@ -19,18 +15,18 @@ CONCURRENCY_MESSAGE: Final = (
 RATE_MESSAGE: Final = "Rate limit exceeded. Please try again later."
 
 
-class Limits(NamedTuple):
-    """What one organisation may use."""
+class QuotaLimits(NamedTuple):
+    """The limits of one organisation."""
 
-    requests: int  # at once, from a full bucket
-    requests_per_second: float  # refill
-    tokens_per_minute: int  # bucket and refill
-    audio_seconds_per_minute: int  # bucket and refill
+    requests: int  # the size of the bucket
+    requests_per_second: float  # its refill
+    tokens_per_minute: int  # the size of the bucket, and its refill
+    audio_seconds_per_minute: int  # the size of the bucket, and its refill
     concurrent: int  # open requests
 
 
 #: The BASE tier as documented.
-BASE: Final = Limits(
+BASE: Final = QuotaLimits(
     requests=5,
     requests_per_second=1,
     tokens_per_minute=38_000,
@@ -38,7 +34,7 @@ BASE: Final = Limits(
     concurrent=5,
 )
 
-#: What a request uses up besides itself: a chat tokens, a recording seconds of audio.
+#: What a request is charged in addition to itself: a chat tokens, a transcription seconds of audio.
 Metered = Literal["tokens", "audio"]
 
 
@@ -46,7 +42,7 @@ class LimitReached(Exception):
     """A limit is reached.
 
     Attributes:
-        retry_after: Whole seconds, at least 1, after which the same request may pass.
+        retry_after: Whole seconds, at least 1, after which the same request can be admitted.
     """
 
     def __init__(self, message: str, wait: float) -> None:
@@ -55,7 +51,7 @@ class LimitReached(Exception):
 
 
 class TokenBucket:
-    """Fills at `rate` a second up to `capacity`; may be overdrawn, and then has to fill up again."""
+    """A bucket that refills at `rate` per second up to `capacity`. It can be overdrawn, and then has to refill."""
 
     def __init__(self, capacity: float, rate: float, now: float) -> None:
         self._capacity = capacity
@@ -64,31 +60,30 @@ class TokenBucket:
         self._filled = now
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is there; 0 if it is."""
+        """Seconds until `amount` is available; 0 if it is."""
         self._level = min(self._capacity, self._level + (now - self._filled) * self._rate)
         self._filled = now
-        # Whoever waited exactly as long as asked is not sent away again over a rounding error.
+        # A request that waited exactly as long as Retry-After asked is not rejected over a rounding error.
         missing = amount - self._level - 1e-6
         return max(0.0, missing / self._rate)
 
     def spend(self, amount: float) -> None:
-        """Take `amount`, whether it is there or not."""
+        """Take `amount`, whether it is available or not."""
         self._level -= amount
 
 
 class Tier:
-    """One organisation's use of its limits.
+    """One organisation's limits, and what it has used of them.
 
-    How many tokens or seconds of audio a request takes is known only after it: `spend_tokens` and
-    `spend_audio` charge them then, and the bucket may go below zero. Until it is above again, no request
-    that takes of it is admitted.
+    The tokens or seconds of audio of a request are known only when it ends: `spend_tokens` and `spend_audio` charge
+    them then, and the bucket may go below zero. Until it has refilled, no request that it is charged for is admitted.
 
     Args:
-        limits: The tier's limits.
-        clock: Seconds that only grow.
+        limits: The limits.
+        clock: Returns monotonic seconds.
     """
 
-    def __init__(self, limits: Limits = BASE, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: QuotaLimits = BASE, clock: Callable[[], float] = time.monotonic) -> None:
         now = clock()
         self._clock = clock
         self._concurrent = limits.concurrent
@@ -101,15 +96,15 @@ class Tier:
 
     @contextmanager
     def request(self, metered: Metered = "tokens") -> Iterator[None]:
-        """Hold a place for one request, from its admission to its end.
+        """Admit one request, and count it as open until the block ends.
 
         A request that is not admitted costs nothing.
 
         Raises:
-            LimitReached: The requests, the places, or what is `metered` are used up.
+            LimitReached: A limit on requests, open requests, or what is `metered` is reached.
         """
         if self._open >= self._concurrent:
-            # Nobody knows when a stream ends; a second is the shortest wait that can be asked for.
+            # The end of a stream cannot be predicted. One second is the shortest Retry-After.
             raise LimitReached(CONCURRENCY_MESSAGE, 1)
         now = self._clock()
         wait = max(self._requests.wait(1, now), self._metered[metered].wait(1, now))
@@ -123,9 +118,9 @@ class Tier:
             self._open -= 1
 
     def spend_tokens(self, tokens: int) -> None:
-        """Charge what a request used, prompt and completion together."""
+        """Charge the tokens of a request, prompt and completion together."""
         self._metered["tokens"].spend(tokens)
 
     def spend_audio(self, seconds: float) -> None:
-        """Charge the length of a recording that was answered."""
+        """Charge the length of a transcribed recording."""
         self._metered["audio"].spend(seconds)

@@ -1,23 +1,21 @@
-"""The published schemas: checking bodies against them, and the envelopes they describe.
+"""Check request bodies against the published schemas.
 
-The rule of this file: what is said about a body names a place and a rule, both taken from the schema. No
-value of the body is repeated, and no name that only the body has: a finding about sealed parameters
-leaves the enclave in the clear.
+Findings contain a path and a rule from the schema, and neither a value nor an unknown name of the body: a finding about
+sealed parameters leaves the enclave as plaintext.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import secrets
-import time
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
+
+from prem_core.enclave.envelope import EnvelopeError
 
 SchemaName = Literal[
     "audio-request",
@@ -31,11 +29,11 @@ SchemaName = Literal[
     "response-envelope",
 ]
 
-#: More findings than this say nothing new, and an envelope should stay readable.
+#: Findings that one envelope lists: it should stay readable.
 MAX_PROBLEMS: Final = 20
 
-#: Parameters that other APIs have and the published schema has not. Only these are named when they
-#: turn up: any other unknown name is the sender's own text.
+#: Parameters that other APIs have and the published schema does not. Findings name only these: any other unknown name
+#: may be content of the request.
 _OTHER_APIS: Final = frozenset(
     {
         "best_of",
@@ -65,7 +63,7 @@ _RULES: Final[Mapping[str, str]] = {
 
 
 class Problem(NamedTuple):
-    """One finding: where (``messages.0.role``; empty for the whole body) and what must hold there."""
+    """One finding: a path (``messages.0.role``; empty for the whole body) and the rule that it breaks."""
 
     path: str
     rule: str
@@ -73,7 +71,7 @@ class Problem(NamedTuple):
 
 class _Schema(NamedTuple):
     validator: Draft202012Validator
-    names: frozenset[str]  # every property name the schema knows, at any depth
+    names: frozenset[str]  # every property name in the schema, at any depth
 
 
 @functools.cache
@@ -95,9 +93,9 @@ def _property_names(schema: Any) -> Iterator[str]:
 
 
 def problems(schema_name: SchemaName, instance: Any) -> list[Problem]:
-    """What keeps `instance` from satisfying a published schema, at most `MAX_PROBLEMS` findings.
+    """The rules of a published schema that `instance` breaks, at most `MAX_PROBLEMS`.
 
-    A key of the instance that the schema does not know stands as ``*`` in a path.
+    In a path, ``*`` stands for a key of the instance that the schema does not define.
     """
     schema = _schema(schema_name)
     found = (_problem(error, schema.names) for error in _explained(schema.validator.iter_errors(instance)))
@@ -105,30 +103,32 @@ def problems(schema_name: SchemaName, instance: Any) -> list[Problem]:
 
 
 def property_names(schema_name: SchemaName) -> frozenset[str]:
-    """Every property name a published schema has, at any depth."""
+    """Every property name of a published schema, at any depth."""
     return _schema(schema_name).names
 
 
 def _explained(errors: Iterable[ValidationError]) -> Iterator[ValidationError]:
-    """`errors` with every failed ``oneOf`` replaced by what is wrong with the form that was meant."""
+    """`errors`, with every failed ``oneOf`` replaced by the errors of its closest alternative."""
     for error in errors:
         if error.validator == "oneOf" and error.context:
-            yield from _explained(_meant(error.context))
+            yield from _explained(_closest_alternative(error.context))
         else:
             yield error
 
 
-def _meant(context: Sequence[ValidationError]) -> list[ValidationError]:
-    forms: dict[Any, list[ValidationError]] = {}
+def _closest_alternative(context: Sequence[ValidationError]) -> list[ValidationError]:
+    alternatives: dict[Any, list[ValidationError]] = {}
     for error in context:
-        forms.setdefault(error.relative_schema_path[0], []).append(error)
-    # A form of another JSON type was not meant; nor was one whose tag (`role`, `type`) is another one.
+        alternatives.setdefault(error.relative_schema_path[0], []).append(error)
+    # Exclude alternatives of another JSON type, then those with another tag (`role`, `type`).
     for wrong in (_is_other_type, _has_other_tag):
-        left = [form for form in forms.values() if not any(map(wrong, form))]
-        if not left:
-            return [_either([error for form in forms.values() for error in form if wrong(error)])]
-        forms = dict(enumerate(left))
-    return min(forms.values(), key=len)
+        matching = [errors for errors in alternatives.values() if not any(map(wrong, errors))]
+        if not matching:
+            return [
+                _combined([error for errors in alternatives.values() for error in errors if wrong(error)])
+            ]
+        alternatives = dict(enumerate(matching))
+    return min(alternatives.values(), key=len)
 
 
 def _is_other_type(error: ValidationError) -> bool:
@@ -139,15 +139,15 @@ def _has_other_tag(error: ValidationError) -> bool:
     return error.validator == "enum" and len(error.relative_path) == 1
 
 
-def _either(errors: Sequence[ValidationError]) -> ValidationError:
-    """One finding that allows what any of `errors`, all of one keyword at one place, would allow."""
+def _combined(errors: Sequence[ValidationError]) -> ValidationError:
+    """One error that lists what `errors`, all of one keyword at one path, allow together."""
     first = errors[0]
-    allowed = [value for error in errors for value in _listed(error.validator_value)]
+    allowed = [value for error in errors for value in _as_list(error.validator_value)]
     first.validator_value = list(dict.fromkeys(allowed))
     return first
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
@@ -157,19 +157,21 @@ def _problem(error: ValidationError, names: Collection[str]) -> Problem:
     allowed: Any = error.validator_value
     instance: Any = error.instance
     if keyword == "required":
-        # One error stands for one missing name, but does not hold it as a value of its own.
+        # The error is about one missing name, but does not hold the name as a value.
         missing = [name for name in allowed if name not in instance]
         return Problem(".".join(path), f"must have {_and(missing)}")
     if keyword == "additionalProperties":
         known = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
         extra = sorted(_OTHER_APIS & (set(instance) - set(known)))
-        return Problem(".".join(path), f"must not have {_and(extra) or 'a name the schema does not know'}")
+        return Problem(
+            ".".join(path), f"must not have {_and(extra) or 'a name that the schema does not define'}"
+        )
     if keyword == "type":
-        rule = f"must be of type {' or '.join(_listed(allowed))}"
+        rule = f"must be of type {' or '.join(_as_list(allowed))}"
     elif keyword == "enum":
         rule = f"must be one of {', '.join(json.dumps(value) for value in allowed)}"
     elif keyword == "oneOf":
-        rule = "must have exactly one of the documented forms"
+        rule = "must match exactly one of the documented alternatives"
     else:
         rule = _RULES.get(str(keyword), f"breaks the rule {keyword}").format(allowed)
     return Problem(".".join(path), rule)
@@ -179,107 +181,35 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(names)
 
 
-def support_id() -> str:
-    """A fresh ``support_{uuidv7}``."""
-    return f"support_{_uuid7()}"
-
-
-def _uuid7(clock: Callable[[], int] = time.time_ns) -> uuid.UUID:
-    # RFC 9562, section 5.7: 48 bits of milliseconds, then random bits around the version and the variant.
-    # Python has uuid.uuid7 only from 3.14.
-    milliseconds = clock() // 1_000_000 & (1 << 48) - 1
-    bits = milliseconds << 80 | secrets.randbits(80)
-    bits = bits & ~(0xF << 76) | 0x7 << 76
-    bits = bits & ~(0x3 << 62) | 0x2 << 62
-    return uuid.UUID(int=bits)
-
-
-def envelope(
-    status: int,
-    *,
-    data: Any = None,
-    error: str | None = None,
-    validator: Mapping[str, str] | None = None,
-    log: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """The documented envelope: `data` of a success, or `error` with a fresh support id."""
-    return {
-        "status": status,
-        "data": data,
-        "error": error,
-        "message": None,
-        "env": "development",
-        "log": log,
-        "validator": validator,
-        "support_id": None if error is None else support_id(),
-    }
-
-
-class Refused(Exception):
-    """A request is answered with an error envelope; raised by either role, written by the listener.
+def parse_body(schema_name: SchemaName, body: bytes, *, name: str = "body") -> dict[str, Any]:
+    """The JSON object in `body`, checked against a published schema.
 
     Args:
-        status: The HTTP status.
-        error: The envelope's message. It goes out in the clear: no value of the request belongs in it.
-        validator: Findings by field.
-        log: The envelope's ``log``.
-        headers: Further response headers, such as Retry-After.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        error: str,
-        *,
-        validator: Mapping[str, str] | None = None,
-        log: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(error)
-        self.status = status
-        self.error = error
-        self.validator = validator
-        self.log = log
-        self.headers = dict(headers or {})
-
-    def envelope(self) -> dict[str, Any]:
-        """The body to answer with."""
-        return envelope(self.status, error=self.error, validator=self.validator, log=self.log)
-
-
-def read_body(schema_name: SchemaName, body: bytes, *, called: str = "body") -> dict[str, Any]:
-    """`body` as the JSON object that a published schema describes.
-
-    Args:
-        schema_name: The schema it has to satisfy.
-        body: The bytes that came, or were opened.
-        called: What findings about the whole of it name.
+        schema_name: The schema.
+        body: The bytes, received or opened.
+        name: What findings about the whole body call it.
 
     Raises:
-        Refused: 400; the findings by field, the first one in the message too.
+        EnvelopeError: 400 with the findings by field, and the first one in the message.
     """
     try:
-        value: dict[str, Any] = json.loads(body, parse_constant=_not_json)
+        value: dict[str, Any] = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
-        raise Refused(
-            400, f"Invalid request: {called} is not JSON", validator={called: "is not JSON"}
-        ) from None
+        raise EnvelopeError.invalid(name, "is not JSON") from None
     try:
         found = problems(schema_name, value)
     except RecursionError:
-        raise Refused(
-            400, f"Invalid request: {called} is nested too deep", validator={called: "is nested too deep"}
-        ) from None
+        raise EnvelopeError.invalid(name, "is nested too deep") from None
     findings: dict[str, str] = {}
     for path, rule in found:
-        place = path or called
+        place = path or name
         findings[place] = f"{findings[place]}; {rule}" if place in findings else rule
     if findings:
         place, rule = next(iter(findings.items()))
-        raise Refused(400, f"Invalid request: {place} {rule}", validator=findings)
+        raise EnvelopeError(400, f"Invalid request: {place} {rule}", validator=findings)
     return value
 
 
-def _not_json(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     # Python reads NaN and Infinity; JSON has neither.
     raise ValueError(constant)

@@ -1,7 +1,7 @@
-"""Opening a request's sealed items, and sealing an answer that is not a stream: the same for every route.
+"""Open the sealed fields of a request, and seal a response that is not a stream.
 
-The rule of this file: whatever fails to open is refused in the same words, and each large thing (a
-recording is up to 25 MB) is let go of as soon as its next form is there.
+All decryption failures have the same message. A large buffer (a recording is up to 25 MB) is released as soon as it has
+been transformed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from starlette.requests import Request
 from starlette.types import Send
 
 from prem_core._crypto.aead import NONCE_BYTES, TAG_BYTES, new_nonce
@@ -18,76 +17,75 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, PrivateKey
 from prem_core._errors import DecryptionError
 from prem_core._protocol.assumptions import decode_binary, encode_binary
-from prem_core.enclave.schema_check import Refused, envelope
+from prem_core.enclave.envelope import EnvelopeError, envelope
 
-#: What a payload that does not open is answered with. The enclave cannot tell a key that was turned
-#: from a changed byte, and must not.
+#: The error for a request that does not open. The enclave cannot tell a key rotation from a changed byte, and must not.
 DECRYPT_MESSAGE: Final = "failed to decrypt: the enclave key has expired"
 
 
-class Item(NamedTuple):
-    """The names of a sealed item's two fields."""
+class SealedField(NamedTuple):
+    """The names of the two fields of a sealed item."""
 
     sealed: str
     nonce: str
 
 
-INFERENCE: Final = Item("encryptedInference", "nonce")
-FILE: Final = Item("encryptedFile", "fileNonce")
-FILE_NAME: Final = Item("encryptedFileName", "fileNameNonce")
+INFERENCE: Final = SealedField("encryptedInference", "nonce")
+FILE: Final = SealedField("encryptedFile", "fileNonce")
+FILE_NAME: Final = SealedField("encryptedFileName", "fileNameNonce")
 
 
-async def read_once(request: Request) -> bytes:
-    """The body; unlike ``request.body()``, the request does not keep it for as long as it is answered."""
-    return b"".join([piece async for piece in request.stream()])
-
-
-def open_items(
-    private_key: PrivateKey, fields: dict[str, str], items: Sequence[Item]
+def open_fields(
+    private_key: PrivateKey, fields: dict[str, str], items: Sequence[SealedField]
 ) -> tuple[EncryptionKeys, list[bytes]]:
-    """The request's keys, and the plaintexts of `items`, whose ciphertexts are taken out of `fields`.
+    """The keys of a request and the plaintexts of `items`. Their ciphertexts are removed from `fields`.
 
     Raises:
-        Refused: 400; a field is not hex of the right length, or an item does not open.
+        EnvelopeError: 400, a field is not hex of the right length, or an item does not open.
     """
-    cipher_text = binary(fields, "cipherText", exactly=CIPHER_TEXT_BYTES)
-    # Backwards, so that the ciphertexts can be popped off in order.
+    cipher_text = decode_field(fields, "cipherText", exactly=CIPHER_TEXT_BYTES)
+    # In reverse, so that the ciphertexts can be popped in order.
     sealed = [
-        (binary(fields, item.nonce, exactly=NONCE_BYTES), binary(fields, item.sealed, at_least=TAG_BYTES))
+        (
+            decode_field(fields, item.nonce, exactly=NONCE_BYTES),
+            decode_field(fields, item.sealed, at_least=TAG_BYTES),
+        )
         for item in reversed(items)
     ]
     for item in items:
         del fields[item.sealed]
-    opened = []
+    plaintexts = []
     try:
         keys = EncryptionKeys(private_key.decapsulate(cipher_text), cipher_text)
         while sealed:
             nonce, ciphertext = sealed.pop()
-            opened.append(keys.open(ciphertext, nonce))
+            plaintexts.append(keys.open(ciphertext, nonce))
     except (ValueError, DecryptionError):
-        raise Refused(400, DECRYPT_MESSAGE) from None
-    return keys, opened
+        raise EnvelopeError(400, DECRYPT_MESSAGE) from None
+    return keys, plaintexts
 
 
-def binary(fields: dict[str, str], name: str, *, exactly: int | None = None, at_least: int = 0) -> bytes:
-    """The bytes that a field holds as text.
+def decode_field(
+    fields: dict[str, str], name: str, *, exactly: int | None = None, at_least: int = 0
+) -> bytes:
+    """The bytes of a hex field.
 
     Raises:
-        Refused: 400, naming the field: it is not hex, or not of the length asked for.
+        EnvelopeError: 400, the field is not hex, or has another length. The message names it.
     """
     try:
         value = decode_binary(fields[name])
     except ValueError:
-        rule = "must be hex"
-    else:
-        if len(value) == exactly or (exactly is None and len(value) >= at_least):
-            return value
-        rule = f"must be {exactly} bytes long" if exactly else f"must be at least {at_least} bytes long"
-    raise Refused(400, f"Invalid request: {name} {rule}", validator={name: rule})
+        raise EnvelopeError.invalid(name, "must be hex") from None
+    if exactly is not None and len(value) != exactly:
+        raise EnvelopeError.invalid(name, f"must be {exactly} bytes long")
+    if len(value) < at_least:
+        raise EnvelopeError.invalid(name, f"must be at least {at_least} bytes long")
+    return value
 
 
 async def send_sealed(keys: EncryptionKeys, plaintext: bytes, send: Send) -> None:
-    """Answer with the documented envelope around `plaintext`, sealed under a nonce of its own."""
+    """Send the documented envelope around `plaintext`, sealed under a fresh nonce."""
     nonce = new_nonce()
     data = {"encryptedResponse": encode_binary(keys.seal(plaintext, nonce)), "nonce": encode_binary(nonce)}
     body = json.dumps(envelope(200, data=data)).encode()

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine that seals what it is asked, and opens what comes back.
+"""An OpenAI-compatible server on this machine that encrypts requests to Prem and decrypts the responses.
 
 ::
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 try:
     from prem_core.proxy.local import LocalProxy
-    from prem_core.proxy.request_log import Changes, Exchange, Exchanges, Wire
+    from prem_core.proxy.request_log import RequestLog, RequestRecord, Subscription, WireCapture
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] == "prem_core":
         raise
@@ -20,4 +20,4 @@ except ModuleNotFoundError as missing:
         f'the proxy needs {missing.name}: pip install "prem-encrypted[proxy]"', name=missing.name
     ) from missing
 
-__all__ = ["Changes", "Exchange", "Exchanges", "LocalProxy", "Wire"]
+__all__ = ["LocalProxy", "RequestLog", "RequestRecord", "Subscription", "WireCapture"]

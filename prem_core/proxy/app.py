@@ -1,40 +1,39 @@
 """The proxy's routes: OpenAI's API in front, `AsyncPremClient` behind.
 
-The rule of this file: an answer is whole, or an error that no client can take for whole. Before the first chunk an
-error has its HTTP status; after it, it is an ``error`` in the stream, with no ``[DONE]`` behind it and the connection
-broken off.
+A response is complete, or an error that no client can take for complete. Before the first chunk an error has its HTTP
+status. After it, the error is an event in the stream, without ``[DONE]``, and the connection is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route, Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from prem_core import _config
 from prem_core._client.client import AsyncPremClient
 from prem_core._errors import ConfigurationError, PremError
 from prem_core._protocol.request_schema import PARAM_NAMES, TranscriptionParams, TranslationParams
 from prem_core._protocol.response_types import ChatCompletion, Model
+from prem_core._serving.request import BodyTooLarge, RequestBody, cancel_on_disconnect
 from prem_core._version import __version__
-from prem_core.proxy import dashboard
-from prem_core.proxy import responses as replies
-from prem_core.proxy.client_cache import Clients
-from prem_core.proxy.coalesce import together
-from prem_core.proxy.errors import Refusal, refusal
-from prem_core.proxy.forms import FormReader, recording_of
-from prem_core.proxy.guard import send_refusal
-from prem_core.proxy.request_log import Exchange, Exchanges, State
-from prem_core.proxy.requests import Left, RequestBody, listed, read_json, supported
-from prem_core.proxy.wire import NO_KEY, Line, line
+from prem_core.proxy import dashboard, responses
+from prem_core.proxy.call import Call
+from prem_core.proxy.client_cache import ClientCache
+from prem_core.proxy.coalesce import coalesce
+from prem_core.proxy.errors import ErrorResponse, error_response
+from prem_core.proxy.forms import FormReader, parse_audio_form
+from prem_core.proxy.parameters import read_json, split_parameters
+from prem_core.proxy.request_log import RequestLog, RequestRecord
+from prem_core.proxy.wire import PLACEHOLDER_KEY, RequestContext, request_context
 
 CHAT: Final = "/v1/chat/completions"
 TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
@@ -42,7 +41,7 @@ TRANSLATIONS: Final = "/v1/audio/translations"
 MODELS: Final = "/v1/models"
 HEALTH: Final = "/health"
 
-#: parallel_tool_calls=True says what the service does anyway; the client does not send it, and refuses False.
+#: parallel_tool_calls=True is the service's default: the client accepts it without sending it, and rejects False.
 _CHAT_NAMES: Final = PARAM_NAMES | {"parallel_tool_calls"}
 _TRANSCRIPTION_NAMES: Final = TranscriptionParams.__required_keys__ | TranscriptionParams.__optional_keys__
 _TRANSLATION_NAMES: Final = TranslationParams.__required_keys__ | TranslationParams.__optional_keys__
@@ -50,80 +49,15 @@ _TRANSLATION_NAMES: Final = TranslationParams.__required_keys__ | TranslationPar
 _log = logging.getLogger("prem_core.proxy")
 
 
-@dataclass(slots=True)
-class Call:
-    """One caller's request on its way through, and the way back.
-
-    Attributes:
-        scope: The request's, without its key.
-        key: The API key that the caller sent.
-        body: What the caller sends.
-        exchange: What is remembered of it.
-        dropped: Names of parameters that were left out.
-        began: Whether the answer has begun.
-        streaming: Whether it is an event stream.
-    """
-
-    scope: Scope = field(repr=False)
-    key: str | None = field(repr=False)
-    body: RequestBody
-    exchange: Exchange
-    exchanges: Exchanges = field(repr=False)
-    asgi_send: Send = field(repr=False)
-    dropped: list[str] = field(default_factory=list, repr=False)
-    began: bool = False
-    streaming: bool = False
-
-    def headers(self) -> list[tuple[str, str]]:
-        """What every answer to it has."""
-        given = [("x-request-id", self.exchange.id)]
-        return [*given, ("x-prem-dropped", listed(self.dropped))] if self.dropped else given
-
-    async def begin(self, content_type: str, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Send the head of an answer."""
-        self.streaming = content_type == replies.EVENT_STREAM
-        pairs = [("content-type", content_type), *headers, *self.headers()]
-        raw = [(name.encode(), value.encode()) for name, value in pairs]
-        await self.send({"type": "http.response.start", "status": 200, "headers": raw})
-
-    async def write(self, body: bytes, *, more: bool) -> None:
-        """Send the next part of its body, or the last one."""
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
-
-    async def answer(self, content_type: str, body: bytes) -> None:
-        """Send a whole answer."""
-        await self.begin(content_type, [("content-length", str(len(body)))])
-        await self.write(body, more=False)
-
-    async def send(self, message: Message) -> None:
-        """Pass a message of the answer on, and take note of it."""
-        exchange = self.exchange
-        if message["type"] == "http.response.start":
-            self.began = True
-            exchange.status = message["status"]
-        else:
-            exchange.sent += len(message.get("body", b""))
-            if not message.get("more_body", False):
-                # Whoever has the whole answer finds the exchange ended.
-                self.end("done")
-        await self.asgi_send(message)
-
-    def end(self, state: State, refused: Refusal | None = None) -> None:
-        """The exchange is over, unless it was before."""
-        self.exchange.received = self.body.size
-        name, support_id = (refused.name, refused.support_id) if refused is not None else (None, None)
-        self.exchanges.end(self.exchange, state, name, support_id)
-
-
 class _Endpoint:
-    """A handler of calls, as an ASGI application."""
+    """A handler of calls as an ASGI application. Starlette would pass a `Request` to a function."""
 
     def __init__(self, handle: Callable[[Call], Awaitable[None]]) -> None:
         self._handle = handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["prem.call"]
-        call.scope = scope  # the router's, with the path's parameters
+        call.scope = scope  # the router's copy, with the path parameters
         await self._handle(call)
 
 
@@ -131,34 +65,34 @@ class Proxy:
     """The routes, as an ASGI application for one event loop.
 
     Args:
-        clients: Whom to ask, by API key.
-        exchanges: Where exchanges are remembered.
-        api_key: Used for every caller, whatever key he sends; None for his own.
-        body_limit: Bytes of one request's body.
-        drop_unsupported: Leave parameters out that the published schema does not have, rather than refuse them.
-        audio_timeout: Seconds to wait for the answer to a recording.
-        tries_again: Whether `clients` do; callers are told not to, then.
+        clients: The clients by API key.
+        log: Receives a record of each request.
+        api_key: Used for every caller instead of the caller's own key; None for the caller's own.
+        body_limit: Bytes of one request body.
+        drop_unsupported: Drop parameters that Prem's API does not have, instead of rejecting them.
+        audio_timeout: Seconds to wait for a transcription.
+        retries: Whether the clients retry. Callers are then told not to.
     """
 
     def __init__(
         self,
         *,
-        clients: Clients,
-        exchanges: Exchanges,
+        clients: ClientCache,
+        log: RequestLog,
         api_key: str | None,
         body_limit: int,
         drop_unsupported: bool,
         audio_timeout: float,
-        tries_again: bool,
+        retries: bool,
     ) -> None:
         self._clients = clients
-        self._exchanges = exchanges
+        self._log = log
         self._api_key = api_key
         self._body_limit = body_limit
         self._drop = drop_unsupported
         self._audio_timeout = audio_timeout
-        self._tries_again = tries_again
-        self._works: set[asyncio.Task[Refusal | None]] = set()
+        self._retries = retries
+        self._running: set[asyncio.Task[ErrorResponse | None]] = set()
         self._stopping = False
         self._router = Router(
             [
@@ -169,193 +103,199 @@ class Proxy:
                 Route(MODELS, _Endpoint(self._list_models), methods=["GET"]),
                 Route(MODELS + "/{name:path}", _Endpoint(self._show_model), methods=["GET"]),
                 *(
-                    Route(path, _Endpoint(dashboard.sent(name, kind)), methods=["GET"])
-                    for path, name, kind in dashboard.FILES
+                    Route(path, _Endpoint(dashboard.serve_file(name, kind)), methods=["GET"])
+                    for path, name, kind in dashboard.PAGE_FILES
                 ),
-                Route(dashboard.FOLLOW, _Endpoint(self._follow), methods=["GET"]),
+                Route(dashboard.EVENTS_PATH, _Endpoint(self._stream_records), methods=["GET"]),
             ],
             redirect_slashes=False,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(_route(scope["path"]))
-        # What asks nobody is not remembered.
-        exchanges = self._exchanges if exchange.route else Exchanges(0)
-        exchanges.add(exchange)
+        record = RequestRecord(_logged_route(scope["path"]))
+        # Only requests for the gateway are logged.
+        log = self._log if record.route else RequestLog(0)
+        log.add(record)
         body = RequestBody(scope, receive, self._body_limit)
-        call = Call(scope, _take_key(scope), body, exchange, exchanges, send)
+        call = Call(scope, _take_key(scope), body, record, log, send)
         scope["prem.call"] = call
         scope["app"] = self  # with an app in the scope, the router raises its 404 and 405
-        work = asyncio.create_task(self._work(call, receive))
-        left = asyncio.create_task(body.left())
-        self._works.add(work)
+        work = asyncio.create_task(self._respond(call))
+        self._running.add(work)
         if self._stopping:
             work.cancel()
         try:
-            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+            await cancel_on_disconnect(work, body)
         finally:
-            self._works.discard(work)
-            left.cancel()
-            work.cancel()  # a caller who hangs up is worked for no longer; nor is anybody when the server is cancelled
-            await asyncio.gather(work, left, return_exceptions=True)
+            self._running.discard(work)
         if not work.cancelled():
-            refused = work.result()
+            error = work.result()
         elif self._stopping:
-            refused = Refusal(503, "the proxy was stopped", type="server_error", name="Stopped")
+            error = ErrorResponse(503, "the proxy was stopped", type="server_error", code="proxy_stopped")
         else:
-            call.end("left")
+            call.end("disconnected")
             return
-        if refused is not None:
-            await self._refuse(call, refused)
+        if error is not None:
+            await self._send_error(call, error)
 
     def stop(self) -> None:
-        """Break off what is going on, each with an error, and take nothing new."""
+        """End every running request with an error, and accept no further ones."""
         self._stopping = True
-        for work in list(self._works):
+        for work in list(self._running):
             work.cancel()
 
-    async def _work(self, call: Call, receive: Receive) -> Refusal | None:
-        """Answer a call. What it returns is still to be sent."""
+    async def _respond(self, call: Call) -> ErrorResponse | None:
+        """Process a call. A returned error has not been sent yet."""
         try:
-            await self._router(call.scope, receive, call.send)
-        except Refusal as refused:
-            return refused
+            await self._router(call.scope, call.body.receive, call.send)
+        except ErrorResponse as error:
+            return error
+        except BodyTooLarge as error:
+            return ErrorResponse(
+                413, f"{error}, the limit of prem proxy --body-limit", code="request_too_large"
+            )
         except HTTPException as error:
             routes = f"{CHAT}, {TRANSCRIPTIONS}, {TRANSLATIONS}, {MODELS}"
-            why = "no such route" if error.status_code == 404 else error.detail
-            return Refusal(error.status_code, f"{why}; there are {routes}", headers=dict(error.headers or {}))
+            why = "no such route" if error.status_code == 404 else "the route does not accept this method"
+            return ErrorResponse(
+                error.status_code, f"{why}; the proxy serves {routes}", headers=dict(error.headers or {})
+            )
         except PremError as error:
-            return refusal(error, tried=self._tries_again)
-        except Left:
+            return error_response(error, retried=self._retries)
+        except ClientDisconnect:
             raise asyncio.CancelledError from None
         except Exception as error:
-            # Its text may hold anything; its type says where to look.
+            # The text of the error may hold request content; its type does not.
             _log.error("a request failed: %s", type(error).__name__)
-            return Refusal(500, "the proxy failed", type="server_error", name=type(error).__name__)
+            return ErrorResponse(
+                500, "the proxy failed to process the request", type="server_error", name=type(error).__name__
+            )
         return None
 
-    async def _refuse(self, call: Call, refused: Refusal) -> None:
-        call.end("failed", refused)
-        if not call.began:
-            await send_refusal(refused, call.send, call.headers())
+    async def _send_error(self, call: Call, error: ErrorResponse) -> None:
+        call.end("failed", error)
+        if not call.started:
+            await error.send(call.send, call.headers())
         elif call.streaming:
-            await call.write(replies.error_event(refused), more=True)
-        # An answer that has begun stays unfinished, and the server closes the connection.
+            await call.write(responses.error_event(error), more=True)
+        # A response that has started stays incomplete, and the server closes the connection.
 
     # Routes
 
     async def _health(self, call: Call) -> None:
-        await call.answer(replies.JSON, replies.health(__version__))
+        await call.respond(responses.JSON, responses.health(__version__))
 
-    async def _follow(self, call: Call) -> None:
-        await dashboard.follow(call, self._exchanges)
+    async def _stream_records(self, call: Call) -> None:
+        await dashboard.stream_records(call, self._log)
 
     async def _chat(self, call: Call) -> None:
-        exchange, key = call.exchange, self._key(call)
+        record, key = call.record, self._key(call)
         given = await read_json(call.body)
-        # "Drop" is what makes a False acceptable.
+        # parallel_tool_calls=False can be dropped like an unknown parameter.
         names = PARAM_NAMES if self._drop and given.get("parallel_tool_calls") is False else _CHAT_NAMES
-        params, call.dropped = supported(given, names, drop=self._drop)
+        params, call.dropped = split_parameters(given, names, drop=self._drop)
         del given
-        exchange.ask(params.get("model"), streamed=params.get("stream") is True)
+        record.set_request(params.get("model"), streamed=params.get("stream") is True)
         async with self._client(call, key) as client:
             create: Callable[..., Awaitable[Any]] = client.chat.completions.create
             answer = await create(**{"messages": None, "model": None, **params})
-            call.exchanges.first_token(exchange)
+            call.log.first_token(record)
             if isinstance(answer, ChatCompletion):
-                exchange.count(answer.usage)
-                await call.answer(replies.JSON, replies.completion(answer))
+                record.set_usage(answer.usage)
+                await call.respond(responses.JSON, responses.completion(answer))
                 return
             async with answer:
-                await call.begin(replies.EVENT_STREAM, [("cache-control", "no-store")])
-                async with aclosing(together(answer)) as batches:
+                await call.start(responses.EVENT_STREAM, [("cache-control", "no-store")])
+                async with aclosing(coalesce(answer)) as batches:
                     async for chunks in batches:
                         for chunk in chunks:
-                            exchange.count(chunk.usage)
-                        await call.write(b"".join(map(replies.event, chunks)), more=True)
-            await call.write(replies.DONE, more=False)
+                            record.set_usage(chunk.usage)
+                        await call.write(b"".join(map(responses.event, chunks)), more=True)
+            await call.write(responses.DONE, more=False)
 
     async def _transcribe(self, call: Call) -> None:
-        await self._hear(call, _TRANSCRIPTION_NAMES, lambda client: client.audio.transcriptions.create)
+        await self._audio(call, _TRANSCRIPTION_NAMES, lambda client: client.audio.transcriptions.create)
 
     async def _translate(self, call: Call) -> None:
-        await self._hear(call, _TRANSLATION_NAMES, lambda client: client.audio.translations.create)
+        await self._audio(call, _TRANSLATION_NAMES, lambda client: client.audio.translations.create)
 
-    async def _hear(
+    async def _audio(
         self,
         call: Call,
         names: frozenset[str],
-        route: Callable[[AsyncPremClient], Callable[..., Awaitable[Any]]],
+        method: Callable[[AsyncPremClient], Callable[..., Awaitable[Any]]],
     ) -> None:
         key = self._key(call)
         reader = FormReader(call.body.content_type)
-        async for piece in call.body.pieces():
-            reader.feed(piece)
-        file, given = recording_of(reader.finish())
-        params, call.dropped = supported(given, names, drop=self._drop)
+        async for chunk in call.body.chunks():
+            reader.feed(chunk)
+        file, given = parse_audio_form(reader.finish())
+        params, call.dropped = split_parameters(given, names, drop=self._drop)
         form = params.get("response_format")
-        if form in replies.SUBTITLES:
+        if form in responses.SUBTITLES:
             params["response_format"] = "verbose_json"
-        call.exchange.ask(params.get("model"), streamed=False)
+        call.record.set_request(params.get("model"), streamed=False)
         async with self._client(call, key) as client:
-            answer = await route(client)(file=file, timeout=self._audio_timeout, **params)
-        call.exchanges.first_token(call.exchange)
-        await call.answer(*replies.transcription(answer, form))
+            answer = await method(client)(file=file, timeout=self._audio_timeout, **params)
+        call.log.first_token(call.record)
+        await call.respond(*responses.transcription(answer, form))
 
     async def _list_models(self, call: Call) -> None:
         kind = parse_qs(call.scope["query_string"].decode("latin-1")).get("type", [None])[-1]
-        await call.answer(replies.JSON, replies.models(await self._models(call, kind)))
+        await call.respond(responses.JSON, responses.models(await self._models(call, kind)))
 
     async def _show_model(self, call: Call) -> None:
         name = call.scope["path_params"]["name"]
-        await call.answer(replies.JSON, replies.model(await self._models(call, None), name))
+        await call.respond(responses.JSON, responses.model(await self._models(call, None), name))
 
     async def _models(self, call: Call, kind: str | None) -> list[Model]:
         async with self._client(call, self._key(call)) as client:
             return await client.models.list(kind)
 
-    # Whom to ask
+    # API keys and clients
 
     def _key(self, call: Call) -> str:
-        """The API key to ask with.
+        """The API key for the gateway, removed from the call.
 
         Raises:
-            Refusal: 401, the caller sent none, or none that can be one.
+            ErrorResponse: 401, the caller sent no key, or one that cannot be valid.
         """
         key, call.key = call.key, None
         if self._api_key is not None:
             return self._api_key
         headers = {"www-authenticate": "Bearer"}
         if key is None:
-            why = "no API key: send yours as Authorization: Bearer … (the api_key of an OpenAI client)"
-            raise Refusal(401, why, code="invalid_api_key", headers=headers)
+            why = (
+                "no API key: send your Prem API key as Authorization: Bearer … (api_key in OpenAI's clients)"
+            )
+            raise ErrorResponse(401, why, code="invalid_api_key", headers=headers)
         try:
             return _config.resolve_api_key(key)
         except ConfigurationError as error:
             why = str(error)
-        raise Refusal(401, why, code="invalid_api_key", headers=headers)
+        raise ErrorResponse(401, why, code="invalid_api_key", headers=headers)
 
     @asynccontextmanager
     async def _client(self, call: Call, key: str) -> AsyncIterator[AsyncPremClient]:
-        """The client to ask with, for as long as the block."""
-        held = Line(call.exchange, key)
-        line.set(held)
+        """The client for `key`. Inside the block, its requests are recorded for the call and carry the key."""
+        context = RequestContext(call.record, key)
+        request_context.set(context)
         try:
-            async with self._clients.of(key) as client:
+            async with self._clients.client_for(key) as client:
                 yield client
         finally:
-            held.key = NO_KEY
+            context.key = PLACEHOLDER_KEY
 
 
-def _route(path: str) -> str:
-    """The route as it is remembered; empty where it is none that asks the gateway."""
+def _logged_route(path: str) -> str:
+    """The route as it is logged; empty for a route that does not call the gateway."""
     if path in (CHAT, TRANSCRIPTIONS, TRANSLATIONS, MODELS):
         return path
     return MODELS + "/{id}" if path.startswith(MODELS + "/") else ""
 
 
 def _take_key(scope: Scope) -> str | None:
-    """The caller's key, out of the request: a server keeps its last request for as long as the connection."""
+    """The caller's key, removed from the request: a server keeps the last request of an open connection."""
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     given = next((value for name, value in headers if name == b"authorization"), b"")
     headers[:] = [pair for pair in headers if pair[0] != b"authorization"]

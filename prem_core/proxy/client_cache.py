@@ -1,7 +1,4 @@
-"""One client for each API key, the least recently used of them closed when there are too many.
-
-The rule of this file: a key is known here by a hash alone, under a secret of this process.
-"""
+"""One client for each API key, with the least recently used closed when there are too many."""
 
 from __future__ import annotations
 
@@ -11,48 +8,48 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prem_core._client.client import AsyncPremClient
-from prem_core.proxy.wire import WireClient
+from prem_core.proxy.wire import CapturingClient
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
+class _Entry:
     client: AsyncPremClient
-    wire: WireClient
-    users: int = field(default=0)
+    http_client: CapturingClient
+    users: int = 0
 
 
-class Clients:
-    """The clients of one event loop, by API key.
+class ClientCache:
+    """The clients of one event loop by API key. Keys are stored only as hashes, keyed with a secret of this object.
 
-    A client in use is not closed: where all are, there are more of them than `kept` for as long.
+    A client in use is not closed: while all are in use, there may be more than `max_clients`.
 
     Args:
-        make: Makes a client that sends through the wire given.
-        kept: How many are kept.
+        make: Builds a client on top of an HTTP client.
+        max_clients: How many to keep.
     """
 
-    def __init__(self, make: Callable[[WireClient], AsyncPremClient], kept: int) -> None:
+    def __init__(self, make: Callable[[CapturingClient], AsyncPremClient], max_clients: int) -> None:
         self._make = make
-        self._most = kept
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._max_clients = max_clients
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._secret = secrets.token_bytes(32)
-        self._closings: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     @asynccontextmanager
-    async def of(self, api_key: str) -> AsyncIterator[AsyncPremClient]:
-        """The client of `api_key`, which stays open for as long as the block."""
+    async def client_for(self, api_key: str) -> AsyncIterator[AsyncPremClient]:
+        """The client of `api_key`, which stays open inside the block."""
         name = hashlib.blake2b(api_key.encode(), key=self._secret, digest_size=32).digest()
-        entry = self._kept.get(name)
+        entry = self._entries.get(name)
         if entry is None:
-            wire = WireClient()
-            entry = self._kept[name] = _Kept(self._make(wire), wire)
-        self._kept.move_to_end(name)
+            http_client = CapturingClient()
+            entry = self._entries[name] = _Entry(self._make(http_client), http_client)
+        self._entries.move_to_end(name)
         entry.users += 1
         try:
             self._close_oldest()
@@ -61,15 +58,16 @@ class Clients:
             entry.users -= 1
 
     def _close_oldest(self) -> None:
-        idle = [name for name, entry in self._kept.items() if not entry.users]
-        for name in idle[: max(0, len(self._kept) - self._most)]:
-            # In a task: the caller need not wait for it, nor break it off by leaving.
-            closing = asyncio.get_running_loop().create_task(self._kept.pop(name).wire.aclose())
-            self._closings.add(closing)
-            closing.add_done_callback(self._closings.discard)
+        idle = [name for name, entry in self._entries.items() if not entry.users]
+        for name in idle[: max(0, len(self._entries) - self._max_clients)]:
+            # In a task of its own: the caller's disconnect must not interrupt it.
+            task = asyncio.get_running_loop().create_task(self._entries.pop(name).http_client.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def aclose(self) -> None:
-        """Close them all."""
-        entries, self._kept = list(self._kept.values()), OrderedDict()
-        closings = (*self._closings, *(entry.wire.aclose() for entry in entries))
-        await asyncio.gather(*closings, return_exceptions=True)
+        """Close all clients."""
+        entries, self._entries = list(self._entries.values()), OrderedDict()
+        await asyncio.gather(
+            *self._closing, *(entry.http_client.aclose() for entry in entries), return_exceptions=True
+        )

@@ -1,4 +1,4 @@
-"""What is there at once goes on at once: a burst of chunks costs one write, and a single one waits for no other."""
+"""Combine the items that are available at the same time into one batch, without delaying a single item."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-#: Items that may be here before their taker wants them: he decides the pace.
-MOST: Final = 256
+#: Items that are read ahead of a slow consumer.
+MAX_BUFFERED: Final = 256
 
 
-async def together(items: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
-    """`items` in lists, each of all that came until then. An error comes after the items before it.
+async def coalesce(items: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
+    """Yield `items` in lists, each with all that have arrived since the last one. An error follows the items before it.
 
     Close it (``aclosing``) where it may not be exhausted.
     """
-    held: list[T] = []
-    some, room = asyncio.Event(), asyncio.Event()
+    buffer: list[T] = []
+    available, space = asyncio.Event(), asyncio.Event()
 
-    async def pull() -> None:
+    async def read() -> None:
         try:
-            # Runs on without a pause for as long as the next item is here already.
+            # Does not yield to the event loop while further items are available.
             while True:
-                held.append(await anext(items))
-                some.set()
-                if len(held) >= MOST:
-                    room.clear()
-                    await room.wait()
+                buffer.append(await anext(items))
+                available.set()
+                if len(buffer) >= MAX_BUFFERED:
+                    space.clear()
+                    await space.wait()
         except StopAsyncIteration:
             pass
         finally:
-            some.set()
+            available.set()
 
-    pulling = asyncio.create_task(pull())
+    reader = asyncio.create_task(read())
     try:
-        while held or not pulling.done():
-            await some.wait()
-            some.clear()
-            if held:
-                batch = held.copy()
-                held.clear()
-                room.set()
+        while buffer or not reader.done():
+            await available.wait()
+            available.clear()
+            if buffer:
+                batch = buffer.copy()
+                buffer.clear()
+                space.set()
                 yield batch
-        await pulling
+        await reader
     finally:
-        pulling.cancel()
-        await asyncio.gather(pulling, return_exceptions=True)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)

@@ -1,7 +1,6 @@
-"""The page that a person can look at: each exchange live, and the same exchange as the gateway saw it.
+"""The proxy's web page: each request live, next to what the gateway saw of it.
 
-The rule of this file: what leaves is `Exchange.as_dict`, which has no place for a prompt, a reply or a key. The page is
-three files of `page/`, served as they are; they ask nobody but this proxy.
+The page is the three files of `page/`. Its data is `RequestRecord.as_dict`. It loads nothing from other servers.
 """
 
 from __future__ import annotations
@@ -10,26 +9,24 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from prem_core.proxy.request_log import Exchange, Exchanges
+from prem_core.proxy.call import Call
+from prem_core.proxy.request_log import RequestLog, RequestRecord
 from prem_core.proxy.responses import EVENT_STREAM
 
-if TYPE_CHECKING:
-    from prem_core.proxy.app import Call
+#: The page's event stream: first ``latest`` with the records so far, the newest first, then each record that changes.
+EVENTS_PATH: Final = "/requests"
 
-#: The page's event stream: first ``latest``, the exchanges remembered, newest first; then each as it changes.
-FOLLOW: Final = "/exchanges"
-
-#: Route, file and type.
-FILES: Final = (
+#: Route, file and content type.
+PAGE_FILES: Final = (
     ("/", "index.html", "text/html; charset=utf-8"),
     ("/page.css", "page.css", "text/css; charset=utf-8"),
     ("/page.js", "page.js", "text/javascript; charset=utf-8"),
 )
 
-#: Seconds between comments, which keep a quiet stream open.
-QUIET: Final = 15.0
+#: Seconds between comments, which keep an idle stream open.
+KEEPALIVE_SECONDS: Final = 15.0
 
 _HEADERS: Final = (
     ("cache-control", "no-store"),
@@ -44,33 +41,32 @@ _HEADERS: Final = (
 )
 
 
-def sent(name: str, content_type: str) -> Callable[[Call], Awaitable[None]]:
+def serve_file(name: str, content_type: str) -> Callable[[Call], Awaitable[None]]:
     """A handler that sends a file of `page/`."""
     body = files("prem_core.proxy").joinpath("page", name).read_bytes()
 
     async def send(call: Call) -> None:
-        await call.begin(content_type, [*_HEADERS, ("content-length", str(len(body)))])
-        await call.write(body, more=False)
+        await call.respond(content_type, body, _HEADERS)
 
     return send
 
 
-async def follow(call: Call, exchanges: Exchanges) -> None:
-    """Send the exchanges, and go on until the page is closed or the proxy stops."""
-    await call.begin(EVENT_STREAM, _HEADERS)
-    with exchanges.changes() as changes:
-        latest = [each.as_dict() for each in exchanges.latest()]
+async def stream_records(call: Call, log: RequestLog) -> None:
+    """Send the records in `log` and every change, until the page is closed or the proxy stops."""
+    await call.start(EVENT_STREAM, _HEADERS)
+    with log.subscribe() as changes:
+        latest = [record.as_dict() for record in log.latest()]
         await call.write(b"event: latest\ndata: " + json.dumps(latest).encode() + b"\n\n", more=True)
-        coming: asyncio.Task[Exchange] | None = None
+        waiting: asyncio.Task[RequestRecord] | None = None
         try:
             while True:
-                coming = coming or asyncio.ensure_future(anext(changes))
-                await asyncio.wait((coming,), timeout=QUIET)
-                if coming.done():
-                    changed, coming = coming.result(), None
-                    await call.write(b"data: " + json.dumps(changed.as_dict()).encode() + b"\n\n", more=True)
+                waiting = waiting or asyncio.ensure_future(anext(changes))
+                await asyncio.wait((waiting,), timeout=KEEPALIVE_SECONDS)
+                if waiting.done():
+                    record, waiting = waiting.result(), None
+                    await call.write(b"data: " + json.dumps(record.as_dict()).encode() + b"\n\n", more=True)
                 else:
                     await call.write(b": \n\n", more=True)
         finally:
-            if coming is not None:
-                coming.cancel()
+            if waiting is not None:
+                waiting.cancel()

@@ -1,7 +1,7 @@
-"""Multipart forms: a recording and the fields beside it, read in memory.
+"""Multipart forms with a recording and its parameters, read in memory.
 
-The rule of this file: nothing touches the disk. Starlette's own reader, and python-multipart's, keep a file of more
-than a megabyte in a temporary one, in the clear.
+The form parsers of Starlette and python-multipart write a file of more than a megabyte to the disk, as plaintext. This
+one does not use the disk.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from prem_core._audio.upload import AudioFile
-from prem_core.proxy.errors import Refusal
-from prem_core.proxy.requests import MAX_NAME
+from prem_core.proxy.errors import MAX_NAME_LENGTH, ErrorResponse
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-#: Parts of one form. The audio routes know eight names.
+#: Parts of one form. The audio routes have eight parameters.
 MAX_PARTS: Final = 64
 
-#: Fields that may be given more than once, with OpenAI's brackets behind the name or without.
-_LISTS: Final = ("timestamp_granularities", "include")
+#: Fields that may be repeated, with OpenAI's brackets after the name or without.
+_LIST_FIELDS: Final = ("timestamp_granularities", "include")
 
-#: How browsers' forms, and clients that follow them, write what a file's name may not hold (WHATWG HTML, 4.10.21.8).
-_ESCAPED: Final = (("%0D", "\r"), ("%0A", "\n"), ("%22", '"'))
+#: How HTML forms escape characters that a file name may not contain (WHATWG HTML, 4.10.21.8).
+_ESCAPES: Final = (("%0D", "\r"), ("%0A", "\n"), ("%22", '"'))
 
-# The parser's own warnings show bytes of what it reads.
+# The parser's warnings contain bytes of the form.
 _silent = logging.Logger("prem_core.proxy.silent", logging.CRITICAL + 1)
 
 
 @dataclass(slots=True)
 class Form:
-    """What a form held.
+    """The fields and files of a form.
 
     Attributes:
-        fields: Text fields: their values, in order, by name.
-        files: Name of the field, name of the file, content.
+        fields: The values of each text field, in order, by name.
+        files: For each file the name of the field, the name of the file, and the content.
     """
 
     fields: dict[str, list[str]] = field(default_factory=dict, repr=False)
@@ -49,20 +48,22 @@ class Form:
 
 
 class FormReader:
-    """Read a form as it comes: `feed` its bytes, then `finish`.
+    """Parse a form as it arrives: `feed` its bytes, then `finish`.
 
     Args:
-        content_type: The request's, with the boundary.
+        content_type: The Content-Type header, with the boundary.
 
     Raises:
-        Refusal: 415, this is no form.
+        ErrorResponse: 415, it is not a form.
     """
 
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
-            raise Refusal(415, "the request's content type must be multipart/form-data with a boundary")
+            raise ErrorResponse(
+                415, "the request needs the header Content-Type: multipart/form-data with a boundary"
+            )
         self._form = Form()
         self._headers: dict[bytes, bytes] = {}
         self._header: list[bytes] = []
@@ -72,10 +73,10 @@ class FormReader:
         self._ended = False
         callbacks: MultipartCallbacks = {
             "on_part_begin": self._begin,
-            "on_header_field": _into(self._header),
-            "on_header_value": _into(self._value),
+            "on_header_field": _append_to(self._header),
+            "on_header_value": _append_to(self._value),
             "on_header_end": self._end_header,
-            "on_part_data": _into(self._content),
+            "on_part_data": _append_to(self._content),
             "on_part_end": self._end,
             "on_end": self._end_all,
         }
@@ -85,35 +86,35 @@ class FormReader:
             raise _unreadable() from None
         self._parser.logger = _silent
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes.
+    def feed(self, chunk: bytes) -> None:
+        """Parse the next bytes.
 
         Raises:
-            Refusal: 400, they are not a form's.
+            ErrorResponse: 400, they are not part of a valid form.
         """
         try:
-            self._parser.write(piece)
+            self._parser.write(chunk)
         except FormParserError:
-            # Its text shows bytes of the form.
-            refused = _unreadable()
+            # Its text contains bytes of the form.
+            unreadable = _unreadable()
         else:
             return
-        raise refused
+        raise unreadable
 
     def finish(self) -> Form:
         """The whole form.
 
         Raises:
-            Refusal: 400, it was cut.
+            ErrorResponse: 400, it is truncated.
         """
         if not self._ended:
-            raise Refusal(400, "the form ends before its last boundary: it is cut")
+            raise ErrorResponse(400, "the form is truncated: its last boundary is missing")
         return self._form
 
     def _begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise Refusal(400, f"the form has more than {MAX_PARTS} parts")
+            raise ErrorResponse(400, f"the form has more than {MAX_PARTS} parts")
         self._headers.clear()
         self._content.clear()
 
@@ -125,13 +126,13 @@ class FormReader:
     def _end(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = _text(options.get(b"name", b""))
-        # The one copy: the pieces go before anything is sealed.
+        # The only copy: the chunks are released before anything is sealed.
         content = b"".join(self._content)
         self._content.clear()
         if b"filename" in options:
             file_name = _text(options[b"filename"])
-            for escaped, meant in _ESCAPED:
-                file_name = file_name.replace(escaped, meant)
+            for escaped, char in _ESCAPES:
+                file_name = file_name.replace(escaped, char)
             self._form.files.append((name, file_name, content))
         else:
             self._form.fields.setdefault(name, []).append(_text(content))
@@ -140,27 +141,33 @@ class FormReader:
         self._ended = True
 
 
-def recording_of(form: Form) -> tuple[AudioFile, dict[str, Any]]:
-    """The recording with its name, and the parameters beside it. An empty field counts as not given.
+def parse_audio_form(form: Form) -> tuple[AudioFile, dict[str, Any]]:
+    """The recording with its name, and the parameters. An empty field counts as not given.
 
     Raises:
-        Refusal: 400, there is not one recording, or a field cannot be read.
+        ErrorResponse: 400, there is not exactly one recording, or a field is not valid.
     """
     if [field_name for field_name, _, _ in form.files] != ["file"]:
-        raise Refusal(400, "file: the form must hold one file, the recording, with its name", param="file")
+        raise ErrorResponse(
+            400, "file: the form must contain one file, the recording, with a file name", param="file"
+        )
     params: dict[str, Any] = {}
     for name, values in form.fields.items():
         given = [value for value in values if value]
         plain = name.removesuffix("[]")
-        if plain in _LISTS:
+        if plain in _LIST_FIELDS:
             params[plain] = [*(params.get(plain) or ()), *given] or None
         elif len(given) > 1:
-            raise Refusal(400, f"{plain[:MAX_NAME]}: given more than once", param=plain[:MAX_NAME])
+            raise ErrorResponse(
+                400, f"{plain[:MAX_NAME_LENGTH]}: must be given once", param=plain[:MAX_NAME_LENGTH]
+            )
         elif given:
             params[plain] = given[0]
     if str(params.pop("stream", False)).lower() not in ("false", "0"):
-        # Not even dropped: the caller would read the answer as events.
-        raise Refusal(400, "stream: answers to recordings are not streamed", param="stream")
+        # Not even dropped: the caller would read the response as events.
+        raise ErrorResponse(
+            400, "stream: transcriptions cannot be streamed; remove the parameter", param="stream"
+        )
     if "temperature" in params:
         params["temperature"] = _number("temperature", params["temperature"])
     _, name, data = form.files[0]
@@ -170,16 +177,16 @@ def recording_of(form: Form) -> tuple[AudioFile, dict[str, Any]]:
 def _number(name: str, text: str) -> float:
     with contextlib.suppress(ValueError):
         return float(text)
-    raise Refusal(400, f"{name}: must be a number", param=name)
+    raise ErrorResponse(400, f"{name}: must be a number", param=name)
 
 
-def _into(pieces: list[bytes]) -> Callable[[bytes, int, int], Any]:
-    return lambda data, start, end: pieces.append(data[start:end])
+def _append_to(chunks: list[bytes]) -> Callable[[bytes, int, int], Any]:
+    return lambda data, start, end: chunks.append(data[start:end])
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _unreadable() -> Refusal:
-    return Refusal(400, "the request's body is not a multipart form")
+def _unreadable() -> ErrorResponse:
+    return ErrorResponse(400, "the request body is not a valid multipart form")

@@ -1,7 +1,7 @@
-"""Answers as OpenAI's API has them, as bytes.
+"""Responses in the form of OpenAI's API, as bytes.
 
-The rule of this file: what the service sends goes on, fields of its own included; what OpenAI's clients count on is
-there even where the service left it out.
+All fields that the service sends are passed on. Fields that OpenAI's clients require are added where the service omits
+them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, Final
 from prem_core._audio.subtitles import srt, vtt
 from prem_core._audio.transcripts import ChunkTranscript, TranscriptionRequest, segments
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model, Transcription
-from prem_core.proxy.errors import Refusal
+from prem_core.proxy.errors import ErrorResponse
 
-#: What ends a stream that is whole; after anything else it is cut.
+#: The end of a complete stream. A stream without it is truncated.
 DONE: Final = b"data: [DONE]\n\n"
 
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
@@ -24,7 +24,7 @@ TEXT: Final = "text/plain; charset=utf-8"
 _CHUNK: Final = ("id", "object", "created", "model", "choices")
 _CHOICE: Final = ("index", "delta", "finish_reason")
 
-#: Forms of a transcription that are made here, from the service's verbose one.
+#: Transcription formats made here, from the service's verbose_json.
 SUBTITLES: Final = {"srt": srt, "vtt": vtt}
 
 
@@ -33,23 +33,23 @@ def event(chunk: ChatCompletionChunk) -> bytes:
     chunk.model_fields_set.update(_CHUNK)
     for choice in chunk.choices:
         choice.model_fields_set.update(_CHOICE)
-    # What `model_dump_json` calls, without its bookkeeping: once for every chunk. A warning would quote the answer.
+    # What `model_dump_json` calls, without its overhead for every chunk. A warning would quote the response.
     data = ChatCompletionChunk.__pydantic_serializer__.to_json(chunk, exclude_unset=True, warnings=False)
     return b"data: %b\n\n" % data
 
 
-def error_event(refused: Refusal) -> bytes:
-    """What a stream breaks off with. OpenAI's clients raise it."""
-    return b"data: %b\n\n" % refused.body
+def error_event(error: ErrorResponse) -> bytes:
+    """The last event of a stream that fails. OpenAI's clients raise it."""
+    return b"data: %b\n\n" % error.body
 
 
 def health(version: str) -> bytes:
-    """That the proxy runs; nothing is said of the service behind it."""
+    """Proof that the proxy runs. It tells nothing about the service."""
     return _json({"status": "ok", "version": version})
 
 
 def completion(answer: ChatCompletion) -> bytes:
-    """A whole answer. What is null in it is left out, but for the fields that OpenAI's always have."""
+    """A complete response. Null values are omitted, except those that OpenAI's API always sends."""
     value = answer.model_dump(exclude_none=True, warnings=False)
     for choice, given in zip(value.get("choices", ()), answer.choices, strict=False):
         choice.setdefault("finish_reason", None)
@@ -60,7 +60,7 @@ def completion(answer: ChatCompletion) -> bytes:
 
 
 def models(listed: list[Model]) -> bytes:
-    """The models that may be asked for."""
+    """The list of enabled models."""
     return _json({"object": "list", "data": [_model(each) for each in listed if each.enabled is not False]})
 
 
@@ -68,23 +68,25 @@ def model(listed: list[Model], name: str) -> bytes:
     """The model called `name`.
 
     Raises:
-        Refusal: 404, there is none.
+        ErrorResponse: 404, there is none.
     """
     for each in listed:
         if name == each.request_name and each.enabled is not False:
             return _json(_model(each))
-    raise Refusal(404, "there is no model of that name", code="model_not_found", param="model")
+    raise ErrorResponse(
+        404, "there is no such model; GET /v1/models lists the names", code="model_not_found", param="model"
+    )
 
 
 def transcription(answer: Transcription | str, form: str | None) -> tuple[str, bytes]:
-    """What was said: content type and body.
+    """A transcription: content type and body.
 
     Args:
-        answer: The service's.
-        form: What the caller asked for: json, text, verbose_json, srt or vtt; None for json.
+        answer: The service's response.
+        form: The requested format: json, text, verbose_json, srt or vtt; None for json.
 
     Raises:
-        APIResponseValidationError: There are no times to make subtitles of.
+        APIResponseValidationError: There are no times for subtitles.
     """
     if isinstance(answer, str):
         return TEXT, answer.encode()
@@ -96,7 +98,7 @@ def transcription(answer: Transcription | str, form: str | None) -> tuple[str, b
 
 def _model(entry: Model) -> dict[str, Any]:
     name = entry.request_name
-    # The service says nothing of when or by whom; OpenAI's clients want to see both.
+    # OpenAI's clients require both fields; the service has neither.
     made = {"id": name, "object": "model", "created": 0, "owned_by": name.partition("/")[0] or "prem"}
     return {**entry.model_dump(exclude_unset=True, exclude={"id", "model"}, warnings=False), **made}
 

@@ -1,7 +1,6 @@
-"""The way to the gateway: the caller's key is put on here, and what passes is seen here, sealed.
+"""The HTTP client to the gateway: it adds the caller's API key and captures what the gateway sees, sealed.
 
-The rule of this file: a key is nobody's but the call's. The cached clients know none; it leaves with each request and
-is gone when the call is over.
+Clients are cached without an API key. The caller's key is added per request and dropped when the call ends.
 """
 
 from __future__ import annotations
@@ -14,76 +13,77 @@ from typing import Any, Final
 import httpx
 
 from prem_core._transport.http import POOL_LIMITS, no_cookies, ssl_context
-from prem_core.proxy.request_log import Exchange, Wire
+from prem_core.proxy.request_log import RequestRecord, WireCapture
 
-#: What a client is made with in place of a key. A request that left with it would be refused.
-NO_KEY: Final = "the-callers-own"
+#: The API key that cached clients are made with. The gateway rejects it.
+PLACEHOLDER_KEY: Final = "the-callers-own"
 
 
 @dataclass(slots=True)
-class Line:
-    """What one call needs of the wire. Connections outlive the call that opened them, and with them its context: so
-    the key is taken out of here when the call is over.
+class RequestContext:
+    """The record and the API key of one call.
+
+    The key is replaced when the call ends: connections outlive the call that opened them, and keep its context.
     """
 
-    exchange: Exchange
-    key: str = field(default=NO_KEY, repr=False)
+    record: RequestRecord
+    key: str = field(default=PLACEHOLDER_KEY, repr=False)
 
 
-#: The line of the call that runs.
-line: ContextVar[Line | None] = ContextVar("line", default=None)
+#: The context of the call that the current task works on.
+request_context: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
 
 
-class WireClient(httpx.AsyncClient):
-    """The client of `AsyncPremClient`'s own making, with an eye on what passes.
+class CapturingClient(httpx.AsyncClient):
+    """The HTTP client that `AsyncPremClient` would make, with the caller's key added and both bodies captured.
 
-    `send` and not a transport of its own: httpx reads HTTPS_PROXY only for transports that it makes itself.
+    It overrides `send`, not the transport: httpx reads HTTPS_PROXY only for transports that it makes itself.
     """
 
     def __init__(self) -> None:
         super().__init__(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """`httpx.AsyncClient.send`, for the call that runs."""
-        now = line.get()
-        # The enclave is asked for its public key without a key of anybody's.
-        if now is None or "authorization" not in request.headers:
+        """`httpx.AsyncClient.send`, for the current call."""
+        context = request_context.get()
+        # The enclave's public key is fetched without an API key.
+        if context is None or "authorization" not in request.headers:
             return await super().send(request, **options)
-        exchange = now.exchange
-        exchange.attempts += 1
-        exchange.gateway_request, exchange.gateway_reply = Wire(), Wire()
+        record = context.record
+        record.attempts += 1
+        record.gateway_request, record.gateway_response = WireCapture(), WireCapture()
         sealed = request.method == "POST"
         body = request.stream
-        request.stream = _Watched(body, exchange.gateway_request, sealed=sealed)
-        request.headers["authorization"] = f"Bearer {now.key}"
+        request.stream = _CapturedBody(body, record.gateway_request, sealed=sealed)
+        request.headers["authorization"] = f"Bearer {context.key}"
         try:
             response = await super().send(request, **options)
         finally:
             # The response keeps its request.
             request.stream = body
             del request.headers["authorization"]
-        response.stream = _Watched(
-            response.stream, exchange.gateway_reply, sealed=sealed and response.is_success
+        response.stream = _CapturedBody(
+            response.stream, record.gateway_response, sealed=sealed and response.is_success
         )
         return response
 
 
-class _Watched(httpx.AsyncByteStream):
-    """A body that `wire` sees."""
+class _CapturedBody(httpx.AsyncByteStream):
+    """A body that adds each chunk to `capture` as it passes."""
 
-    def __init__(self, body: Any, wire: Wire, *, sealed: bool) -> None:
+    def __init__(self, body: Any, capture: WireCapture, *, sealed: bool) -> None:
         self._body = body
-        self._wire = wire
+        self._capture = capture
         self._sealed = sealed
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        self._pieces = aiter(self._body)
+        self._chunks = aiter(self._body)
         return self
 
     async def __anext__(self) -> bytes:
-        piece: bytes = await anext(self._pieces)
-        self._wire.see(piece, sealed=self._sealed)
-        return piece
+        chunk: bytes = await anext(self._chunks)
+        self._capture.add(chunk, sealed=self._sealed)
+        return chunk
 
     async def aclose(self) -> None:
         await self._body.aclose()

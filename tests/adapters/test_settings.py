@@ -4,15 +4,12 @@ import threading
 
 import httpx
 import pytest
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from prem_core import AsyncPremClient, EncryptionKeys, InvalidParameterError, PremClient
-from prem_core._adapters.client_cache import Clients
+from prem_core import EncryptionKeys, InvalidParameterError
 from prem_core._adapters.settings import PARAM_FIELDS, ModelSettings, check_params
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.request_schema import PARAM_NAMES
-
-OPTIONS = {"api_key": "sk_test_x", "gateway_url": "http://127.0.0.1:9"}
 
 
 class Plain(ModelSettings):
@@ -23,7 +20,6 @@ class Plain(ModelSettings):
     rate_limiter: object = None
 
     _http_fields = ("http_client", "http_async_client")
-    _clients: Clients = PrivateAttr(default_factory=Clients)
 
 
 def make(**settings):
@@ -34,18 +30,18 @@ def request(model, given=None, *, stream=False):
     return model._chat_request([{"role": "user", "content": "?"}], given or {}, stream=stream)
 
 
-def test_every_parameter_that_is_not_of_a_call_is_a_setting():
+def test_every_parameter_that_does_not_belong_to_a_call_is_a_setting():
     of_a_call = {"messages", "stream", "stream_options", "tools", "tool_choice", "functions", "function_call"}
     assert set(PARAM_FIELDS) == PARAM_NAMES - of_a_call - {"metadata"}
     assert set(PARAM_FIELDS) | {"request_metadata"} <= set(ModelSettings.model_fields)
 
 
-def test_what_is_not_set_is_not_sent():
+def test_parameters_that_are_not_set_are_not_sent():
     assert set(request(make())) == {"model", "messages"}
     assert set(request(make(), stream=True)) == {"model", "messages", "stream", "stream_options"}
 
 
-def test_the_calls_parameters_win():
+def test_parameters_of_the_call_replace_those_of_the_model():
     model = make(
         temperature=0.1, top_p=0.5, stop="a", request_metadata={"a": "b"}, extra_body={"x": 1, "y": 1}
     )
@@ -55,7 +51,7 @@ def test_the_calls_parameters_win():
     assert made["extra_body"] == {"x": 1, "y": 2}
 
 
-def test_an_empty_list_is_how_some_say_none():
+def test_an_empty_list_of_stops_or_tools_is_not_sent():
     made = request(make(stop=["a"]), {"stop": [], "tools": []})
     assert {"stop", "tools"}.isdisjoint(made)
 
@@ -64,14 +60,14 @@ def test_an_empty_list_is_how_some_say_none():
     ("setting", "given", "asked"),
     [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
 )
-def test_a_stream_asks_for_usage_unless_it_is_told_not_to(setting, given, asked):
+def test_a_stream_requests_usage_unless_that_is_turned_off(setting, given, asked):
     kwargs = {} if given is None else {"stream_usage": given}
     made = request(make(stream_usage=setting), kwargs, stream=True)
     assert made.get("stream_options") == ({"include_usage": True} if asked else None)
     assert "stream_usage" not in made
 
 
-def test_stream_options_are_kept_for_streams_and_left_out_elsewhere():
+def test_stream_options_are_sent_with_streams_only():
     given = {"stream_options": {"include_obfuscation": False}, "stream": True}
     assert request(make(), given, stream=True)["stream_options"] == {
         "include_usage": True,
@@ -82,7 +78,7 @@ def test_stream_options_are_kept_for_streams_and_left_out_elsewhere():
 
 def test_several_answers_cannot_be_streamed():
     assert request(make(n=2))["n"] == 2
-    with pytest.raises(InvalidParameterError, match="^n: several answers cannot be streamed"):
+    with pytest.raises(InvalidParameterError, match="^n: a streamed answer can have one choice only"):
         request(make(n=2), stream=True)
 
 
@@ -101,35 +97,35 @@ def test_several_answers_cannot_be_streamed():
         ("api_key", ["sk_test_SECRET"]),
     ],
 )
-def test_a_setting_that_cannot_work_is_named_and_its_value_not_shown(setting, value):
+def test_an_invalid_setting_is_named_and_its_value_not_shown(setting, value):
     with pytest.raises(ValueError, match=setting) as caught:
         make(**{setting: value})
     assert "SECRET" not in str(caught.value)
 
 
-def test_parameters_can_be_held_against_the_schema_alone():
+def test_parameters_can_be_checked_against_the_schema_by_themselves():
     check_params({})
     check_params({"temperature": 1, "seed": None})
     with pytest.raises(InvalidParameterError, match="^top_k: "):
         check_params({"top_k": 4})
 
 
-def test_no_form_that_is_shown_holds_the_key():
+def test_no_repr_and_no_dump_contains_the_key():
     model = make()
     for shown in (repr(model), str(model), str(model.model_dump()), model.model_dump_json()):
         assert "SECRET" not in shown
 
 
-def test_a_pickle_leaves_the_key_out_and_gives_left_out_fields_their_defaults():
+def test_a_pickle_leaves_the_key_out():
     pickled = pickle.dumps(make(temperature=0.5))
     assert b"SECRET" not in pickled
     again = pickle.loads(pickled)
     assert (again.temperature, again.api_key) == (0.5, None)
-    assert isinstance(again._clients, Clients)
+    assert set(request(again)) == {"model", "messages", "temperature"}
 
 
 @pytest.mark.parametrize("name", ["http_client", "http_async_client"])
-def test_an_http_client_is_not_pickled_and_shared_by_deep_copies(name):
+def test_an_http_client_is_shared_by_deep_copies_and_not_pickled(name):
     client = httpx.Client() if name == "http_client" else httpx.AsyncClient()
     model = make(**{name: client})
     with pytest.raises(TypeError, match="http client"):
@@ -137,7 +133,7 @@ def test_an_http_client_is_not_pickled_and_shared_by_deep_copies(name):
     assert getattr(copy.deepcopy(model), name) is client
 
 
-def test_what_belongs_to_the_process_is_shared_by_deep_copies():
+def test_a_rate_limiter_is_shared_by_deep_copies():
     limiter = threading.Lock()
     model = make(rate_limiter=limiter, stop=["a"])
     again = copy.deepcopy(model)
@@ -146,38 +142,35 @@ def test_what_belongs_to_the_process_is_shared_by_deep_copies():
     assert again.api_key == model.api_key
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: m.model_copy()])
-def test_a_copy_makes_clients_of_its_own(duplicate):
-    model = make()
-    assert duplicate(model)._clients is not model._clients
+def test_a_changed_setting_applies_to_the_next_request():
+    model = make(temperature=0.1)
+    assert request(model)["temperature"] == 0.1
+    model.temperature = 0.2
+    assert request(model)["temperature"] == 0.2
+    assert request(model.model_copy(update={"temperature": 0.3}))["temperature"] == 0.3
+    assert request(model)["temperature"] == 0.2
 
 
-def test_a_client_is_made_once_for_the_same_settings_and_anew_for_others():
-    clients = Clients()
-    first = clients.sync(dict(OPTIONS))
-    assert isinstance(first, PremClient)
-    assert clients.sync(dict(OPTIONS)) is first
-    assert clients.sync({**OPTIONS, "max_retries": 0}) is not first
-    other = clients.asynchronous(dict(OPTIONS))
-    assert isinstance(other, AsyncPremClient)
-    assert clients.asynchronous(dict(OPTIONS)) is other
-    assert clients.asynchronous({**OPTIONS, "timeout": 1.0}) is not other
-
-
-def test_copies_and_pickles_of_clients_are_empty():
-    clients = Clients()
-    first = clients.sync(OPTIONS)
-    for again in (copy.copy(clients), copy.deepcopy(clients), pickle.loads(pickle.dumps(clients))):
-        assert again.sync(OPTIONS) is not first
-
-
-def test_a_setting_reaches_the_client():
+def test_every_setting_reaches_the_client():
     key = PrivateKey(bytes(32)).public_key()
     keys = EncryptionKeys.encapsulate(key)
     model = make(enclave_public_key=key, encryption_keys=keys, allow_insecure=True, max_buffer_size=7)
-    options = model._client_options("http_client")
-    assert options["api_key"] == "sk_test_SECRET"
-    assert options["enclave_public_key"] == bytes(key).hex()
-    assert options["encryption_keys"] is keys
-    assert (options["allow_insecure"], options["max_buffer_size"]) == (True, 7)
-    PremClient(**options).close()
+    settings = model._client()._requester._settings
+    assert (settings.keys, settings.pinned, settings.max_buffer_size) == (keys, True, 7)
+
+
+# --- proxy_url
+
+
+def test_proxy_url_is_another_name_of_gateway_url():
+    model = make(proxy_url="http://127.0.0.1:9")
+    assert model.gateway_url == "http://127.0.0.1:9"
+    assert "proxy_url" not in model.model_dump()
+    for again in (pickle.loads(pickle.dumps(model)), model.model_copy(), copy.deepcopy(model)):
+        assert again.gateway_url == "http://127.0.0.1:9"
+    assert make(proxy_url=None, gateway_url="http://127.0.0.1:9").gateway_url == "http://127.0.0.1:9"
+
+
+def test_proxy_url_and_gateway_url_together_are_an_error():
+    with pytest.raises(ValueError, match="proxy_url and gateway_url are the same setting"):
+        make(proxy_url="http://127.0.0.1:9", gateway_url="http://127.0.0.1:9")

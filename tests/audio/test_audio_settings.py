@@ -50,9 +50,9 @@ def test_an_invalid_setting_is_rejected_by_name_at_construction(settings, messag
 def test_recordings_in_progress_and_requests_in_flight_are_two_settings():
     limits = Limits(9)
     settings = Settings(api_key="k", limits=limits, max_concurrent_recordings=2)
-    assert (settings.max_concurrent_recordings, settings._sync().limits) == (2, limits)
+    assert (settings.max_concurrent_recordings, settings._client().limits) == (2, limits)
     settings = Settings(api_key="k", max_concurrency=2)
-    assert (settings.max_concurrent_recordings, settings._sync().limits.max_concurrency) == (5, 2)
+    assert (settings.max_concurrent_recordings, settings._client().limits.max_concurrency) == (5, 2)
     with pytest.raises(ValidationError, match="max_concurrency"):
         Settings(limits=limits, max_concurrency=2)
 
@@ -82,4 +82,4 @@ def test_a_pinned_key_may_be_a_public_key_object(enclave):
 def test_a_missing_api_key_is_an_error_when_it_is_needed():
     settings = Settings()
     with pytest.raises(ConfigurationError, match="PREM_API_KEY"):
-        settings._sync()
+        settings._client()

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from support.prem_program import Prem, ServerProcess
-from support.raw_client import Wire, params
+from support.raw_client import RawClient, params
 from support.scripted_upstream import Upstream, chunk
 
 from prem_core._crypto.xwing import PublicKey
@@ -34,14 +34,14 @@ def start() -> Iterator[Start]:
         each.kill()
 
 
-def wire(server: ServerProcess, http: httpx.Client) -> Wire:
+def wire(server: ServerProcess, http: httpx.Client) -> RawClient:
     key = http.get(f"{server.exports['PREM_ENCLAVE_URL']}/publicKey").json()["publicKey"]
     local: Any = SimpleNamespace(
         api_key=server.exports["PREM_API_KEY"],
         gateway_url=server.exports["PREM_GATEWAY_URL"],
         public_key=PublicKey(bytes.fromhex(key)),
     )
-    return Wire(local, http)
+    return RawClient(local, http)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,7 @@ from prem_core.enclave import LocalEnclave
 LISTED = [
     "openai/gpt-oss-120b\tCHAT\tenabled",
     "openai/whisper-large-v3\tAUDIO_TRANSCRIPTION\tenabled",
-    "prem-local/extractive\tCHAT\tenabled",
+    "prem-local/quoting\tCHAT\tenabled",
 ]
 
 

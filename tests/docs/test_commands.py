@@ -136,12 +136,12 @@ def test_the_proxy_page_lists_every_route() -> None:
     nobody: Any = None
     proxy = Proxy(
         clients=nobody,
-        exchanges=nobody,
+        log=nobody,
         api_key=None,
         body_limit=1,
         drop_unsupported=False,
         audio_timeout=1,
-        tries_again=False,
+        retries=False,
     )
     routes = {
         f"{method} {route.path.replace(':path', '')}"

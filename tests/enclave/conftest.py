@@ -8,9 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
-from support.raw_client import Wire
+from support.clock import Clock
+from support.raw_client import RawClient
 
 from prem_core.enclave import LocalEnclave
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -20,18 +26,18 @@ def http() -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def run(http: httpx.Client) -> Iterator[Callable[..., Wire]]:
+def run(http: httpx.Client) -> Iterator[Callable[..., RawClient]]:
     """Start an enclave with the options given; it is stopped after the test."""
     with ExitStack() as stack:
 
-        def start(**options: Any) -> Wire:
-            return Wire(stack.enter_context(LocalEnclave(**options)), http)
+        def start(**options: Any) -> RawClient:
+            return RawClient(stack.enter_context(LocalEnclave(**options)), http)
 
         yield start
 
 
 @pytest.fixture(scope="session")
-def shared() -> Iterator[Wire]:
+def shared() -> Iterator[RawClient]:
     """An enclave with no options, for tests that leave it as it was."""
     with LocalEnclave() as prem, httpx.Client(trust_env=False, timeout=10) as client:
-        yield Wire(prem, client)
+        yield RawClient(prem, client)

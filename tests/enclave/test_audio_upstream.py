@@ -15,12 +15,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
-from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, Wire
+from support.raw_client import TRANSCRIPTIONS, TRANSLATIONS, WHISPER, RawClient
 
+from prem_core._serving.server import Server, listen
 from prem_core.enclave import Exchange, LocalEnclave
-from prem_core.enclave.local import _listening_socket, _Servers
 
-Run = Callable[..., Wire]
+Run = Callable[..., RawClient]
 
 #: Every byte, line ends and the beginning of a boundary included.
 AUDIO = bytes(range(256)) * 20 + b"\r\n--" + b"zebra" + b"\r\n"
@@ -98,10 +98,9 @@ def server() -> Iterator[list[Listener]]:
         return await listeners[-1].hear(request)
 
     app = Starlette(routes=[Route(path, hear, methods=["POST"]) for _, path in ROUTES])
-    servers = _Servers([(app, _listening_socket(0))], closers=[])
-    listeners[0].url = servers.urls[0]
-    yield listeners
-    servers.stop()
+    with Server((app, listen())) as server:
+        listeners[0].url = server.urls[0]
+        yield listeners
 
 
 @pytest.fixture
@@ -112,10 +111,10 @@ def listener(server: list[Listener]) -> Listener:
 
 
 @pytest.fixture(scope="module")
-def wire(server: list[Listener]) -> Iterator[Wire]:
+def wire(server: list[Listener]) -> Iterator[RawClient]:
     """An enclave with that server behind it, for tests that need no other options."""
     with LocalEnclave(upstream=server[0].url) as prem, httpx.Client(trust_env=False, timeout=10) as http:
-        yield Wire(prem, http)
+        yield RawClient(prem, http)
 
 
 def refused(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("route", "path"), ROUTES)
 def test_the_file_goes_up_byte_for_byte_with_its_name(
-    wire: Wire, listener: Listener, route: str, path: str
+    wire: RawClient, listener: Listener, route: str, path: str
 ) -> None:
     sealed, response = wire.audio(AUDIO, route, name="Müller zebra.m4a".encode())
     assert json.loads(sealed.opened(response)) == {"text": "hello"}
@@ -142,7 +141,7 @@ def test_the_file_goes_up_byte_for_byte_with_its_name(
     assert listener.file.value == AUDIO
 
 
-def test_every_parameter_is_a_field_by_openais_name(wire: Wire, listener: Listener) -> None:
+def test_every_parameter_is_a_field_by_openais_name(wire: RawClient, listener: Listener) -> None:
     sealed, response = wire.audio(
         AUDIO,
         model="my/whisper",
@@ -164,25 +163,25 @@ def test_every_parameter_is_a_field_by_openais_name(wire: Wire, listener: Listen
     ]
 
 
-def test_a_prompt_that_is_no_utf_8_is_sent_with_question_marks(wire: Wire, listener: Listener) -> None:
+def test_a_prompt_that_is_no_utf_8_is_sent_with_question_marks(wire: RawClient, listener: Listener) -> None:
     sealed, response = wire.audio(AUDIO, prompt="half \ud83e of a pair")
     assert sealed.opened(response)
     assert ("prompt", "half ? of a pair") in listener.form
 
 
-def test_what_was_not_given_is_not_sent(wire: Wire, listener: Listener) -> None:
+def test_what_was_not_given_is_not_sent(wire: RawClient, listener: Listener) -> None:
     sealed, response = wire.audio(AUDIO, TRANSLATIONS)
     assert sealed.opened(response)
     assert listener.form == [("model", WHISPER)]
 
 
-def test_a_file_without_a_name_is_a_file_all_the_same(wire: Wire, listener: Listener) -> None:
+def test_a_file_without_a_name_is_a_file_all_the_same(wire: RawClient, listener: Listener) -> None:
     sealed, response = wire.audio(AUDIO, name=b"")
     assert sealed.opened(response)
     assert listener.file.file_name == "audio"
 
 
-def test_a_name_cannot_write_headers_of_its_own(wire: Wire, listener: Listener) -> None:
+def test_a_name_cannot_write_headers_of_its_own(wire: RawClient, listener: Listener) -> None:
     sealed, response = wire.audio(AUDIO, name=b'a"; name="model"\r\nX-Zebra: 1\r\n\r\n.wav')
     assert sealed.opened(response)
     ((_, _, parts),) = listener.asked
@@ -208,7 +207,7 @@ def test_the_upstream_key_is_sent_as_a_bearer_token(run: Run, listener: Listener
 
 
 @pytest.mark.parametrize("form", ["json", "verbose_json"])
-def test_json_is_passed_through_whole(wire: Wire, listener: Listener, form: str) -> None:
+def test_json_is_passed_through_whole(wire: RawClient, listener: Listener, form: str) -> None:
     said = {
         "text": "zebra 🦓",
         "duration": "3.5",
@@ -221,7 +220,7 @@ def test_json_is_passed_through_whole(wire: Wire, listener: Listener, form: str)
     assert b"zebra" not in response.content
 
 
-def test_text_is_passed_through_as_it_is(wire: Wire, listener: Listener) -> None:
+def test_text_is_passed_through_as_it_is(wire: RawClient, listener: Listener) -> None:
     listener.says('{"zebra": größer}\n')
     sealed, response = wire.audio(AUDIO, response_format="text")
     assert sealed.opened(response).decode() == '{"zebra": größer}\n'
@@ -229,7 +228,7 @@ def test_text_is_passed_through_as_it_is(wire: Wire, listener: Listener) -> None
 
 @pytest.mark.parametrize("answer", ["zebra", "", [], {}, {"text": None}, {"text": ["zebra"]}, 5])
 def test_an_answer_in_another_form_than_was_asked_for_is_503(
-    wire: Wire, listener: Listener, answer: Any
+    wire: RawClient, listener: Listener, answer: Any
 ) -> None:
     listener.says(answer)
     _, response = wire.audio(AUDIO)
@@ -237,9 +236,9 @@ def test_an_answer_in_another_form_than_was_asked_for_is_503(
 
 
 def test_an_answer_without_end_is_503(
-    wire: Wire, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    wire: RawClient, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prem_core.enclave._upstream.MAX_EVENT_BYTES", 1_000)
+    monkeypatch.setattr("prem_core.enclave.engines.upstream.MAX_EVENT_BYTES", 1_000)
     listener.says({"text": "x" * 2_000})
     _, response = wire.audio(AUDIO)
     assert "too large" in refused(response, 503)["error"]
@@ -253,21 +252,21 @@ def test_an_answer_without_end_is_503(
     ],
 )
 def test_an_http_error_keeps_its_class_and_loses_its_words(
-    wire: Wire, listener: Listener, status: int, seen: int
+    wire: RawClient, listener: Listener, status: int, seen: int
 ) -> None:
     listener.says({"error": {"message": "the zebra", "param": "zebra", "code": "zebra"}}, status)
     _, response = wire.audio(AUDIO)
     assert "upstream" in refused(response, seen)["error"]
 
 
-def test_a_redirect_is_not_followed(wire: Wire, listener: Listener) -> None:
+def test_a_redirect_is_not_followed(wire: RawClient, listener: Listener) -> None:
     listener.answer = lambda: RedirectResponse("/v1/audio/translations")
     _, response = wire.audio(AUDIO)
     refused(response, 503)
     assert len(listener.asked) == 1
 
 
-def test_retry_after_is_passed_on(wire: Wire, listener: Listener) -> None:
+def test_retry_after_is_passed_on(wire: RawClient, listener: Listener) -> None:
     listener.says({}, 429, Retry_After="17")
     _, response = wire.audio(AUDIO)
     assert refused(response, 429)["log"] == {"type": "rate_limit_error"}
@@ -285,7 +284,7 @@ def test_retry_after_is_passed_on(wire: Wire, listener: Listener) -> None:
     ],
 )
 def test_a_refused_parameter_is_named_when_the_schema_knows_it(
-    wire: Wire, listener: Listener, param: Any, named: str | None
+    wire: RawClient, listener: Listener, param: Any, named: str | None
 ) -> None:
     listener.says({"error": {"message": "maximum context length, zebra", "param": param}}, 400)
     _, response = wire.audio(AUDIO)
@@ -298,7 +297,7 @@ def test_a_server_that_cannot_be_reached_is_503(run: Run) -> None:
     assert "cannot be reached" in refused(response, 503)["error"]
 
 
-def test_hanging_up_reaches_the_server(wire: Wire, listener: Listener) -> None:
+def test_hanging_up_reaches_the_server(wire: RawClient, listener: Listener) -> None:
     listener.stalls = True
     sealed = wire.seal_audio({"model": WHISPER}, AUDIO)
     with pytest.raises(httpx.ReadTimeout):

@@ -1,25 +1,13 @@
-"""The BASE tier's buckets and places, with a clock that stands until it is moved."""
+"""The BASE tier's token buckets and open requests, with a fake clock."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
 import pytest
+from support.clock import Clock
 
-from prem_core.enclave.quota import BASE, CONCURRENCY_MESSAGE, RATE_MESSAGE, LimitReached, Limits, Tier
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from prem_core.enclave.quota import BASE, CONCURRENCY_MESSAGE, RATE_MESSAGE, LimitReached, QuotaLimits, Tier
 
 
 def use(tier: Tier, times: int = 1) -> None:
@@ -35,7 +23,7 @@ def refused(tier: Tier) -> LimitReached:
 
 
 def test_the_base_tier_is_the_documented_one() -> None:
-    documented = Limits(
+    documented = QuotaLimits(
         requests=5,
         requests_per_second=1,
         tokens_per_minute=38_000,
@@ -45,14 +33,14 @@ def test_the_base_tier_is_the_documented_one() -> None:
     assert documented == BASE
 
 
-def test_five_requests_pass_at_once_and_the_sixth_waits_a_second(clock: Clock) -> None:
+def test_five_requests_are_admitted_at_once_and_the_sixth_waits_a_second(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     use(tier, 5)
     limit = refused(tier)
     assert (str(limit), limit.retry_after) == (RATE_MESSAGE, 1)
 
 
-def test_waiting_as_long_as_asked_is_enough(clock: Clock) -> None:
+def test_waiting_for_retry_after_is_enough(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     use(tier, 5)
     for _ in range(100):
@@ -60,14 +48,14 @@ def test_waiting_as_long_as_asked_is_enough(clock: Clock) -> None:
         use(tier)
 
 
-def test_the_requests_bucket_does_not_fill_beyond_five(clock: Clock) -> None:
+def test_the_request_bucket_does_not_fill_beyond_five(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     clock.now += 3600
     use(tier, 5)
     refused(tier)
 
 
-def test_a_refused_request_costs_nothing(clock: Clock) -> None:
+def test_a_rejected_request_costs_nothing(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     use(tier, 5)
     for _ in range(50):
@@ -76,7 +64,7 @@ def test_a_refused_request_costs_nothing(clock: Clock) -> None:
     use(tier)
 
 
-def test_tokens_are_charged_afterwards_and_an_overdraft_is_waited_for(clock: Clock) -> None:
+def test_tokens_are_charged_at_the_end_and_an_overdraft_delays_later_requests(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     use(tier)
     tier.spend_tokens(38_000 * 2)
@@ -89,7 +77,7 @@ def test_tokens_are_charged_afterwards_and_an_overdraft_is_waited_for(clock: Clo
     use(tier)
 
 
-def test_seconds_of_audio_are_charged_like_tokens_and_kept_apart_from_them(clock: Clock) -> None:
+def test_seconds_of_audio_have_their_own_bucket(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     tier.spend_audio(9.5)
     with pytest.raises(LimitReached) as caught, tier.request("audio"):
@@ -107,7 +95,7 @@ def test_seconds_of_audio_are_charged_like_tokens_and_kept_apart_from_them(clock
         pass
 
 
-def test_a_sixth_open_request_is_told_to_wait_for_the_others(clock: Clock) -> None:
+def test_a_sixth_open_request_is_rejected_until_another_ends(clock: Clock) -> None:
     tier = Tier(BASE, clock)
     with ExitStack() as open_requests:
         for _ in range(5):
@@ -118,7 +106,7 @@ def test_a_sixth_open_request_is_told_to_wait_for_the_others(clock: Clock) -> No
     use(tier)
 
 
-def test_a_request_that_fails_gives_its_place_back(clock: Clock) -> None:
+def test_a_failed_request_frees_its_slot(clock: Clock) -> None:
     tier = Tier(BASE._replace(requests=100, concurrent=1), clock)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), tier.request():

@@ -1,4 +1,4 @@
-"""The built-in engine's ear: what it decodes, what it hears, and what it refuses."""
+"""The recogniser: which recordings it decodes, what it transcribes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from support.paths import CLINIC_NOTE
 from support.raw_client import validator
 from support.wire_schemas import DATA
 
-from prem_core.enclave import speech
-from prem_core.enclave._engine import EngineError
-from prem_core.enclave.speech import recogniser, recording
+from prem_core.enclave.engines import speech
+from prem_core.enclave.engines.base import EngineError
+from prem_core.enclave.engines.speech import recogniser, recording
 
 NOTE = CLINIC_NOTE
 SENTENCES = [

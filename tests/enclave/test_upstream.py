@@ -9,18 +9,18 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import StreamingResponse
-from support.raw_client import Wire, params, validator
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from support.raw_client import RawClient, params, validator
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 from prem_core._errors import ConfigurationError
-from prem_core.enclave._upstream import completions_url
+from prem_core.enclave.engines.upstream import completions_url
 
-Run = Callable[..., Wire]
+Run = Callable[..., RawClient]
 
 
 @pytest.fixture
-def wire(run: Run, upstream: Upstream) -> Wire:
+def wire(run: Run, upstream: Upstream) -> RawClient:
     return run(upstream=upstream.url)
 
 
@@ -56,7 +56,7 @@ def test_what_is_no_http_url_is_refused_without_repeating_it(base: str) -> None:
 
 
 def test_an_answer_is_streamed_through_and_satisfies_the_published_schema(
-    wire: Wire, upstream: Upstream
+    wire: RawClient, upstream: Upstream
 ) -> None:
     upstream.says(
         chunk("Hel", service_tier="default", prompt_token_ids=[1]),
@@ -73,14 +73,14 @@ def test_an_answer_is_streamed_through_and_satisfies_the_published_schema(
     assert chunks[3]["usage"]["total_tokens"] == 9
 
 
-def test_chunks_arrive_before_the_answer_is_whole(wire: Wire, upstream: Upstream) -> None:
+def test_chunks_arrive_before_the_answer_is_whole(wire: RawClient, upstream: Upstream) -> None:
     upstream.stalls(chunk("first"))
     with wire.stream(params()) as (sealed, response):
         event = next(response.iter_raw())
     assert contents([sealed.open_hex(event.split(b"data: ")[1].strip())]) == ["first"]
 
 
-def test_the_server_is_asked_what_the_client_sealed(wire: Wire, upstream: Upstream) -> None:
+def test_the_server_is_asked_what_the_client_sealed(wire: RawClient, upstream: Upstream) -> None:
     asked = params("A lone surrogate \ud800, and 你好.", model="llama3.2:1b", temperature=0.5, tools=[])
     sealed, response = wire.chat(asked)
     sealed.chunks(response)
@@ -96,7 +96,7 @@ def test_the_upstream_key_is_sent_as_a_bearer_token(run: Run, upstream: Upstream
     assert upstream.requests[0][0]["authorization"] == "Bearer sk-up"
 
 
-def test_reasoning_is_renamed_to_the_documented_field(wire: Wire, upstream: Upstream) -> None:
+def test_reasoning_is_renamed_to_the_documented_field(wire: RawClient, upstream: Upstream) -> None:
     def thought(**delta: Any) -> dict[str, Any]:
         return {**chunk(), "choices": [{"index": 0, "delta": delta}]}
 
@@ -115,7 +115,7 @@ def test_reasoning_is_renamed_to_the_documented_field(wire: Wire, upstream: Upst
     ],
 )
 def test_an_http_error_keeps_its_class_and_loses_its_words(
-    wire: Wire, upstream: Upstream, status: int, seen: int
+    wire: RawClient, upstream: Upstream, status: int, seen: int
 ) -> None:
     upstream.refuses(status, {"error": {"message": "the zebra is bad", "param": "zebra", "code": "zebra"}})
     _, response = wire.chat(params())
@@ -125,13 +125,13 @@ def test_an_http_error_keeps_its_class_and_loses_its_words(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_passed_on(wire: Wire, upstream: Upstream, status: int) -> None:
+def test_retry_after_is_passed_on(wire: RawClient, upstream: Upstream, status: int) -> None:
     upstream.refuses(status, Retry_After="17")
     _, response = wire.chat(params())
     assert (response.status_code, response.headers["retry-after"]) == (status, "17")
 
 
-def test_a_refused_parameter_is_named_when_the_schema_knows_it(wire: Wire, upstream: Upstream) -> None:
+def test_a_refused_parameter_is_named_when_the_schema_knows_it(wire: RawClient, upstream: Upstream) -> None:
     upstream.refuses(400, {"error": {"message": "zebra", "param": "max_tokens"}})
     _, response = wire.chat(params())
     assert list(response.json()["validator"]) == ["max_tokens"]
@@ -146,7 +146,7 @@ def test_a_refused_parameter_is_named_when_the_schema_knows_it(wire: Wire, upstr
     ],
 )
 def test_a_prompt_that_is_too_long_is_said_to_be(
-    wire: Wire, upstream: Upstream, error: dict[str, str]
+    wire: RawClient, upstream: Upstream, error: dict[str, str]
 ) -> None:
     upstream.refuses(400, {"error": error})
     _, response = wire.chat(params())
@@ -157,7 +157,7 @@ def test_a_prompt_that_is_too_long_is_said_to_be(
 
 
 @pytest.mark.parametrize("body", [None, [], "text", {"error": "text"}, {"error": {"param": [1]}}])
-def test_any_body_of_an_error_can_be_read(wire: Wire, upstream: Upstream, body: Any) -> None:
+def test_any_body_of_an_error_can_be_read(wire: RawClient, upstream: Upstream, body: Any) -> None:
     upstream.refuses(400, body)
     _, response = wire.chat(params())
     assert response.status_code == 400
@@ -169,20 +169,22 @@ def test_a_server_that_cannot_be_reached_is_503(run: Run) -> None:
     assert response.status_code == response.json()["status"] == 503
 
 
-def test_a_server_that_does_not_stream_is_503(wire: Wire, upstream: Upstream) -> None:
+def test_a_server_that_does_not_stream_is_503(wire: RawClient, upstream: Upstream) -> None:
     upstream.refuses(200, {"object": "chat.completion"}, content_type="application/json")
     _, response = wire.chat(params())
     assert response.status_code == 503
 
 
-def test_a_stream_that_ends_without_done_is_an_error_and_never_done(wire: Wire, upstream: Upstream) -> None:
+def test_a_stream_that_ends_without_done_is_an_error_and_never_done(
+    wire: RawClient, upstream: Upstream
+) -> None:
     upstream.says(chunk("Hel"), chunk("lo", finish="stop"), done=False)
     sealed, response = wire.chat(params())
     names = [name for name, _ in sealed.events(response)]
     assert names == ["data", "data", "error"]
 
 
-def test_a_stream_that_breaks_is_an_error_and_never_done(wire: Wire, upstream: Upstream) -> None:
+def test_a_stream_that_breaks_is_an_error_and_never_done(wire: RawClient, upstream: Upstream) -> None:
     async def events() -> AsyncIterator[str]:
         yield f"data: {json.dumps(chunk('Hel'))}\n\n"
         raise ConnectionError
@@ -194,7 +196,7 @@ def test_a_stream_that_breaks_is_an_error_and_never_done(wire: Wire, upstream: U
 
 
 def test_a_reported_error_after_a_chunk_is_sealed_with_the_servers_own_words(
-    wire: Wire, upstream: Upstream
+    wire: RawClient, upstream: Upstream
 ) -> None:
     upstream.says(chunk("Hel"), {"error": {"message": "the zebra ran", "type": "overloaded_error"}})
     sealed, response = wire.chat(params())
@@ -206,7 +208,7 @@ def test_a_reported_error_after_a_chunk_is_sealed_with_the_servers_own_words(
 
 @pytest.mark.parametrize("error", [{"message": "zebra", "type": "zebra"}, "zebra", {"type": ["zebra"]}])
 def test_a_reported_error_before_any_chunk_is_an_envelope_in_our_words(
-    wire: Wire, upstream: Upstream, error: Any
+    wire: RawClient, upstream: Upstream, error: Any
 ) -> None:
     upstream.says({"error": error})
     _, response = wire.chat(params())
@@ -218,22 +220,24 @@ def test_a_reported_error_before_any_chunk_is_an_envelope_in_our_words(
 @pytest.mark.parametrize(
     "event", ["zebra", "[]", '{"choices": 5}', '{"choices": [5]}', '{"usage": 5}', "[" * 10_000]
 )
-def test_an_event_that_is_no_chunk_is_503(wire: Wire, upstream: Upstream, event: str) -> None:
+def test_an_event_that_is_no_chunk_is_503(wire: RawClient, upstream: Upstream, event: str) -> None:
     upstream.says(event)
     _, response = wire.chat(params())
     assert response.status_code == 503
     assert "zebra" not in response.text
 
 
-def test_an_event_without_end_is_503(wire: Wire, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prem_core.enclave._upstream.MAX_EVENT_BYTES", 1000)
+def test_an_event_without_end_is_503(
+    wire: RawClient, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prem_core.enclave.engines.upstream.MAX_EVENT_BYTES", 1000)
     upstream.says(chunk("x" * 2000))
     _, response = wire.chat(params())
     assert response.status_code == 503
 
 
 def test_a_server_that_keeps_the_answer_open_after_done_is_not_waited_for(
-    wire: Wire, upstream: Upstream
+    wire: RawClient, upstream: Upstream
 ) -> None:
     async def events() -> AsyncIterator[str]:
         try:
@@ -248,13 +252,13 @@ def test_a_server_that_keeps_the_answer_open_after_done_is_not_waited_for(
     assert upstream.left.wait(2)
 
 
-def test_an_empty_answer_is_a_whole_one(wire: Wire, upstream: Upstream) -> None:
+def test_an_empty_answer_is_a_whole_one(wire: RawClient, upstream: Upstream) -> None:
     upstream.says()
     sealed, response = wire.chat(params())
     assert sealed.chunks(response) == []
 
 
-def test_hanging_up_reaches_the_server(wire: Wire, upstream: Upstream) -> None:
+def test_hanging_up_reaches_the_server(wire: RawClient, upstream: Upstream) -> None:
     upstream.stalls(chunk("hi"))
     with pytest.raises(httpx.ReadTimeout):
         wire.http.post(
@@ -264,3 +268,54 @@ def test_hanging_up_reaches_the_server(wire: Wire, upstream: Upstream) -> None:
             timeout=0.3,
         )
     assert upstream.left.wait(2)
+
+
+def listed(wire: RawClient) -> httpx.Response:
+    return wire.http.get(f"{wire.prem.gateway_url}/models", headers=wire.headers)
+
+
+def test_the_models_list_is_the_servers_own(wire: RawClient, upstream: Upstream) -> None:
+    upstream.models = JSONResponse(
+        {"object": "list", "data": [{"id": "llama3.2:1b"}, {"id": "whisper-tiny"}]}
+    )
+    entries = listed(wire).json()["data"]
+    assert [(entry["model"], entry["type"]) for entry in entries] == [
+        ("llama3.2:1b", "CHAT"),
+        ("whisper-tiny", "AUDIO_TRANSCRIPTION"),
+    ]
+
+
+def test_a_server_without_a_models_list_lists_none(wire: RawClient, upstream: Upstream) -> None:
+    upstream.models = Response(status_code=404)
+    assert listed(wire).json()["data"] == []
+
+
+def test_names_given_to_the_enclave_are_listed_in_place_of_the_servers(run: Run, upstream: Upstream) -> None:
+    upstream.models = JSONResponse({"data": [{"id": "llama3.2:1b"}]})
+    assert [
+        entry["model"] for entry in listed(run(upstream=upstream.url, models=["mine"])).json()["data"]
+    ] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        (Response(status_code=500), 500),
+        (Response(status_code=401), 503),
+        (JSONResponse({"data": "zebra"}), 503),
+        (JSONResponse(["zebra"]), 503),
+        (Response("<html>zebra"), 503),
+    ],
+)
+def test_a_models_list_that_cannot_be_had_is_an_error(
+    wire: RawClient, upstream: Upstream, response: Response, status: int
+) -> None:
+    upstream.models = response
+    answer = listed(wire)
+    assert answer.status_code == status
+    assert "upstream server" in answer.json()["error"]
+    assert "zebra" not in answer.text
+
+
+def test_the_models_list_of_a_server_that_cannot_be_reached_is_503(run: Run) -> None:
+    assert listed(run(upstream="http://127.0.0.1:9")).status_code == 503

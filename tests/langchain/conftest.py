@@ -1,4 +1,4 @@
-"""What the adapter's tests share."""
+"""Fixtures of the LangChain tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL = "openai/gpt-oss-120b"
 
 @pytest.fixture
 def llm(enclave: LocalEnclave) -> Callable[..., ChatPremEncrypted]:
-    """Makes models that talk to the test enclave."""
+    """Constructs models that use the test enclave."""
 
     def make(**kwargs: Any) -> ChatPremEncrypted:
         return ChatPremEncrypted(**{"model": MODEL, **enclave.client_options, **kwargs})
@@ -26,8 +26,8 @@ def llm(enclave: LocalEnclave) -> Callable[..., ChatPremEncrypted]:
 
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Said once per process; each test is to see it as if it were the first.
-    monkeypatch.setattr(_plaintext_egress, "_said", set())
+    # A warning is given once per process; each test starts without any.
+    monkeypatch.setattr(_plaintext_egress, "_warned", set())
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ async def test_an_agent_calls_two_tools_and_answers_from_both(llm: Make, output_
 
 
 @pytest.mark.parametrize("mode", ["messages", "updates"])
-async def test_a_streamed_agent_does_the_same(llm: Make, mode: Any) -> None:
+async def test_a_streamed_agent_calls_two_tools_and_answers_from_both(llm: Make, mode: Any) -> None:
     agent = create_agent(llm(), [get_weather, get_time])
     values = [state async for state in agent.astream(QUESTION, stream_mode=["values", mode])]
     final = [state for kind, state in values if kind == "values"][-1]
@@ -87,7 +87,7 @@ async def test_an_agents_answer_can_be_pydantic(llm: Make, strategy: Any) -> Non
     assert (await agent.ainvoke(letter))["structured_response"] == expected
 
 
-def test_a_model_that_can_is_given_the_schema_and_not_a_tool(llm: Make, seen: Any) -> None:
+def test_an_agent_requests_structured_output_by_json_schema_and_not_by_a_tool(llm: Make, seen: Any) -> None:
     agent: Any = create_agent(llm(), [], response_format=Patient)
     agent.invoke({"messages": [("human", "Name: Anna Berg. Age: 63.")]})
     params = Opened.request(seen.chats[0].request_body).params

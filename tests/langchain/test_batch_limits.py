@@ -1,4 +1,4 @@
-"""Many prompts at once against an organisation's limits: each is answered, and no more are in flight than may be."""
+"""Many prompts at once against an organisation's rate limit: all are answered, and permits limit those in flight."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ import pytest
 from langchain_prem import ChatPremEncrypted, PremWhisperParser
 from llama_index_prem import PremEncrypted
 from prem_core import Limits, Stats
-from prem_core._adapters.client_cache import Clients
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave.quota import BASE, LimitReached, Metered, Tier
-from prem_core.enclave.quota import Limits as TierLimits
+from prem_core.enclave.quota import BASE, LimitReached, Metered, QuotaLimits, Tier
 
 MODEL = "openai/gpt-oss-120b"
 PROMPTS = [f"Hello, {n}!" for n in range(40)]
@@ -30,7 +28,7 @@ QUICK = BASE._replace(requests=36, requests_per_second=2, tokens_per_minute=10**
 class WatchedTier(Tier):
     """Counts what it refuses, and how many requests are on their way at once, whether it admits them or not."""
 
-    def __init__(self, limits: TierLimits) -> None:
+    def __init__(self, limits: QuotaLimits) -> None:
         super().__init__(limits)
         self.refused = self.open = self.most = 0
 
@@ -89,7 +87,7 @@ def streams(llm: ChatPremEncrypted) -> list[Any]:
 
 
 @pytest.mark.parametrize("way", [batch, abatch, fan_out, streams])
-def test_forty_prompts_are_answered_without_an_error(
+def test_forty_prompts_keep_to_the_rate_limit_and_are_all_answered(
     way: Callable[[ChatPremEncrypted], list[Any]], limited: LocalEnclave, tier: WatchedTier
 ) -> None:
     llm = model(limited)
@@ -102,7 +100,7 @@ def test_forty_prompts_are_answered_without_an_error(
     )
 
 
-def test_a_models_threads_and_tasks_have_one_limit(tier: WatchedTier) -> None:
+def test_threads_and_tasks_of_a_model_share_its_permits(tier: WatchedTier) -> None:
     tier = WatchedTier(QUICK._replace(requests=1000, concurrent=50))
     with LocalEnclave(tier=tier) as prem:
         llm = model(prem, max_concurrency=2)
@@ -114,7 +112,7 @@ def test_a_models_threads_and_tasks_have_one_limit(tier: WatchedTier) -> None:
     assert (tier.most, tier.refused) == (2, 0)
 
 
-def test_models_of_both_frameworks_share_limits(tier: WatchedTier) -> None:
+def test_models_of_both_frameworks_share_the_limits_passed_to_them(tier: WatchedTier) -> None:
     tier = WatchedTier(QUICK._replace(requests=1000, concurrent=50))
     limits = Limits(2)
     with LocalEnclave(tier=tier) as prem:
@@ -132,7 +130,7 @@ def test_models_of_both_frameworks_share_limits(tier: WatchedTier) -> None:
     assert limits.stats.requests == 2 * len(PROMPTS)
 
 
-def test_a_model_that_is_left_in_the_middle_of_a_stream_can_be_asked_again(enclave: LocalEnclave) -> None:
+def test_a_stream_that_is_closed_early_releases_its_permit(enclave: LocalEnclave) -> None:
     llm = model(enclave, max_concurrency=1)
     for _ in range(4):
         for _ in llm.stream("Hello!"):
@@ -152,44 +150,23 @@ def test_a_model_that_is_left_in_the_middle_of_a_stream_can_be_asked_again(encla
 # --- settings, copies and pickles
 
 
-def gate_of(clients: Clients, options: dict[str, Any]) -> Limits:
-    sync, other = clients.sync(options), clients.asynchronous(options)
-    assert sync.limits is other.limits
-    return sync.limits
-
-
-def test_both_clients_of_a_model_have_one_limit_which_new_settings_keep() -> None:
-    clients = Clients()
-    options = {"api_key": "k", "max_concurrency": 3, "requests_per_second": 2.0}
-    limits = gate_of(clients, options)
-    assert (limits.max_concurrency, limits.requests_per_second) == (3, 2.0)
-    assert gate_of(clients, {**options, "timeout": 1.0}) is limits
-    assert gate_of(clients, {**options, "max_concurrency": 4}) is not limits
-    assert gate_of(clients, {"api_key": "k"}).max_concurrency == 5
-    given = Limits(9)
-    assert gate_of(clients, {"api_key": "k", "limits": given}) is given
-
-
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda each: each.model_copy(deep=True)])
-def test_copies_share_the_limits_that_were_given_and_no_others(duplicate: Any) -> None:
+def test_copies_share_the_limits_that_were_passed(duplicate: Any) -> None:
     limits = Limits(3)
     given = ChatPremEncrypted(model=MODEL, api_key="k", limits=limits)
     assert duplicate(given).limits is limits
-    assert duplicate(given)._sync().limits is limits
+    assert duplicate(given)._client().limits is limits
     assert duplicate(given).stats == limits.stats == Stats()
-    own = ChatPremEncrypted(model=MODEL, api_key="k")
-    assert duplicate(own)._sync().limits is not own._sync().limits
-    assert own._sync().limits is own._async().limits
 
 
-def test_a_pickle_has_the_figures_and_no_counts() -> None:
+def test_a_pickle_has_the_figures_of_its_limits_and_no_counts() -> None:
     limits = Limits(3, 2.0)
     again = pickle.loads(pickle.dumps(ChatPremEncrypted(model=MODEL, api_key="k", limits=limits))).limits
     assert again is not limits
     assert (again.max_concurrency, again.requests_per_second) == (3, 2.0)
 
 
-def test_limits_are_in_nothing_that_is_shown() -> None:
+def test_limits_are_in_no_repr_and_no_serialised_form() -> None:
     llm = ChatPremEncrypted(model=MODEL, api_key="k", limits=Limits(3))
     assert "limits" not in repr(llm)
     assert "limits" not in llm.model_dump()
@@ -210,7 +187,9 @@ def test_limits_are_in_nothing_that_is_shown() -> None:
         ({"limits": Limits(), "requests_per_second": 2}, "requests_per_second"),
     ],
 )
-def test_a_setting_that_cannot_work_is_named(kind: Any, settings: dict[str, Any], name: str) -> None:
+def test_an_invalid_limit_or_timeout_is_named_in_the_error(
+    kind: Any, settings: dict[str, Any], name: str
+) -> None:
     with pytest.raises(ValueError, match=name):
         kind(**{"model": MODEL, "api_key": "k", **settings})
 
@@ -224,7 +203,7 @@ def test_every_timeout_and_limit_reaches_the_client() -> None:
     }
     models = [kind(model=MODEL, api_key="k", **settings) for kind in (ChatPremEncrypted, PremEncrypted)]
     parser = PremWhisperParser(api_key="k", **settings)
-    for client in (*(each._sync() for each in models), parser._sync()):
+    for client in (*(each._client() for each in models), parser._client()):
         assert client._requester.call_settings().chunk_timeout == 3.0
         assert client._requester.call_settings().deadline is not None
         assert (client.limits.max_concurrency, client.limits.requests_per_second) == (2, 4.0)

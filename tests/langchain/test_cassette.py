@@ -71,11 +71,11 @@ async def test_what_another_enclave_answered_is_kept_as_the_test_enclaves(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "elsewhere.yaml"
-    with monkeypatch.context() as recording, LocalEnclave(reply_form="envelope") as elsewhere:
+    with monkeypatch.context() as recording, LocalEnclave(response_form="envelope") as elsewhere:
         under_the_test_key(recording)
         with cassette(path, record=True):
             model = ChatPremEncrypted(model="openai/gpt-oss-120b", **elsewhere.client_options)
-            said = (await model.ainvoke(QUESTION)).text
+            answer = (await model.ainvoke(QUESTION)).text
         text = path.read_text()
         assert elsewhere.api_key not in text
         assert bytes(elsewhere.public_key).hex() not in text
@@ -83,7 +83,7 @@ async def test_what_another_enclave_answered_is_kept_as_the_test_enclaves(
     with cassette(path):
         assert (
             await ChatPremEncrypted(model="openai/gpt-oss-120b", **options).ainvoke(QUESTION)
-        ).text == said
+        ).text == answer
 
 
 @pytest.mark.parametrize("path", sorted(CASSETTES.glob("*.yaml")), ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""How streams come out: blocks that keep apart what belongs apart, and metadata that stands once."""
+"""Streamed and complete answers as messages: separate blocks, and metadata on one chunk only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from support.scripted_upstream import Upstream, delta, finish, tool_call, usage
 
 from langchain_prem import ChatPremEncrypted
-from langchain_prem._responses import Chunks
+from langchain_prem._responses import _MESSAGE, ChunkConverter
 from prem_core import APIResponseValidationError, ChatCompletionChunk, LengthFinishReasonError
 from prem_core.enclave import LocalEnclave
 
@@ -36,7 +36,7 @@ CALLS = [("call_a", "get_weather", {"location": "Paris"}), ("call_b", "get_weath
 
 @pytest.fixture
 def scripted(upstream: Upstream) -> Any:
-    """Makes models whose enclave answers with the given chunks."""
+    """Constructs models whose enclave answers with the given chunks."""
     with LocalEnclave(upstream=upstream.url) as prem:
 
         def make(*chunks: Any, done: bool = True, **kwargs: Any) -> ChatPremEncrypted:
@@ -67,7 +67,7 @@ def kinds(blocks: list[Any]) -> list[str]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("output_version", [None, "v1"])
-async def test_reasoning_text_and_two_parallel_calls_add_up_to_what_was_said(
+async def test_reasoning_text_and_two_parallel_tool_calls_add_up_to_the_answer(
     scripted: Scripted, output_version: str | None, asynchronous: bool
 ) -> None:
     options = {"output_version": output_version} if output_version else {}
@@ -114,7 +114,7 @@ async def test_stream_events_v3_keep_every_block_apart(scripted: Scripted, async
     assert [block["args"] for block in finished[2:]] == [args for _, _, args in CALLS]
 
 
-def test_two_calls_in_one_chunk_are_two_calls(scripted: Scripted) -> None:
+def test_two_tool_calls_in_one_chunk_are_two_tool_calls(scripted: Scripted) -> None:
     both = [tool_call(0, "a", "f", '{"x": 1}'), tool_call(1, "b", "g", "{}")]
     full = None
     for chunk in scripted(delta(tool_calls=both), finish("tool_calls")).stream("?"):
@@ -123,7 +123,7 @@ def test_two_calls_in_one_chunk_are_two_calls(scripted: Scripted) -> None:
     assert calls_of(full) == [("a", "f", {"x": 1}), ("b", "g", {})]
 
 
-def test_a_server_that_leaves_the_index_out_is_read_by_order(scripted: Scripted) -> None:
+def test_tool_calls_without_an_index_are_merged_by_order(scripted: Scripted) -> None:
     pieces = [
         delta(tool_calls=[{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":'}}]),
         delta(tool_calls=[{"function": {"arguments": "1}"}}]),
@@ -140,7 +140,7 @@ def test_a_first_chunk_with_reasoning_and_null_content_is_kept(scripted: Scripte
     assert chunks[0].additional_kwargs["reasoning_content"] == "Hm."
 
 
-def test_usage_and_metadata_stand_on_one_chunk_only(scripted: Scripted) -> None:
+def test_usage_and_metadata_are_on_one_chunk_only(scripted: Scripted) -> None:
     counting = [
         {**delta(content="a"), "usage": {"prompt_tokens": 11, "completion_tokens": 1, "total_tokens": 12}},
         {**delta(content="b"), "usage": {"prompt_tokens": 11, "completion_tokens": 2, "total_tokens": 13}},
@@ -160,7 +160,7 @@ def test_usage_and_metadata_stand_on_one_chunk_only(scripted: Scripted) -> None:
     assert full.usage_metadata["input_tokens"] == 11
 
 
-def test_token_details_come_under_langchains_names(scripted: Scripted) -> None:
+def test_token_details_have_langchains_names(scripted: Scripted) -> None:
     message = scripted(delta(content="a"), finish(), usage(11, 7, reasoning=2, cached=5)).invoke("?")
     assert message.usage_metadata == {
         "input_tokens": 11,
@@ -172,10 +172,10 @@ def test_token_details_come_under_langchains_names(scripted: Scripted) -> None:
 
 
 @pytest.mark.parametrize("stream_usage", [True, False])
-def test_stream_usage_decides_whether_usage_is_asked_for(
+def test_stream_usage_decides_whether_usage_is_requested(
     scripted: Scripted, upstream: Upstream, stream_usage: bool
 ) -> None:
-    # The embedded enclave always asks its upstream for usage, and hands it on only where it was wanted.
+    # The embedded enclave always requests usage from its upstream, and forwards it only if it was requested.
     chunks = list(scripted(delta(content="a"), finish(), usage(1, 1), stream_usage=stream_usage).stream("?"))
     assert (chunks[-1].usage_metadata is not None) is stream_usage
 
@@ -193,18 +193,18 @@ def test_a_refusal_is_kept_and_shown_as_a_block(scripted: Scripted) -> None:
 
 def test_logprobs_are_in_the_metadata(llm: Callable[..., ChatPremEncrypted]) -> None:
     model = llm(logprobs=True, top_logprobs=1)
-    said = model.invoke("Hello")
+    answer = model.invoke("Hello")
     full = None
     for chunk in model.stream("Hello"):
         full = chunk if full is None else full + chunk
     assert full is not None
-    tokens = [entry["token"] for entry in said.response_metadata["logprobs"]["content"]]
-    assert "".join(tokens) == said.content
+    tokens = [entry["token"] for entry in answer.response_metadata["logprobs"]["content"]]
+    assert "".join(tokens) == answer.content
     assert [entry["token"] for entry in full.response_metadata["logprobs"]["content"]] == tokens
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_arguments_cut_by_the_token_limit_are_an_error_and_not_repaired(
+def test_arguments_truncated_by_the_token_limit_are_an_error_and_not_repaired(
     scripted: Scripted, streamed: bool
 ) -> None:
     cut = scripted(delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')]), finish("length"))
@@ -213,16 +213,14 @@ def test_arguments_cut_by_the_token_limit_are_an_error_and_not_repaired(
 
 
 @pytest.mark.parametrize("reason", ["stop", "tool_calls", "content_filter"])
-def test_arguments_that_break_off_are_not_completed_whatever_the_finish_reason(
-    scripted: Scripted, reason: str
-) -> None:
+def test_truncated_arguments_are_an_error_whatever_the_finish_reason(scripted: Scripted, reason: str) -> None:
     cut = scripted(delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')]), finish(reason))
-    with pytest.raises(APIResponseValidationError, match="break off"):
+    with pytest.raises(APIResponseValidationError, match="arguments of a tool call are truncated"):
         list(cut.stream("?"))
     assert cut.invoke("?").tool_calls == []
 
 
-def test_a_call_without_a_name_is_an_invalid_call(scripted: Scripted) -> None:
+def test_a_tool_call_without_a_name_is_an_invalid_tool_call(scripted: Scripted) -> None:
     message = scripted(
         delta(tool_calls=[{"index": 0, "id": "a", "type": "custom"}]), finish("tool_calls")
     ).invoke("?")
@@ -230,13 +228,13 @@ def test_a_call_without_a_name_is_an_invalid_call(scripted: Scripted) -> None:
     assert [bad["error"] for bad in message.invalid_tool_calls] == ["the call names no function"]
 
 
-def test_text_cut_by_the_token_limit_says_so_in_its_finish_reason(scripted: Scripted) -> None:
+def test_text_truncated_by_the_token_limit_has_the_finish_reason_length(scripted: Scripted) -> None:
     message = scripted(delta(content="Once upon"), finish("length")).invoke("?")
     assert message.content == "Once upon"
     assert message.response_metadata["finish_reason"] == "length"
 
 
-def test_arguments_that_are_not_json_are_an_invalid_call(scripted: Scripted) -> None:
+def test_arguments_that_are_not_json_are_an_invalid_tool_call(scripted: Scripted) -> None:
     message = scripted(delta(tool_calls=[tool_call(0, "a", "f", "no json")]), finish("tool_calls")).invoke(
         "?"
     )
@@ -260,12 +258,12 @@ async def test_several_answers_are_several_generations_and_counted_once(
 
 
 def test_several_answers_cannot_be_streamed(llm: Callable[..., ChatPremEncrypted]) -> None:
-    with pytest.raises(ValueError, match="^n: several answers cannot be streamed"):
+    with pytest.raises(ValueError, match="^n: a streamed answer can have one choice only"):
         list(llm(n=2).stream("Hello"))
 
 
 @pytest.mark.parametrize(
-    ("said", "fields"),
+    ("delta", "fields"),
     [
         ({"content": "a"}, {"content": "a"}),
         (
@@ -276,41 +274,40 @@ def test_several_answers_cannot_be_streamed(llm: Callable[..., ChatPremEncrypted
     ],
 )
 @pytest.mark.parametrize("logprobs", [None, {"content": []}])
-def test_a_message_made_the_short_way_is_the_message_made_the_long_way(
-    said: dict[str, str], fields: dict[str, Any], logprobs: Any
+def test_a_chunk_copied_from_the_prototype_equals_a_validated_one(
+    delta: dict[str, str], fields: dict[str, Any], logprobs: Any
 ) -> None:
-    chunk = ChatCompletionChunk.model_validate({"choices": [{"delta": said, "logprobs": logprobs}]})
-    made, again = Chunks(json_wanted=False).of(chunk), Chunks(json_wanted=False).of(chunk)
+    chunk = ChatCompletionChunk.model_validate({"choices": [{"delta": delta, "logprobs": logprobs}]})
+    converted, again = (ChunkConverter(json_requested=False).convert(chunk) for _ in range(2))
     info = {"generation_info": {"logprobs": logprobs}} if logprobs else {}
-    usual = ChatGenerationChunk(
-        message=AIMessageChunk(**fields, response_metadata={"model_provider": "prem"}), **info
-    )
-    assert made is not None
+    message = AIMessageChunk(**fields, response_metadata={"model_provider": "prem"})
+    validated = ChatGenerationChunk(message=message, **info)
+    assert converted is not None
     assert again is not None
-    for one, other in ((made, usual), (made.message, usual.message)):
+    for one, other in ((converted, validated), (converted.message, message)):
         assert one.__dict__ == other.__dict__
-        assert one.model_fields_set == other.model_fields_set
         assert one.__pydantic_extra__ == other.__pydantic_extra__
         assert one.__pydantic_private__ == other.__pydantic_private__
-        assert one.model_dump() == other.model_dump()
-    made.message.tool_calls.append({})  # type: ignore[attr-defined]
-    made.message.response_metadata["model_name"] = "m"
-    assert again.message.__dict__ == usual.message.__dict__
+        assert one.model_fields_set >= other.model_fields_set
+    containers = [value for value in converted.message.__dict__.values() if isinstance(value, list | dict)]
+    assert containers
+    others = [*again.message.__dict__.values(), *_MESSAGE.__dict__.values()]
+    assert not any(value is other for value in containers for other in others)
 
 
-async def test_token_callbacks_come_once_for_each_chunk(llm: Callable[..., ChatPremEncrypted]) -> None:
+async def test_token_callbacks_are_called_once_for_each_chunk(llm: Callable[..., ChatPremEncrypted]) -> None:
     from langchain_core.callbacks import BaseCallbackHandler
 
     class Tokens(BaseCallbackHandler):
         def __init__(self) -> None:
-            self.said: list[Any] = []
+            self.received: list[Any] = []
 
         def on_llm_new_token(self, token: Any, **_: Any) -> None:
-            self.said.append(token)
+            self.received.append(token)
 
     tokens, async_tokens = Tokens(), Tokens()
     text = "".join(c.text for c in llm().stream("Hello", config={"callbacks": [tokens]}))
-    assert "".join(tokens.said) == text
+    assert "".join(tokens.received) == text
     async for _ in llm().astream("Hello", config={"callbacks": [async_tokens]}):
         pass
-    assert async_tokens.said == tokens.said
+    assert async_tokens.received == tokens.received

@@ -1,4 +1,4 @@
-"""Serialising, pickling and copying a model: the key stays behind, connections are not carried."""
+"""Serialising, pickling and copying a model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_model_in_use_pickles_without_its_key_and_works_again(
     assert again.invoke("Hello").content == model.invoke("Hello").content
 
 
-def test_a_pickle_without_a_key_in_the_environment_says_so_when_it_is_used(llm: Make) -> None:
+def test_an_unpickled_model_without_a_key_in_the_environment_names_the_variable(llm: Make) -> None:
     again: ChatPremEncrypted = pickle.loads(pickle.dumps(llm()))
     with pytest.raises(ValueError, match="PREM_API_KEY"):
         again.invoke("Hello")
@@ -63,7 +63,7 @@ def test_a_deep_copy_shares_nothing_that_can_be_changed(llm: Make) -> None:
     assert model.stop == ["zebra"]
 
 
-def test_clients_of_the_callers_own_are_shared_by_copies_and_not_pickled(llm: Make) -> None:
+def test_the_callers_http_client_is_shared_by_copies_and_not_pickled(llm: Make) -> None:
     with httpx.Client() as client:
         model = llm(http_client=client)
         model.invoke("Hello")
@@ -72,12 +72,12 @@ def test_clients_of_the_callers_own_are_shared_by_copies_and_not_pickled(llm: Ma
             pickle.dumps(model)
 
 
-def test_a_rate_limiter_is_named_where_it_prevents_a_pickle(llm: Make) -> None:
+def test_a_model_with_a_rate_limiter_cannot_be_pickled(llm: Make) -> None:
     with pytest.raises(TypeError, match="rate_limiter"):
         pickle.dumps(llm(rate_limiter=InMemoryRateLimiter()))
 
 
-def test_dumps_names_the_key_as_a_secret_and_leaves_live_objects_out(
+def test_dumps_marks_the_key_as_a_secret_and_leaves_live_objects_out(
     llm: Make, enclave: LocalEnclave
 ) -> None:
     keys = EncryptionKeys.encapsulate(enclave.public_key)
@@ -104,7 +104,17 @@ def test_a_serialised_model_loads_again(
     assert again.invoke("Hello").content == model.invoke("Hello").content
 
 
-def test_what_identifies_a_model_holds_no_key(llm: Make, enclave: LocalEnclave) -> None:
+def test_a_model_constructed_with_proxy_url_is_serialised_with_gateway_url(
+    llm: Make, enclave: LocalEnclave
+) -> None:
+    url = enclave.gateway_url
+    model = llm(gateway_url=None, proxy_url=url)
+    assert model.invoke("Hello").content
+    assert dumpd(model)["kwargs"]["gateway_url"] == model._identifying_params["gateway_url"] == url
+    assert "proxy_url" not in dumps(model)
+
+
+def test_identifying_parameters_contain_no_key(llm: Make, enclave: LocalEnclave) -> None:
     model = llm()
     for shown in (
         repr(model),
@@ -123,12 +133,12 @@ def test_a_pinned_key_may_be_an_object_bytes_or_text(llm: Make, enclave: LocalEn
     assert models[0].invoke("Hello").content
 
 
-def test_one_model_serves_many_event_loops(llm: Make) -> None:
+def test_one_model_works_in_several_event_loops(llm: Make) -> None:
     model = llm()
     answers = {asyncio.run(model.ainvoke("Hello")).text for _ in range(5)}
     assert len(answers) == 1
 
 
-def test_a_misspelt_parameter_is_refused(llm: Make) -> None:
+def test_a_misspelt_parameter_is_an_error(llm: Make) -> None:
     with pytest.raises(ValueError, match="temperatur"):
         llm(temperatur=0.5)

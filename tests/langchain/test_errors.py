@@ -1,4 +1,4 @@
-"""Errors are ours and langchain-core's at once, and hold values, never a response."""
+"""Errors are instances of prem_core's class and of langchain-core's, and contain no response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.scripted_upstream import Upstream, delta
 
 import prem_core
 from langchain_prem import ChatPremEncrypted, RefusalError
-from langchain_prem._errors import CONDITIONS, joined, translate
+from langchain_prem._errors import CONDITIONS, combined_error_class, translate
 from prem_core.enclave import LocalEnclave
 
 Make = Callable[..., ChatPremEncrypted]
@@ -31,7 +31,7 @@ Make = Callable[..., ChatPremEncrypted]
     ],
 )
 @pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke", "astream"])
-async def test_a_status_is_our_error_and_cores(
+async def test_a_status_raises_an_error_of_both_packages(
     upstream: Upstream, status: int, ours: Any, theirs: Any, retryable: bool, way: str
 ) -> None:
     upstream.refuses(status, {"error": {"message": "no"}})
@@ -55,7 +55,7 @@ async def test_a_status_is_our_error_and_cores(
     assert not hasattr(error, "request")
 
 
-def test_a_wrong_key_and_a_missing_scope_have_their_own_errors(enclave: LocalEnclave) -> None:
+def test_a_wrong_key_and_a_missing_scope_raise_different_errors(enclave: LocalEnclave) -> None:
     wrong = ChatPremEncrypted(model="m", **{**enclave.client_options, "api_key": "sk_test_wrong"})
     with pytest.raises(core.ModelAuthenticationError) as caught:
         wrong.invoke("?")
@@ -68,7 +68,7 @@ def test_a_wrong_key_and_a_missing_scope_have_their_own_errors(enclave: LocalEnc
     assert "chats.completion" in str(denied.value)
 
 
-def test_a_service_that_is_not_there_is_a_connection_error() -> None:
+def test_an_unreachable_service_is_a_connection_error() -> None:
     model = ChatPremEncrypted(
         model="m",
         api_key="sk_test_x",
@@ -82,7 +82,7 @@ def test_a_service_that_is_not_there_is_a_connection_error() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_cut_answer_is_an_error_and_never_a_short_answer(upstream: Upstream, streamed: bool) -> None:
+def test_a_truncated_answer_is_an_error(upstream: Upstream, streamed: bool) -> None:
     upstream.says(delta(content="Once upon a time"), done=False)
     with LocalEnclave(upstream=upstream.url) as prem:
         model = ChatPremEncrypted(model="m", max_retries=0, **prem.client_options)
@@ -93,13 +93,13 @@ def test_a_cut_answer_is_an_error_and_never_a_short_answer(upstream: Upstream, s
     assert got == (["Once upon a time"] if streamed else [])
 
 
-def test_every_condition_names_a_class_that_core_has_or_will_have() -> None:
+def test_every_condition_names_a_class_of_core() -> None:
     names = {name for _, name in CONDITIONS}
     assert {name for name in names if not hasattr(core, name)} == set()
 
 
 @pytest.mark.parametrize("kind", sorted({k for k, _ in CONDITIONS}, key=lambda k: k.__name__))
-def test_a_joined_error_survives_pickle_and_copy(kind: type[prem_core.PremError]) -> None:
+def test_a_combined_error_survives_pickle_and_copy(kind: type[prem_core.PremError]) -> None:
     error = translate(kind("a message"))
     error.__dict__["support_id"] = "support_1"
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
@@ -108,9 +108,9 @@ def test_a_joined_error_survives_pickle_and_copy(kind: type[prem_core.PremError]
         assert again.__dict__ == error.__dict__
 
 
-def test_a_class_that_core_does_not_have_leaves_the_error_ours() -> None:
-    assert joined(prem_core.DecryptionError) is prem_core.DecryptionError
-    refusal = joined(RefusalError)
+def test_without_a_class_in_core_the_error_is_prem_cores_only() -> None:
+    assert combined_error_class(prem_core.DecryptionError) is prem_core.DecryptionError
+    refusal = combined_error_class(RefusalError)
     assert issubclass(refusal, RefusalError)
     assert (refusal is RefusalError) is not hasattr(core, "ModelRefusalError")
 

@@ -1,4 +1,4 @@
-"""LangChain's messages on the wire: everything is sent in the schema's forms, or refused by name."""
+"""LangChain's messages as the request's messages: sent in the schema's forms, or an error that names their place."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from langchain_core.messages import (
 )
 from support.wire_schemas import PARAMS
 
+from langchain_prem import _messages
 from langchain_prem._messages import wire_messages
 from prem_core import InvalidParameterError
 
@@ -56,7 +57,7 @@ def wire(*messages: BaseMessage) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_each_message_has_the_schemas_form(message: BaseMessage, expected: dict[str, Any]) -> None:
+def test_each_message_is_sent_in_the_schemas_form(message: BaseMessage, expected: dict[str, Any]) -> None:
     assert wire(message) == [expected]
 
 
@@ -95,7 +96,7 @@ def test_each_message_has_the_schemas_form(message: BaseMessage, expected: dict[
          FILE),
     ],
 )  # fmt: skip
-def test_every_form_of_a_users_block_becomes_the_schemas_part(
+def test_every_form_of_a_user_block_becomes_a_content_part(
     block: dict[str, Any], part: dict[str, Any]
 ) -> None:
     assert wire(HumanMessage([block])) == [{"role": "user", "content": [part]}]
@@ -122,7 +123,29 @@ def test_every_form_of_a_users_block_becomes_the_schemas_part(
         (HumanMessage([{"type": "file"}]), "0.content.0", "base64 data or the id"),
         (HumanMessage([{"type": "tool_result", "content": "x"}]), "0.content.0", "ToolMessage"),
         (HumanMessage([{"no": "type"}]), "0.content.0", "without a type"),
-        (HumanMessage([{"type": "image", "url": 5}]), "0.content.0", "as text"),
+        (HumanMessage([{"type": "image", "url": 5}]), "0.content.0", "url must be text, not int"),
+        (
+            HumanMessage([{"type": "image", "base64": PNG, "mime_type": 5}]),
+            "0.content.0",
+            "mime_type must be",
+        ),
+        (
+            HumanMessage([{"type": "input_audio", "input_audio": {"data": "AA==", "format": 5}}]),
+            "0.content.0",
+            "format must be",
+        ),
+        (HumanMessage([{"type": "file", "file": {"file_data": 5}}]), "0.content.0", "file_data must be"),
+        (HumanMessage([{"type": "text-plain", "text": 5}]), "0.content.0", "text must be"),
+        (HumanMessage([{"type": ["text"]}]), "0.content.0", "without a type"),
+        (AIMessage([{"type": ["text"]}]), "0.content.0", "type must be"),
+        (AIMessage([{"type": "reasoning", "reasoning": ["Hm."]}]), "0.content.0", "reasoning must be"),
+        (
+            AIMessage([{"type": "reasoning", "summary": [{"text": 5}]}]),
+            "0.content.0",
+            "text must be text, not int",
+        ),
+        (AIMessage([{"type": "tool_use", "name": "f", "id": [5]}]), "0.content.0", "id must be"),
+        (AIMessage("", tool_calls=[{**CALL, "args": {"x": {5}}}]), "0.tool_calls", "must be JSON"),
         (
             HumanMessage([{"type": "document", "source": {"type": "content", "content": []}}]),
             "0.content.0",
@@ -139,14 +162,22 @@ def test_every_form_of_a_users_block_becomes_the_schemas_part(
         (RemoveMessage(id="1"), "0", "RemoveMessage"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_with_its_place(message: BaseMessage, path: str, why: str) -> None:
+def test_unsupported_content_is_an_error_that_names_its_place(
+    message: BaseMessage, path: str, why: str
+) -> None:
     with pytest.raises(InvalidParameterError, match=why) as caught:
         wire_messages([message])
     assert caught.value.param == f"messages.{path}"
     assert PNG not in str(caught.value)
 
 
-def test_an_assistants_calls_are_sent_once_and_its_empty_content_left_out() -> None:
+def test_a_defect_of_this_package_is_not_reported_as_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_messages, "text_part", lambda text: text + None)
+    with pytest.raises(TypeError):
+        wire_messages([HumanMessage(["a"])])
+
+
+def test_an_assistants_tool_calls_are_sent_once_and_its_empty_content_left_out() -> None:
     loop = [AIMessage("", tool_calls=[CALL]), ToolMessage("7", tool_call_id="1")]
     assert wire(HumanMessage("?"), *loop)[1] == {"role": "assistant", "tool_calls": [WIRE_CALL]}
 
@@ -159,17 +190,17 @@ def test_an_assistants_calls_are_sent_once_and_its_empty_content_left_out() -> N
         [{"type": "text", "text": "a"}, {"type": "redacted_thinking", "data": "…"}],
     ],
 )
-def test_blocks_that_repeat_the_calls_are_not_sent_twice(content: list[Any]) -> None:
+def test_blocks_that_repeat_the_tool_calls_are_not_sent_twice(content: list[Any]) -> None:
     sent = wire(AIMessage(content, tool_calls=[CALL]))
     assert sent == [{"role": "assistant", "content": "a", "tool_calls": [WIRE_CALL]}]
 
 
-def test_a_call_that_stands_only_in_the_blocks_is_sent() -> None:
+def test_a_tool_call_that_is_only_in_the_blocks_is_sent() -> None:
     block = {"type": "tool_use", "id": "1", "name": "f", "input": {"x": "ü"}}
     assert wire(AIMessage([block])) == [{"role": "assistant", "tool_calls": [WIRE_CALL]}]
 
 
-def test_a_call_whose_arguments_were_not_json_is_sent_as_the_model_wrote_it() -> None:
+def test_a_tool_call_whose_arguments_are_not_json_is_sent_unchanged() -> None:
     bad = {"type": "invalid_tool_call", "id": "1", "name": "f", "args": "no json", "error": None}
     sent = wire(AIMessage("", invalid_tool_calls=[bad]))
     assert sent[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": "no json"}
@@ -191,7 +222,7 @@ def test_a_call_whose_arguments_were_not_json_is_sent_as_the_model_wrote_it() ->
         ),
     ],
 )
-def test_reasoning_goes_back_in_the_tool_loop_it_belongs_to(thinking: AIMessage) -> None:
+def test_reasoning_is_sent_back_in_the_tool_loop_it_belongs_to(thinking: AIMessage) -> None:
     loop = [HumanMessage("?"), thinking, ToolMessage("7", tool_call_id="1")]
     assert wire(*loop)[1]["reasoning_content"] == "Hm."
     later = wire(*loop, AIMessage("Seven."), HumanMessage("And now?"))
@@ -204,7 +235,7 @@ def test_reasoning_before_a_users_chat_message_is_left_out() -> None:
     assert "reasoning_content" not in wire(*loop, ChatMessage("And now?", role="user"))[1]
 
 
-def test_an_older_function_call_and_a_spoken_answer_are_sent_back() -> None:
+def test_an_older_function_call_and_an_audio_answer_are_sent_back() -> None:
     called = {"name": "f", "arguments": "{}"}
     sent = wire(
         AIMessage("", additional_kwargs={"function_call": called, "audio": {"id": "audio_1", "data": "AA"}})

@@ -1,4 +1,4 @@
-"""Requests: where parameters come from, and what the gateway and the enclave are asked."""
+"""Requests: where their parameters come from, and what is sent."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def asked(seen: Any) -> dict[str, Any]:
     return Opened.request(seen.chats[-1].request_body).params
 
 
-def test_the_calls_parameters_win_over_the_constructors(llm: Make, seen: Any) -> None:
+def test_parameters_of_the_call_replace_those_of_the_model(llm: Make, seen: Any) -> None:
     llm(temperature=0.1, max_tokens=9, stop=["a"]).invoke("Hello", temperature=0.9, stop=["b"])
     params = asked(seen)
     assert (params["temperature"], params["max_tokens"], params["stop"]) == (0.9, 9, ["b"])
 
 
-def test_what_is_not_set_is_not_sent(llm: Make, seen: Any) -> None:
+def test_parameters_that_are_not_set_are_not_sent(llm: Make, seen: Any) -> None:
     llm().invoke("Hello")
     assert set(asked(seen)) == {"model", "messages"}
 
 
-def test_a_stream_asks_for_a_stream_and_its_usage(llm: Make, seen: Any) -> None:
+def test_a_stream_requests_its_usage(llm: Make, seen: Any) -> None:
     list(llm().stream("Hello"))
     params = asked(seen)
     assert params["stream"] is True
     assert params["stream_options"] == {"include_usage": True}
 
 
-def test_langchains_own_metadata_stays_here_and_the_requests_is_sent(llm: Make, seen: Any) -> None:
+def test_langchains_metadata_is_not_sent_and_request_metadata_is(llm: Make, seen: Any) -> None:
     llm(metadata={"trace": "1"}, request_metadata={"ward": "7"}).invoke("Hello")
     assert asked(seen)["metadata"] == {"ward": "7"}
 
 
 @pytest.mark.parametrize("kwargs", [{"temperature": 3}, {"top_logprobs": 21}, {"nonsense": 1}, {"user": "x"}])
-async def test_a_parameter_the_schema_forbids_is_refused_before_anything_is_sent(
+async def test_a_parameter_that_the_schema_forbids_is_an_error_before_anything_is_sent(
     llm: Make, seen: Any, kwargs: dict[str, Any]
 ) -> None:
     name = next(iter(kwargs))
@@ -90,7 +90,7 @@ def test_tracing_parameters_name_the_provider_and_the_calls_model(llm: Make) -> 
     assert params["ls_stop"] == ["x"]
 
 
-def test_tokens_are_counted_without_downloading_anything(llm: Make) -> None:
+def test_counting_tokens_downloads_nothing(llm: Make) -> None:
     model = llm()
     assert model.get_num_tokens("four chars or so") == 4
     assert model.get_num_tokens_from_messages([HumanMessage("Hello there")]) > 0
@@ -98,7 +98,7 @@ def test_tokens_are_counted_without_downloading_anything(llm: Make) -> None:
     assert counted.get_num_tokens("abc") == 3
 
 
-async def test_a_rate_limiter_is_asked_once_for_each_request(llm: Make) -> None:
+async def test_langchains_rate_limiter_is_acquired_once_for_each_request(llm: Make) -> None:
     class Counting(InMemoryRateLimiter):
         acquired = 0
 
@@ -117,7 +117,7 @@ async def test_a_rate_limiter_is_asked_once_for_each_request(llm: Make) -> None:
     assert Counting.acquired == 3
 
 
-def test_an_empty_model_name_is_refused() -> None:
+def test_an_empty_model_name_is_an_error() -> None:
     with pytest.raises(ValueError, match="model"):
         ChatPremEncrypted(model="", api_key="sk_test_x")
 
@@ -128,7 +128,7 @@ def test_a_missing_key_is_named_at_the_first_call() -> None:
         model.invoke("Hello")
 
 
-def test_the_same_question_gets_the_same_answer_by_every_way(llm: Make) -> None:
+def test_every_way_of_calling_gives_the_same_answer(llm: Make) -> None:
     model = llm(reasoning_effort="none")
     whole = model.invoke("Hello").text
     assert "".join(chunk.text for chunk in model.stream("Hello")) == whole

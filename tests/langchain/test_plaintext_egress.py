@@ -1,4 +1,4 @@
-"""Plaintext that would leave by another door is announced, refused or allowed."""
+"""Tracing and caches that would receive plaintext are warned of, refused or allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Make = Callable[..., ChatPremEncrypted]
 
 
 class DiskCache(BaseCache):
-    """Stands for any cache that is not in memory."""
+    """A cache that is not in memory."""
 
     def __init__(self) -> None:
         self.written: list[Any] = []
@@ -56,7 +56,7 @@ def tracing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     langsmith.utils.get_env_var.cache_clear()
 
 
-def test_a_cache_outside_memory_is_announced_once(llm: Make, global_cache: DiskCache) -> None:
+def test_a_cache_outside_memory_is_warned_of_once(llm: Make, global_cache: DiskCache) -> None:
     with pytest.warns(PlaintextEgressWarning, match="DiskCache"):
         llm().invoke("Hello")
     with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def test_a_cache_outside_memory_is_announced_once(llm: Make, global_cache: DiskC
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "generate", "ainvoke", "astream", "v3"])
-async def test_with_error_nothing_is_written_or_sent(
+async def test_in_error_mode_nothing_is_cached_or_sent(
     llm: Make, global_cache: DiskCache, seen: Any, way: str
 ) -> None:
     model = llm(plaintext_egress="error")
@@ -87,60 +87,71 @@ async def test_with_error_nothing_is_written_or_sent(
     assert seen.exchanges == []
 
 
-def test_allow_and_a_cache_in_memory_are_silent(llm: Make, global_cache: DiskCache) -> None:
+def test_there_is_no_warning_in_allow_mode_or_with_a_cache_in_memory(
+    llm: Make, global_cache: DiskCache
+) -> None:
     llm(plaintext_egress="allow").invoke("Hello")
     llm(cache=InMemoryCache()).invoke("Hello")
     llm(cache=False).invoke("Hello")
 
 
-def test_tracing_that_is_on_is_refused_before_the_tracer_hears_of_the_prompt(
+def test_tracing_is_refused_before_the_tracer_receives_the_prompt(
     llm: Make, tracing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[Any] = []
-    monkeypatch.setattr(LangChainTracer, "on_chat_model_start", lambda *a, **k: heard.append(a))
+    received: list[Any] = []
+    monkeypatch.setattr(LangChainTracer, "on_chat_model_start", lambda *a, **k: received.append(a))
     with pytest.raises(ConfigurationError, match="LangSmith tracing"):
         llm(plaintext_egress="error").invoke("Hello")
-    assert heard == []
+    assert received == []
 
 
-@pytest.mark.parametrize("place", ["call", "model"])
+class RecordingTracer(LangChainTracer):
+    """Records what it receives, and sends nothing."""
+
+    received: ClassVar[list[Any]] = []
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> Any:
+        self.received.append(args)
+        return super().on_chat_model_start(*args, **kwargs)
+
+    def _persist_run_single(self, run: Any) -> None:
+        pass
+
+    def _update_run_single(self, run: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def tracer() -> RecordingTracer:
+    RecordingTracer.received.clear()
+    return RecordingTracer(client=Client(api_url="http://127.0.0.1:9", api_key="x", auto_batch_tracing=False))
+
+
 @pytest.mark.parametrize("way", ["invoke", "stream", "generate", "ainvoke", "astream", "v3", "av3"])
-async def test_a_tracer_given_by_hand_is_refused_before_it_hears_of_the_prompt(
-    llm: Make, seen: Any, way: str, place: str
+async def test_a_tracer_of_the_model_is_refused_before_it_receives_the_prompt(
+    llm: Make, seen: Any, tracer: RecordingTracer, way: str
 ) -> None:
-    class Hearing(LangChainTracer):
-        """Sends nothing on, and tells what it heard."""
-
-        heard: ClassVar[list[Any]] = []
-
-        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> Any:
-            self.heard.append(args)
-            return super().on_chat_model_start(*args, **kwargs)
-
-        def _persist_run_single(self, run: Any) -> None:
-            pass
-
-        def _update_run_single(self, run: Any) -> None:
-            pass
-
-    tracer = Hearing(client=Client(api_url="http://127.0.0.1:9", api_key="x", auto_batch_tracing=False))
-    model = llm(plaintext_egress="error", callbacks=[tracer] if place == "model" else None)
-    config: Any = {"callbacks": [tracer]} if place == "call" else {}
+    model = llm(plaintext_egress="error", callbacks=[tracer])
     with pytest.raises(ConfigurationError, match="LangSmith tracing"):
         match way:
             case "invoke":
-                model.invoke("Hello", config)
+                model.invoke("Hello")
             case "stream":
-                list(model.stream("Hello", config))
+                list(model.stream("Hello"))
             case "generate":
-                model.generate([[HumanMessage("Hello")]], callbacks=config.get("callbacks"))
+                model.generate([[HumanMessage("Hello")]])
             case "ainvoke":
-                await model.ainvoke("Hello", config)
+                await model.ainvoke("Hello")
             case "astream":
-                [_ async for _ in model.astream("Hello", config)]
+                [_ async for _ in model.astream("Hello")]
             case "v3":
-                list(model.stream_events("Hello", config, version="v3"))
+                list(model.stream_events("Hello", version="v3"))
             case "av3":
-                await model.astream_events("Hello", config, version="v3")
-    assert Hearing.heard == []
+                [_ async for _ in await model.astream_events("Hello", version="v3")]
+    assert tracer.received == []
     assert seen.exchanges == []
+
+
+def test_a_tracer_passed_to_a_single_call_is_the_callers_decision(llm: Make, tracer: RecordingTracer) -> None:
+    assert llm(plaintext_egress="error").invoke("Hello", {"callbacks": [tracer]}).content
+    assert len(tracer.received) == 1

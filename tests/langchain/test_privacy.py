@@ -1,4 +1,4 @@
-"""What leaves the process, and what is written down in it, holds no plaintext and no key."""
+"""Neither requests nor logs contain plaintext or a key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def converse(llm: Callable[..., ChatPremEncrypted]) -> None:
         model.invoke(question, model=f"no/such-model-{TOOL_WORD}")
 
 
-async def test_neither_the_gateway_nor_the_logs_hold_plaintext_or_the_key(
+async def test_neither_the_gateway_nor_the_logs_contain_plaintext_or_the_key(
     llm: Callable[..., ChatPremEncrypted],
     enclave: LocalEnclave,
     seen: Any,
@@ -59,7 +59,7 @@ async def test_neither_the_gateway_nor_the_logs_hold_plaintext_or_the_key(
         assert word.lower() not in logged.lower()
 
 
-async def test_what_the_gateway_saw_can_be_opened_with_the_enclaves_key_alone(
+async def test_only_the_enclaves_key_opens_what_the_gateway_recorded(
     llm: Callable[..., ChatPremEncrypted], seen: Any
 ) -> None:
     from support.wire_schemas import CHUNK, Opened

@@ -44,7 +44,7 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @property
     def model_override_value(self) -> str:
-        return "prem-local/extractive"
+        return "prem-local/quoting"
 
     @property
     def supports_json_mode(self) -> bool:

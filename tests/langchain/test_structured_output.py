@@ -1,4 +1,4 @@
-"""Structured output: three methods, every kind of schema, and nothing made up."""
+"""Structured output: three methods and every kind of schema."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_typed_dict_or_a_json_schema_gives_a_dict(llm: Make, method: Method, s
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_openais_own_forms_of_a_schema_are_taken_by_both_methods(
+def test_openais_forms_of_a_schema_are_accepted_by_both_methods(
     llm: Make, method: Method, wrapped: bool
 ) -> None:
     named = {"name": "invoice", "schema": Invoice.model_json_schema()}
@@ -100,13 +100,13 @@ def test_openais_own_forms_of_a_schema_are_taken_by_both_methods(
     assert answer["invoice_number"] == "INV-1042"
 
 
-def test_json_mode_gives_the_keys_asked_for(llm: Make) -> None:
+def test_json_mode_gives_the_requested_keys(llm: Make) -> None:
     asked = LETTER + "\nReturn JSON with the keys 'vendor' and 'total'. Return nothing other than JSON."
     answer = llm().with_structured_output(method="json_mode").invoke(asked)
     assert set(answer) == {"vendor", "total"}
 
 
-def test_include_raw_gives_the_message_beside_the_value(llm: Make) -> None:
+def test_include_raw_gives_the_message_and_the_value(llm: Make) -> None:
     answer: Any = llm().with_structured_output(Invoice, include_raw=True).invoke(LETTER)
     check(answer["parsed"])
     assert isinstance(answer["raw"], AIMessage)
@@ -134,7 +134,7 @@ def test_include_raw_gives_a_parsing_error_instead_of_raising_it(scripted: Make)
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("content", ['{"total": 12', '{"total": "zebra-17"}', "zebra-17"])
-def test_a_wrong_answer_is_an_error_that_does_not_quote_it(
+def test_an_answer_that_does_not_validate_is_an_error_that_does_not_quote_it(
     scripted: Make, content: str, streamed: bool
 ) -> None:
     class Total(BaseModel):
@@ -151,7 +151,7 @@ def test_a_wrong_answer_is_an_error_that_does_not_quote_it(
 
 @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_json_cut_by_the_token_limit_is_an_error_and_not_completed(
+def test_json_truncated_by_the_token_limit_is_an_error_and_not_completed(
     scripted: Make, method: Method, streamed: bool
 ) -> None:
     class Amount(BaseModel):
@@ -172,15 +172,15 @@ def test_a_refusal_is_a_refusal_error(scripted: Make, streamed: bool) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_call_that_was_not_made_is_an_error_and_not_none(scripted: Make, streamed: bool) -> None:
+def test_a_missing_tool_call_is_an_error_and_not_none(scripted: Make, streamed: bool) -> None:
     model = scripted(delta(content="Hello"), finish()).with_structured_output(
         Invoice, method="function_calling"
     )
-    with pytest.raises(OutputParserException, match="did not make the call"):
+    with pytest.raises(OutputParserException, match="did not make the requested tool call"):
         list(model.stream("?")) if streamed else model.invoke("?")
 
 
-def test_partial_values_grow_while_the_answer_is_streamed(scripted: Make) -> None:
+def test_partial_values_are_yielded_while_the_answer_is_streamed(scripted: Make) -> None:
     chunks = [delta(content=piece) for piece in ('{"a": "x', 'y", ', '"b": [1', ", 2]}")]
     model = scripted(*chunks, finish()).with_structured_output(
         {"title": "t", "type": "object", "properties": {}}
@@ -190,12 +190,12 @@ def test_partial_values_grow_while_the_answer_is_streamed(scripted: Make) -> Non
     assert seen[-1] == {"a": "xy", "b": [1, 2]}
 
 
-def test_fences_around_json_are_taken_off(scripted: Make) -> None:
+def test_markdown_fences_around_json_are_removed(scripted: Make) -> None:
     fenced = scripted(delta(content='```json\n{"a": 1}\n```'), finish())
     assert fenced.with_structured_output(method="json_mode").invoke("?") == {"a": 1}
 
 
-def test_tools_may_be_offered_beside_a_schema(llm: Make, seen: Any) -> None:
+def test_tools_may_be_offered_in_addition_to_a_schema(llm: Make, seen: Any) -> None:
     def send_fax(telephone: str) -> str:
         """Send a fax."""
         return telephone
@@ -204,7 +204,7 @@ def test_tools_may_be_offered_beside_a_schema(llm: Make, seen: Any) -> None:
     assert "tools" in Opened.request(seen.chats[0].request_body).params
 
 
-def test_a_call_made_before_the_answer_is_in_raw(scripted: Make) -> None:
+def test_a_tool_call_made_before_the_answer_is_in_raw(scripted: Make) -> None:
     model = scripted(delta(tool_calls=[tool_call(0, "1", "g", "{}")]), finish("tool_calls"))
     structured: Any = model.with_structured_output(Invoice, tools=TOOLS, include_raw=True)
     answer = structured.invoke("?")
@@ -218,11 +218,13 @@ def test_a_call_made_before_the_answer_is_in_raw(scripted: Make) -> None:
     [
         ({"schema": Invoice, "method": "yaml"}, "method must be"),
         ({"schema": None}, "schema must be given"),
-        ({"schema": Invoice, "method": "json_mode", "strict": True}, "strict has no meaning"),
+        ({"schema": Invoice, "method": "json_mode", "strict": True}, "strict has no effect"),
         ({"schema": Invoice, "method": "function_calling", "tools": [Item]}, "tools cannot be combined"),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(llm: Make, kwargs: dict[str, Any], why: str) -> None:
+def test_arguments_that_contradict_each_other_are_an_error(
+    llm: Make, kwargs: dict[str, Any], why: str
+) -> None:
     with pytest.raises(ValueError, match=why):
         llm().with_structured_output(**kwargs)
 
@@ -251,6 +253,7 @@ TOOLS = [
         (True, "required"),
         ("g", {"type": "function", "function": {"name": "g"}}),
         ({"type": "function", "function": {"name": "g"}}, {"type": "function", "function": {"name": "g"}}),
+        ({"type": "function", "name": "g"}, {"type": "function", "function": {"name": "g"}}),
         (None, None),
         (False, None),
     ],
@@ -264,20 +267,20 @@ def test_every_form_of_tool_choice_reaches_the_model(
 
 
 @pytest.mark.parametrize("choice", ["h", {"type": "function", "function": {"name": "h"}}])
-def test_a_tool_choice_that_names_no_tool_is_refused(llm: Make, choice: Any) -> None:
-    with pytest.raises(InvalidParameterError, match="there are f, g"):
+def test_a_tool_choice_that_names_no_tool_is_an_error(llm: Make, choice: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="these are f, g"):
         llm().bind_tools(TOOLS, tool_choice=choice)
 
 
-def test_parallel_tool_calls_true_is_not_sent_and_false_is_refused(
+def test_parallel_tool_calls_true_is_not_sent_and_false_is_an_error(
     upstream: Upstream, scripted: Make
 ) -> None:
     model = scripted(delta(content="a"), finish())
     model.bind_tools(TOOLS, parallel_tool_calls=True).invoke("?")
     assert "parallel_tool_calls" not in upstream.requests[-1][1]
-    with pytest.raises(InvalidParameterError, match="cannot be promised"):
+    with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
         model.bind_tools(TOOLS, parallel_tool_calls=False)
-    with pytest.raises(InvalidParameterError, match="cannot be promised"):
+    with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
         model.bind_tools(TOOLS).invoke("?", parallel_tool_calls=False)
 
 

@@ -1,4 +1,4 @@
-"""What the adapter's tests share."""
+"""Fixtures of the LlamaIndex tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL = "openai/gpt-oss-120b"
 
 @pytest.fixture
 def llm(enclave: LocalEnclave) -> Callable[..., PremEncrypted]:
-    """Makes models that talk to the test enclave."""
+    """Constructs models that use the test enclave."""
 
     def make(**kwargs: Any) -> PremEncrypted:
         return PremEncrypted(**{"model": MODEL, **enclave.client_options, **kwargs})
@@ -30,7 +30,7 @@ def llm(enclave: LocalEnclave) -> Callable[..., PremEncrypted]:
 
 @pytest.fixture
 def scripted(upstream: Upstream) -> Iterator[Callable[..., PremEncrypted]]:
-    """Makes models whose enclave answers with the given chunks."""
+    """Constructs models whose enclave answers with the given chunks."""
     with LocalEnclave(upstream=upstream.url) as prem:
 
         def make(*chunks: Any, done: bool = True, **kwargs: Any) -> PremEncrypted:
@@ -41,9 +41,9 @@ def scripted(upstream: Upstream) -> Iterator[Callable[..., PremEncrypted]]:
         yield make
 
 
-async def _asked(model: PremEncrypted, way: str, said: str = "?", /, **kwargs: Any) -> list[Any]:
-    """Every response of one of the eight ways of asking."""
-    asking: Any = [ChatMessage(said)] if "chat" in way else said
+async def _asked(model: PremEncrypted, way: str, prompt: str = "?", /, **kwargs: Any) -> list[Any]:
+    """Every response of one of the eight ways of calling a model."""
+    asking: Any = [ChatMessage(prompt)] if "chat" in way else prompt
     method = getattr(model, way)
     if way.startswith("astream"):
         return [response async for response in await method(asking, **kwargs)]
@@ -54,7 +54,7 @@ async def _asked(model: PremEncrypted, way: str, said: str = "?", /, **kwargs: A
 
 @pytest.fixture
 def asked() -> Callable[..., Any]:
-    """`await asked(model, way, said, **kwargs)` gives every response of that way of asking."""
+    """`await asked(model, way, prompt, **kwargs)` returns every response of that way of calling."""
     return _asked
 
 
@@ -71,7 +71,7 @@ class _Events(BaseEventHandler):
 
 @pytest.fixture
 def events() -> Iterator[list[str]]:
-    """The names of the instrumentation events of this test, as they come."""
+    """The names of the instrumentation events of this test, in order."""
     handler, dispatcher = _Events(), get_dispatcher()
     dispatcher.add_event_handler(handler)
     yield handler.names

@@ -64,7 +64,7 @@ def check(events: list[Any], answer: Any) -> None:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_a_function_agent_makes_two_calls_at_once_and_answers_from_both(
+async def test_a_function_agent_makes_two_tool_calls_at_once_and_answers_from_both(
     llm: Make, seen: Any, streaming: bool
 ) -> None:
     agent = FunctionAgent(tools=[get_weather, get_time], llm=llm(), streaming=streaming)
@@ -77,7 +77,7 @@ async def test_a_function_agent_makes_two_calls_at_once_and_answers_from_both(
     assert {m["tool_call_id"] for m in second["messages"][2:]} == calls  # in the order the tools finished
 
 
-async def test_a_streaming_agent_shows_text_and_thinking_as_they_come(llm: Make) -> None:
+async def test_a_streaming_agent_yields_text_and_reasoning(llm: Make) -> None:
     events, answer = await run(FunctionAgent(tools=[get_weather, get_time], llm=llm()), QUESTION)
     streamed = [event for event in events if isinstance(event, AgentStream)]
     assert "".join(event.delta for event in streamed) == str(answer)
@@ -85,7 +85,7 @@ async def test_a_streaming_agent_shows_text_and_thinking_as_they_come(llm: Make)
     assert streamed[-1].raw["usage"]["total_tokens"] > 0
 
 
-async def test_an_agent_without_parallel_calls_makes_one_call_a_turn(llm: Make, seen: Any) -> None:
+async def test_an_agent_without_parallel_calls_makes_one_tool_call_per_step(llm: Make, seen: Any) -> None:
     agent = FunctionAgent(tools=[get_weather, get_time], llm=llm(), allow_parallel_tool_calls=False)
     events, _ = await run(agent, QUESTION)
     called = [event for event in events if isinstance(event, ToolCallResult)]
@@ -96,18 +96,20 @@ async def test_an_agent_without_parallel_calls_makes_one_call_a_turn(llm: Make, 
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_an_agent_workflow_does_the_same(llm: Make, streaming: bool) -> None:
+async def test_an_agent_workflow_makes_two_tool_calls_and_answers_from_both(
+    llm: Make, streaming: bool
+) -> None:
     workflow = AgentWorkflow.from_tools_or_functions([get_weather, get_time], llm=llm())
     for agent in workflow.agents.values():
         agent.streaming = streaming
     check(*await run(workflow, QUESTION))
 
 
-async def test_an_agent_with_a_model_nobody_knows_says_what_it_needs(llm: Make, seen: Any) -> None:
-    agent = FunctionAgent(tools=[get_weather, get_time], llm=llm(model="prem-local/extractive"))
+async def test_an_agent_with_an_unknown_model_names_the_missing_context_window(llm: Make, seen: Any) -> None:
+    agent = FunctionAgent(tools=[get_weather, get_time], llm=llm(model="prem-local/quoting"))
     with pytest.raises(ConfigurationError, match="context_window="):
         await agent.run(QUESTION)
-    # Core's own memory is what wants the window. With another one nobody asks for it, nor for the list.
+    # Core's own memory reads the context window. With another memory nothing reads it, nor the models list.
     seen.exchanges.clear()
     handler = agent.run(QUESTION, memory=ChatMemoryBuffer.from_defaults(token_limit=2000))
     check([event async for event in handler.stream_events()], await handler)
@@ -208,7 +210,7 @@ def test_a_chat_engine_remembers_and_streams(llm: Make, seen: Any) -> None:
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
 
 
-def test_the_global_settings_take_it(llm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_global_settings_accept_the_model(llm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = llm()
     monkeypatch.setattr(Settings, "_llm", model)
     assert Settings.llm is model

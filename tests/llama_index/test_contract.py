@@ -1,4 +1,4 @@
-"""What goes wrong in llama-index-llms-openai and must not go wrong here, defect by defect."""
+"""Defects of llama-index-llms-openai that this package does not have, one by one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CUT = [delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')]), finish("le
 
 
 @pytest.mark.parametrize("way", CHATS)
-async def test_two_tool_calls_in_one_chunk_are_two_calls(scripted: Make, asked: Ask, way: str) -> None:
+async def test_two_tool_calls_in_one_chunk_are_two_tool_calls(scripted: Make, asked: Ask, way: str) -> None:
     both = [tool_call(0, "a", "f", '{"x": 1}'), tool_call(1, "b", "g", '{"y": 2}')]
     model = scripted(delta(tool_calls=both), finish("tool_calls"), usage(5, 5))
     last = (await asked(model, way))[-1]
@@ -71,11 +71,11 @@ async def test_two_tool_calls_in_one_chunk_are_two_calls(scripted: Make, asked: 
     assert len(last.message.additional_kwargs["tool_calls"]) == 2
 
 
-# --- truncated arguments are "repaired" and returned as good -------------------------------------------
+# --- truncated arguments are "repaired" and returned -------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_arguments_cut_by_the_token_limit_are_an_error_and_not_repaired(
+async def test_arguments_truncated_by_the_token_limit_are_an_error_and_not_repaired(
     scripted: Make, asked: Ask, way: str
 ) -> None:
     with pytest.raises(LengthFinishReasonError):
@@ -84,9 +84,7 @@ async def test_arguments_cut_by_the_token_limit_are_an_error_and_not_repaired(
 
 @agents
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_an_agent_does_not_run_a_tool_on_arguments_that_were_cut(
-    scripted: Make, streaming: bool
-) -> None:
+async def test_an_agent_does_not_run_a_tool_on_truncated_arguments(scripted: Make, streaming: bool) -> None:
     paid = []
     agent = FunctionAgent(tools=[paid.append], llm=scripted(*CUT), streaming=streaming)
     with pytest.raises(LengthFinishReasonError):
@@ -112,7 +110,7 @@ async def test_a_first_chunk_with_reasoning_and_null_content_is_kept(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_calls_parameters_win_over_the_constructors(
+async def test_parameters_of_the_call_replace_those_of_the_model(
     llm: Make, asked: Ask, seen: Any, way: str
 ) -> None:
     model = llm(
@@ -120,7 +118,8 @@ async def test_the_calls_parameters_win_over_the_constructors(
         max_tokens=900,
         stop=["zebra"],
         model="no/such",
-        additional_kwargs={"seed": 1, "top_p": 0.5},
+        seed=1,
+        top_p=0.5,
     )
     given = {"temperature": 0.9, "max_tokens": 800, "stop": ["lion"], "seed": 2}
     await asked(model, way, "Hello", model="openai/gpt-oss-120b", **given)
@@ -130,7 +129,7 @@ async def test_the_calls_parameters_win_over_the_constructors(
     assert params["top_p"] == 0.5
 
 
-async def test_a_none_of_the_call_takes_the_constructors_value_away(llm: Make, seen: Any) -> None:
+async def test_none_in_the_call_removes_the_models_parameter(llm: Make, seen: Any) -> None:
     llm(temperature=0.1).complete("Hello", temperature=None)
     assert "temperature" not in params_of(seen.chats[-1])
 
@@ -186,7 +185,7 @@ async def test_usage_is_reported_by_default(llm: Make, asked: Ask, seen: Any, wa
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_token_counting_handler_counts_what_the_service_counted(
+async def test_the_token_counting_handler_uses_the_services_counts(
     scripted: Make, asked: Ask, way: str
 ) -> None:
     # Far from what its own tokenizer would count.
@@ -198,7 +197,7 @@ async def test_the_token_counting_handler_counts_what_the_service_counted(
     assert (counter.prompt_llm_token_count, counter.completion_llm_token_count) == (1111, 222)
 
 
-def test_streams_without_usage_can_be_asked_for(llm: Make, seen: Any) -> None:
+def test_usage_in_streams_can_be_turned_off(llm: Make, seen: Any) -> None:
     last = list(llm(stream_usage=False).stream_complete("Hello"))[-1]
     assert last.raw["usage"] is None
     assert "stream_options" not in params_of(seen.chats[-1])
@@ -207,7 +206,7 @@ def test_streams_without_usage_can_be_asked_for(llm: Make, seen: Any) -> None:
 # --- key in to_dict and repr --------------------------------------------------------------------------
 
 
-def test_the_key_is_in_no_form_that_is_shown_or_stored(llm: Make, enclave: LocalEnclave) -> None:
+def test_the_key_is_in_no_repr_and_no_serialised_form(llm: Make, enclave: LocalEnclave) -> None:
     model = llm()
     model.complete("Hello")
     for shown in (
@@ -223,7 +222,7 @@ def test_the_key_is_in_no_form_that_is_shown_or_stored(llm: Make, enclave: Local
         assert enclave.api_key not in shown
 
 
-def test_an_error_of_construction_names_the_setting_and_shows_no_value() -> None:
+def test_a_construction_error_names_the_setting_and_not_its_value() -> None:
     with pytest.raises(ValueError, match="api_key") as caught:
         PremEncrypted(model="m", api_key={"key": "sk_live_secret"})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sk_live_key") as misnamed:
@@ -234,7 +233,7 @@ def test_an_error_of_construction_names_the_setting_and_shows_no_value() -> None
 # --- custom http client lost by pickle ----------------------------------------------------------------
 
 
-def test_an_http_client_of_the_callers_own_is_never_lost_by_a_pickle(llm: Make) -> None:
+def test_a_model_with_the_callers_http_client_cannot_be_pickled(llm: Make) -> None:
     with httpx.Client() as client:
         model = llm(http_client=client)
         with pytest.raises(TypeError, match="http client"):
@@ -243,7 +242,7 @@ def test_an_http_client_of_the_callers_own_is_never_lost_by_a_pickle(llm: Make) 
         pickle.dumps(llm(async_http_client=httpx.AsyncClient()))
 
 
-def test_an_http_client_of_the_callers_own_is_used_and_shared_by_copies(llm: Make) -> None:
+def test_the_callers_http_client_is_used_and_shared_by_copies(llm: Make) -> None:
     sent = []
     with httpx.Client(event_hooks={"request": [sent.append]}) as client:
         model = llm(http_client=client)
@@ -257,7 +256,7 @@ def test_an_http_client_of_the_callers_own_is_used_and_shared_by_copies(llm: Mak
 
 
 @pytest.mark.parametrize("way", ["achat", "astream_chat", "acomplete", "astream_complete"])
-def test_one_object_serves_five_event_loops(llm: Make, asked: Ask, way: str) -> None:
+def test_one_model_works_in_several_event_loops(llm: Make, asked: Ask, way: str) -> None:
     model = llm()
     answers = {str(asyncio.run(asked(model, way, "Hello"))[-1]) for _ in range(5)}
     assert len(answers) == 1
@@ -285,7 +284,7 @@ async def test_a_refusal_is_a_refusal_error(scripted: Make, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", CHATS)
-async def test_a_refusal_outside_of_structured_prediction_is_in_the_message(
+async def test_a_refusal_outside_structured_prediction_is_in_the_message(
     scripted: Make, asked: Ask, way: str
 ) -> None:
     model = scripted(delta(refusal="I can"), delta(refusal="not."), finish())
@@ -298,7 +297,7 @@ async def test_a_refusal_outside_of_structured_prediction_is_in_the_message(
 
 
 @agents
-async def test_thinking_is_sent_back_within_the_tool_loop(llm: Make, seen: Any) -> None:
+async def test_reasoning_is_sent_back_within_the_tool_loop(llm: Make, seen: Any) -> None:
     await FunctionAgent(tools=[PAY], llm=llm()).run("Pay an amount of 10.")
     messages = params_of(seen.chats[-1])["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant", "tool"]
@@ -306,7 +305,7 @@ async def test_thinking_is_sent_back_within_the_tool_loop(llm: Make, seen: Any) 
     assert json.loads(messages[1]["tool_calls"][0]["function"]["arguments"]) == {"amount": 10}
 
 
-def test_an_image_in_a_tools_result_is_refused_and_not_dropped(llm: Make, seen: Any) -> None:
+def test_an_image_in_a_tool_result_is_an_error_and_not_dropped(llm: Make, seen: Any) -> None:
     result = ChatMessage(
         [TextBlock(text="Here:"), ImageBlock(image=b"\x89PNG", image_mimetype="image/png")],
         role=MessageRole.TOOL,

@@ -1,4 +1,4 @@
-"""Constructing, serialising, pickling and copying: every setting is checked, and the key stays behind."""
+"""Constructing, serialising, pickling and copying a model."""
 
 from __future__ import annotations
 
@@ -60,20 +60,23 @@ def test_every_parameter_of_the_published_schema_is_a_field() -> None:
         ("max_retries", -1),
         ("max_buffer_size", 0),
         ("additional_kwargs", {"top_k": 4}),
-        ("additional_kwargs", {"temperature": 3}),
+        ("additional_kwargs", {"model": "another"}),
+        ("additional_kwargs", {"temperature": 0.5}),
+        ("additional_kwargs", {"metadata": {"a": "b"}}),
+        ("additional_kwargs", {"timeout": 5}),
         ("additional_kwargs", {"stream": True}),
         ("additional_kwargs", {"parallel_tool_calls": False}),
         ("temperatur", 0.5),
         ("http_client", "a client"),
     ],
 )
-def test_a_setting_that_cannot_work_is_refused_at_construction_by_its_name(setting: str, value: Any) -> None:
+def test_an_invalid_setting_is_named_at_construction(setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=setting) as caught:
         PremEncrypted(**{"model": "m", setting: value})
     assert "input_value" not in str(caught.value)
 
 
-def test_llama_indexs_own_settings_are_taken() -> None:
+def test_llama_indexs_own_settings_are_accepted() -> None:
     manager = CallbackManager([])
     model = PremEncrypted(
         model="m",
@@ -88,13 +91,13 @@ def test_llama_indexs_own_settings_are_taken() -> None:
     assert isinstance(model, LLM)
 
 
-def test_constructing_costs_no_connection_and_needs_no_key_yet() -> None:
+def test_constructing_needs_no_connection_and_no_key() -> None:
     model = PremEncrypted(model="m")
     with pytest.raises(ValueError, match="PREM_API_KEY"):
         model.complete("Hello")
 
 
-def test_a_setting_changed_after_a_call_counts_for_the_next(llm: Make, enclave: LocalEnclave) -> None:
+def test_a_setting_changed_after_a_call_applies_to_the_next_one(llm: Make, enclave: LocalEnclave) -> None:
     model = llm()
     model.complete("Hello")
     model.api_key = None
@@ -117,11 +120,11 @@ def test_a_pinned_key_may_be_an_object_bytes_or_text(llm: Make, enclave: LocalEn
 # --- serialising ----------------------------------------------------------------------------------------
 
 
-def test_a_model_goes_through_a_dict_and_json(
+def test_a_model_survives_a_round_trip_through_a_dict_and_json(
     llm: Make, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREM_API_KEY", enclave.api_key)
-    model = llm(temperature=0.5, stop=["zebra"], additional_kwargs={"seed": 4}, context_window=5)
+    model = llm(temperature=0.5, stop=["zebra"], additional_kwargs={"tool_choice": "none"}, context_window=5)
     assert model.to_dict()["class_name"] == PremEncrypted.class_name() == "PremEncrypted"
     for again in (PremEncrypted.from_dict(model.to_dict()), PremEncrypted.from_json(model.to_json())):
         assert again.to_dict() == model.to_dict()
@@ -129,7 +132,16 @@ def test_a_model_goes_through_a_dict_and_json(
     json.dumps(model.to_payload())
 
 
-def test_what_is_serialised_leaves_secrets_and_live_objects_out(llm: Make, enclave: LocalEnclave) -> None:
+def test_a_model_constructed_with_proxy_url_is_serialised_with_gateway_url(
+    llm: Make, enclave: LocalEnclave
+) -> None:
+    model = llm(gateway_url=None, proxy_url=enclave.gateway_url)
+    assert model.complete("Hello").text
+    assert "proxy_url" not in model.to_dict()
+    assert PremEncrypted.from_dict(model.to_dict()).gateway_url == enclave.gateway_url
+
+
+def test_serialised_forms_leave_secrets_and_live_objects_out(llm: Make, enclave: LocalEnclave) -> None:
     keys = EncryptionKeys.encapsulate(enclave.public_key)
     model = llm(encryption_keys=keys)
     for shown in (model.to_json(), repr(model), str(model.to_payload())):
@@ -158,7 +170,7 @@ def test_a_model_in_use_pickles_without_its_key_and_works_again(
     assert asyncio.run(again.acomplete("Hello")).text
 
 
-def test_pickling_changes_nothing_of_the_model(llm: Make) -> None:
+def test_pickling_does_not_change_the_model(llm: Make) -> None:
     # Core's own pickling takes what it cannot pickle out of the living object.
     manager = CallbackManager([TokenCountingHandler(tokenizer=lambda text: [])])
     model = llm(callback_manager=manager)
@@ -168,13 +180,13 @@ def test_pickling_changes_nothing_of_the_model(llm: Make) -> None:
     assert again.callback_manager.handlers == []
 
 
-def test_a_pickle_without_a_key_in_the_environment_says_so_when_it_is_used(llm: Make) -> None:
+def test_an_unpickled_model_without_a_key_in_the_environment_names_the_variable(llm: Make) -> None:
     again: PremEncrypted = pickle.loads(pickle.dumps(llm()))
     with pytest.raises(ValueError, match="PREM_API_KEY"):
         again.complete("Hello")
 
 
-def test_a_pickle_of_a_version_that_had_fewer_settings_takes_their_defaults(llm: Make) -> None:
+def test_a_pickle_of_an_older_version_takes_the_defaults_of_new_settings(llm: Make) -> None:
     state = llm().__getstate__()
     del state["__dict__"]["stream_usage"]
     again = PremEncrypted.__new__(PremEncrypted)
@@ -208,13 +220,20 @@ def test_a_copy_with_another_key_uses_it(llm: Make) -> None:
         model.model_copy(update={"api_key": llm(api_key="sk_test_wrong").api_key}).complete("Hello")
 
 
-def test_a_deep_copy_shares_nothing_that_can_be_changed_but_what_belongs_to_the_process(llm: Make) -> None:
+def test_a_deep_copy_shares_only_what_belongs_to_the_process(llm: Make) -> None:
     limiter = TokenBucketRateLimiter(requests_per_minute=1000)
-    model = llm(stop=["zebra"], additional_kwargs={"seed": 1}, rate_limiter=limiter)
+    model = llm(
+        stop=["zebra"],
+        additional_kwargs={"stream_options": {"include_obfuscation": False}},
+        rate_limiter=limiter,
+    )
     again = copy.deepcopy(model)
     assert isinstance(again.stop, list)
     again.stop.append("lion")
-    again.additional_kwargs["seed"] = 2
-    assert (model.stop, model.additional_kwargs) == (["zebra"], {"seed": 1})
+    again.additional_kwargs["stream_options"]["include_obfuscation"] = True
+    assert (model.stop, model.additional_kwargs) == (
+        ["zebra"],
+        {"stream_options": {"include_obfuscation": False}},
+    )
     assert again.rate_limiter is limiter
     assert again.callback_manager is model.callback_manager

@@ -1,4 +1,4 @@
-"""LlamaIndex's messages on the wire: everything is sent in the schema's forms, or refused by name."""
+"""LlamaIndex's messages as the request's messages: sent in the schema's forms, or an error that names their place."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def file(name: str, data: bytes = PDF, kind: str = "application/pdf") -> dict[st
     }
 
 
-def said(role: str, content: Any = "Hi", **kwargs: Any) -> ChatMessage:
+def chat_message(role: str, content: Any = "Hi", **kwargs: Any) -> ChatMessage:
     return ChatMessage(content, role=MessageRole(role), additional_kwargs=kwargs)
 
 
@@ -69,33 +69,33 @@ def wire(*messages: ChatMessage) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (said("user"), {"role": "user", "content": "Hi"}),
-        (said("user", name="ann"), {"role": "user", "content": "Hi", "name": "ann"}),
+        (chat_message("user"), {"role": "user", "content": "Hi"}),
+        (chat_message("user", name="ann"), {"role": "user", "content": "Hi", "name": "ann"}),
         (ChatMessage(role="user"), {"role": "user", "content": ""}),
-        (said("system"), {"role": "system", "content": "Hi"}),
-        (said("developer"), {"role": "system", "content": "Hi"}),
-        (said("assistant"), {"role": "assistant", "content": "Hi"}),
-        (said("chatbot"), {"role": "assistant", "content": "Hi"}),
-        (said("model"), {"role": "assistant", "content": "Hi"}),
+        (chat_message("system"), {"role": "system", "content": "Hi"}),
+        (chat_message("developer"), {"role": "system", "content": "Hi"}),
+        (chat_message("assistant"), {"role": "assistant", "content": "Hi"}),
+        (chat_message("chatbot"), {"role": "assistant", "content": "Hi"}),
+        (chat_message("model"), {"role": "assistant", "content": "Hi"}),
         (ChatMessage(role="assistant"), {"role": "assistant", "content": ""}),
-        (said("assistant", refusal="No."), {"role": "assistant", "content": "Hi", "refusal": "No."}),
-        (said("tool", tool_call_id="1"), {"role": "tool", "content": "Hi", "tool_call_id": "1"}),
+        (chat_message("assistant", refusal="No."), {"role": "assistant", "content": "Hi", "refusal": "No."}),
+        (chat_message("tool", tool_call_id="1"), {"role": "tool", "content": "Hi", "tool_call_id": "1"}),
         (
             ChatMessage(role="tool", additional_kwargs={"tool_call_id": "1"}),
             {"role": "tool", "content": "", "tool_call_id": "1"},
         ),
-        (said("function", name="f"), {"role": "function", "content": "Hi", "name": "f"}),
+        (chat_message("function", name="f"), {"role": "function", "content": "Hi", "name": "f"}),
         (
-            said("system", [TextBlock(text="a"), CACHE, TextBlock(text="b")]),
+            chat_message("system", [TextBlock(text="a"), CACHE, TextBlock(text="b")]),
             {"role": "system", "content": "a\nb"},
         ),
         (
-            said("user", [TextBlock(text="a"), CACHE, TextBlock(text="b")]),
+            chat_message("user", [TextBlock(text="a"), CACHE, TextBlock(text="b")]),
             {"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]},
         ),
     ],
 )
-def test_each_message_has_the_schemas_form(message: ChatMessage, expected: dict[str, Any]) -> None:
+def test_each_message_is_sent_in_the_schemas_form(message: ChatMessage, expected: dict[str, Any]) -> None:
     assert wire(message) == [expected]
 
 
@@ -125,44 +125,47 @@ def test_each_message_has_the_schemas_form(message: ChatMessage, expected: dict[
         (DocumentBlock(data=b"a;b", title="t.csv"), file("t.csv", b"a;b", "text/csv")),
     ],
 )  # fmt: skip
-def test_every_form_of_a_users_block_becomes_the_schemas_part(block: Any, part: dict[str, Any]) -> None:
+def test_every_form_of_a_user_block_becomes_a_content_part(block: Any, part: dict[str, Any]) -> None:
     for _ in range(2):  # a file object is read from its beginning each time
-        assert wire(said("user", [block])) == [{"role": "user", "content": [part]}]
+        assert wire(chat_message("user", [block])) == [{"role": "user", "content": [part]}]
 
 
-def test_a_file_object_is_left_where_it_was() -> None:
+def test_a_file_object_keeps_its_position() -> None:
     held = io.BytesIO(PNG)
     held.seek(3)
-    wire(said("user", [ImageBlock(image=held)]))
+    wire(chat_message("user", [ImageBlock(image=held)]))
     assert held.tell() == 3
 
 
 @pytest.mark.parametrize(
     ("message", "path", "why"),
     [
-        (said("user", [TextBlock(text="a"), VideoBlock(video=b"x", video_mimetype="video/mp4")]),
+        (chat_message("user", [TextBlock(text="a"), VideoBlock(video=b"x", video_mimetype="video/mp4")]),
          "blocks.1", "'video'"),
-        (said("user", [CitableBlock(title="t", source="s", content="c")]), "blocks.0", "'citable'"),
-        (said("user", [CALL]), "blocks.0", "assistant message"),
-        (said("user", [ThinkingBlock(content="Hm.")]), "blocks.0", "assistant message"),
-        (said("user", [ImageBlock(image=b"no image")]), "blocks.0", "media type"),
-        (said("user", [ImageBlock()]), "blocks.0", "cannot be read"),
-        (said("user", [AudioBlock()]), "blocks.0", "cannot be read"),
-        (said("user", [DocumentBlock()]), "blocks.0", "cannot be read"),
-        (said("user", [ImageBlock(image=b"")]), "blocks.0", "zero bytes"),
-        (said("user", [AudioBlock(audio=b"fLaC\0\0", format="flac")]), "blocks.0", "wav or mp3"),
-        (said("user", [AudioBlock(audio=b"what?")]), "blocks.0", "wav or mp3"),
-        (said("user", [AudioBlock(url="https://a.example/b.wav")]), "blocks.0", "by URL"),
-        (said("user", [DocumentBlock(url="https://a.example/b.pdf")]), "blocks.0", "by URL"),
-        (said("user", [DocumentBlock(path="/no/such/file.pdf")]), "blocks.0", "No such file"),
-        (said("user", [DocumentBlock(data=b"what?")]), "blocks.0", "media type"),
-        (said("system", [ImageBlock(image=PNG)]), "blocks.0", "text only"),
-        (said("tool", [ImageBlock(image=PNG)], tool_call_id="1"), "blocks.0", "text only"),
-        (said("tool"), "tool_call_id", "names the call"),
-        (said("assistant", [TextBlock(text="a"), ImageBlock(image=PNG)]), "blocks.1", "tool calls only"),
+        (chat_message("user", [CitableBlock(title="t", source="s", content="c")]), "blocks.0", "'citable'"),
+        (chat_message("user", [CALL]), "blocks.0", "assistant message"),
+        (chat_message("user", [ThinkingBlock(content="Hm.")]), "blocks.0", "assistant message"),
+        (chat_message("user", [ImageBlock(image=b"no image")]), "blocks.0", "media type"),
+        (chat_message("user", [ImageBlock()]), "blocks.0", "cannot be read"),
+        (chat_message("user", [AudioBlock()]), "blocks.0", "cannot be read"),
+        (chat_message("user", [DocumentBlock()]), "blocks.0", "cannot be read"),
+        (chat_message("user", [ImageBlock(image=b"")]), "blocks.0", "zero bytes"),
+        (chat_message("user", [AudioBlock(audio=b"fLaC\0\0", format="flac")]), "blocks.0", "wav or mp3"),
+        (chat_message("user", [AudioBlock(audio=b"what?")]), "blocks.0", "wav or mp3"),
+        (chat_message("user", [AudioBlock(url="https://a.example/b.wav")]), "blocks.0", "by URL"),
+        (chat_message("user", [DocumentBlock(url="https://a.example/b.pdf")]), "blocks.0", "by URL"),
+        (chat_message("user", [DocumentBlock(path="/no/such/file.pdf")]), "blocks.0", "No such file"),
+        (chat_message("user", [DocumentBlock(data=b"what?")]), "blocks.0", "media type"),
+        (chat_message("system", [ImageBlock(image=PNG)]), "blocks.0", "text only"),
+        (chat_message("tool", [ImageBlock(image=PNG)], tool_call_id="1"), "blocks.0", "text only"),
+        (chat_message("assistant", [ToolCallBlock(tool_name="f", tool_kwargs={"x": {5}})]), "blocks.0", "must be JSON"),
+        (chat_message("tool"), "tool_call_id", "needs the id of its tool call"),
+        (chat_message("assistant", [TextBlock(text="a"), ImageBlock(image=PNG)]), "blocks.1", "tool calls only"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_sent_is_refused_with_its_place(message: ChatMessage, path: str, why: str) -> None:
+def test_unsupported_content_is_an_error_that_names_its_place(
+    message: ChatMessage, path: str, why: str
+) -> None:
     with pytest.raises(InvalidParameterError, match=why) as caught:
         wire_messages([message])
     assert caught.value.param == f"messages.0.{path}"
@@ -171,13 +174,17 @@ def test_what_cannot_be_sent_is_refused_with_its_place(message: ChatMessage, pat
 
 def test_nothing_is_fetched_for_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("requests.get", lambda *_, **__: pytest.fail("fetched"))
-    wire(said("user", [ImageBlock(url="https://a.example/b.png")]))
+    wire(chat_message("user", [ImageBlock(url="https://a.example/b.png")]))
     with pytest.raises(InvalidParameterError):
-        wire(said("user", [AudioBlock(url="https://a.example/b.wav")]))
+        wire(chat_message("user", [AudioBlock(url="https://a.example/b.wav")]))
 
 
-def test_an_assistants_calls_are_sent_and_its_empty_content_left_out() -> None:
-    loop = [said("user"), said("assistant", [CALL, CACHE]), said("tool", tool_call_id="1")]
+def test_an_assistants_tool_calls_are_sent_and_its_empty_content_left_out() -> None:
+    loop = [
+        chat_message("user"),
+        chat_message("assistant", [CALL, CACHE]),
+        chat_message("tool", tool_call_id="1"),
+    ]
     assert wire(*loop)[1] == {"role": "assistant", "tool_calls": [WIRE_CALL]}
 
 
@@ -188,39 +195,41 @@ def test_an_assistants_calls_are_sent_and_its_empty_content_left_out() -> None:
         SimpleNamespace(id="1", function=SimpleNamespace(name="f", arguments='{"x":"ü"}')),
     ],
 )
-def test_calls_of_additional_kwargs_are_sent_and_once(call: Any) -> None:
-    alone = said("assistant", [], tool_calls=[call])
-    both = said("assistant", [CALL], tool_calls=[call])
+def test_tool_calls_in_additional_kwargs_are_sent_once(call: Any) -> None:
+    alone = chat_message("assistant", [], tool_calls=[call])
+    both = chat_message("assistant", [CALL], tool_calls=[call])
     assert wire(alone) == wire(both) == [{"role": "assistant", "tool_calls": [WIRE_CALL]}]
 
 
-def test_arguments_are_sent_as_the_model_wrote_them() -> None:
+def test_arguments_are_sent_back_unchanged() -> None:
     for written in ('{ "x":  1 }', "no json"):
         block = ToolCallBlock(tool_call_id="1", tool_name="f", tool_kwargs=written)
-        assert wire(said("assistant", [block]))[0]["tool_calls"][0]["function"]["arguments"] == written
+        assert (
+            wire(chat_message("assistant", [block]))[0]["tool_calls"][0]["function"]["arguments"] == written
+        )
 
 
 @pytest.mark.parametrize(
     "thinking",
     [
-        said("assistant", [ThinkingBlock(content="Hm."), CALL]),
-        said("assistant", [ThinkingBlock(content="H"), ThinkingBlock(content="m."), CALL]),
-        said("assistant", [CALL], reasoning_content="Hm."),
-        said("assistant", [ThinkingBlock(content="Hm."), CALL], reasoning_content="Hm."),
+        chat_message("assistant", [ThinkingBlock(content="Hm."), CALL]),
+        chat_message("assistant", [ThinkingBlock(content="H"), ThinkingBlock(content="m."), CALL]),
+        chat_message("assistant", [CALL], reasoning_content="Hm."),
+        chat_message("assistant", [ThinkingBlock(content="Hm."), CALL], reasoning_content="Hm."),
     ],
 )
-def test_thinking_goes_back_in_the_tool_loop_it_belongs_to(thinking: ChatMessage) -> None:
-    loop = [said("user"), thinking, said("tool", tool_call_id="1")]
+def test_reasoning_is_sent_back_in_the_tool_loop_it_belongs_to(thinking: ChatMessage) -> None:
+    loop = [chat_message("user"), thinking, chat_message("tool", tool_call_id="1")]
     assert wire(*loop)[1]["reasoning_content"] == "Hm."
-    later = wire(*loop, said("assistant"), said("user"))
+    later = wire(*loop, chat_message("assistant"), chat_message("user"))
     assert "reasoning_content" not in later[1]
 
 
 def test_the_callers_messages_are_not_changed() -> None:
     messages = [
-        said("user", [TextBlock(text="a"), ImageBlock(image=PNG), CACHE]),
-        said("assistant", [ThinkingBlock(content="Hm."), CALL], tool_calls=[WIRE_CALL]),
-        said("tool", tool_call_id="1"),
+        chat_message("user", [TextBlock(text="a"), ImageBlock(image=PNG), CACHE]),
+        chat_message("assistant", [ThinkingBlock(content="Hm."), CALL], tool_calls=[WIRE_CALL]),
+        chat_message("tool", tool_call_id="1"),
     ]
     before = copy.deepcopy(messages)
     wire(*messages)

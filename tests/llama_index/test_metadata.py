@@ -1,4 +1,4 @@
-"""The context window: known, told, listed, or an error, and never looked up before somebody reads it."""
+"""The context window: known, set, listed, or an error; it is looked up only when it is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Make = Callable[..., PremEncrypted]
 
 @pytest.fixture
 def listing() -> Any:
-    """Makes models of a service whose models list holds the given entry, and counts how often it was asked."""
+    """Constructs models of a service whose models list has the given entry, and records the requests."""
     asked: list[str] = []
 
     def make(status: int = 200, **entry: Any) -> PremEncrypted:
@@ -35,7 +35,7 @@ def listing() -> Any:
     return make
 
 
-def test_a_known_model_has_its_real_window_and_nobody_is_asked(llm: Make, seen: Any) -> None:
+def test_the_context_window_of_a_known_model_needs_no_request(llm: Make, seen: Any) -> None:
     metadata = llm(max_tokens=50).metadata
     assert metadata.context_window == 131_072
     assert metadata.num_output == 50
@@ -45,13 +45,13 @@ def test_a_known_model_has_its_real_window_and_nobody_is_asked(llm: Make, seen: 
     assert seen.exchanges == []
 
 
-def test_an_argument_wins(llm: Make) -> None:
+def test_the_context_window_setting_takes_precedence(llm: Make) -> None:
     assert llm(context_window=4096).metadata.context_window == 4096
     assert llm(model="somebody/new", context_window=4096).metadata.context_window == 4096
 
 
 @pytest.mark.parametrize("name", ["context_window", "context_length", "max_context_length", "max_model_len"])
-def test_the_models_list_is_asked_when_the_window_is_read_and_once(listing: Any, name: str) -> None:
+def test_the_models_list_is_requested_once_when_the_context_window_is_read(listing: Any, name: str) -> None:
     model = listing(**{name: 32_768})
     metadata = model.metadata
     assert metadata.is_function_calling_model
@@ -66,7 +66,7 @@ def test_the_models_list_is_asked_when_the_window_is_read_and_once(listing: Any,
 @pytest.mark.parametrize(
     "entry", [{}, {"context_length": None}, {"context_length": "big"}, {"context_length": 0}]
 )
-def test_a_window_that_the_list_does_not_state_is_an_error_and_no_default(
+def test_a_context_window_that_the_list_does_not_state_is_an_error(
     listing: Any, entry: dict[str, Any]
 ) -> None:
     model = listing(**entry)
@@ -78,7 +78,7 @@ def test_a_window_that_the_list_does_not_state_is_an_error_and_no_default(
         ChatMemoryBuffer.from_defaults(llm=model)
 
 
-def test_a_list_that_cannot_be_had_is_an_error_and_asked_for_again(listing: Any) -> None:
+def test_a_failed_request_for_the_models_list_is_an_error_and_made_again(listing: Any) -> None:
     model = listing(status=403)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="pass context_window="):
@@ -88,15 +88,15 @@ def test_a_list_that_cannot_be_had_is_an_error_and_asked_for_again(listing: Any)
         _ = PremEncrypted(model="somebody/new").metadata.context_window
 
 
-def test_calls_and_their_callbacks_ask_for_no_window(llm: Make, seen: Any) -> None:
-    model = llm(model="prem-local/extractive")
+def test_calls_and_callbacks_do_not_read_the_context_window(llm: Make, seen: Any) -> None:
+    model = llm(model="prem-local/quoting")
     model.complete("Hello")
     assert [exchange.path for exchange in seen.exchanges if "models" in exchange.path] == []
     assert "context_window" not in model.to_payload()
     assert "context_window" not in repr(model.metadata)
 
 
-def test_a_window_that_was_found_goes_with_a_copy_to_no_other_model(listing: Any) -> None:
+def test_a_context_window_belongs_to_one_model_name(listing: Any) -> None:
     model = listing(context_length=7)
     assert model.metadata.context_window == 7
     assert copy.deepcopy(model).metadata.context_window == 7
@@ -104,6 +104,6 @@ def test_a_window_that_was_found_goes_with_a_copy_to_no_other_model(listing: Any
     assert model.metadata.context_window == 131_072
 
 
-def test_metadata_has_no_field_that_it_does_not_have(listing: Any) -> None:
+def test_an_unknown_attribute_of_the_metadata_is_an_attribute_error(listing: Any) -> None:
     with pytest.raises(AttributeError):
         _ = listing().metadata.no_such_field

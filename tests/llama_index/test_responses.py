@@ -56,9 +56,7 @@ def calls_of(model: PremEncrypted, response: ChatResponse, **kwargs: Any) -> lis
 
 
 @pytest.mark.parametrize("way", ["chat", "achat", "stream_chat", "astream_chat"])
-async def test_the_last_response_holds_every_block_and_the_usage(
-    scripted: Make, asked: Ask, way: str
-) -> None:
+async def test_the_last_response_has_every_block_and_the_usage(scripted: Make, asked: Ask, way: str) -> None:
     model = scripted(*MIXED)
     last = (await asked(model, way))[-1]
     assert last.message.role == MessageRole.ASSISTANT
@@ -86,7 +84,7 @@ async def test_a_stream_is_cumulative_and_its_deltas_add_up(scripted: Make, aske
     assert kinds[5] == kinds[-1] == ["thinking", "text", "tool_call", "tool_call"]
 
 
-async def test_what_a_reader_does_to_one_response_does_not_reach_the_next(scripted: Make) -> None:
+async def test_a_changed_response_does_not_change_the_next_one(scripted: Make) -> None:
     last = None
     for response in scripted(*MIXED).stream_chat([ChatMessage("?")]):
         last = response.model_copy(deep=True)
@@ -101,7 +99,9 @@ async def test_what_a_reader_does_to_one_response_does_not_reach_the_next(script
 
 
 @pytest.mark.parametrize("way", ["stream_chat", "astream_chat"])
-async def test_partial_arguments_are_read_as_far_as_they_go(scripted: Make, asked: Ask, way: str) -> None:
+async def test_partial_arguments_are_parsed_while_they_are_streamed(
+    scripted: Make, asked: Ask, way: str
+) -> None:
     pieces = ["", '{"lo', 'cation": "San ', 'Fran", "days": [1, ', "2]}"]
     chunks = [delta(tool_calls=[tool_call(0, "a", "f", piece)]) for piece in pieces]
     model = scripted(*chunks, finish("tool_calls"))
@@ -116,7 +116,7 @@ async def test_partial_arguments_are_read_as_far_as_they_go(scripted: Make, aske
     ]
 
 
-def test_an_answer_without_calls_is_an_error_only_where_one_was_expected(llm: Make) -> None:
+def test_an_answer_without_tool_calls_is_an_error_only_if_one_was_expected(llm: Make) -> None:
     model = llm()
     response = model.chat([ChatMessage("Hello")])
     assert calls_of(model, response, error_on_no_tool_call=False) == []
@@ -125,25 +125,36 @@ def test_an_answer_without_calls_is_an_error_only_where_one_was_expected(llm: Ma
 
 
 @pytest.mark.parametrize("way", ["chat", "stream_chat"])
-@pytest.mark.parametrize("arguments", ["no json", '{"amount": 10', "[1]"])
-async def test_arguments_that_are_no_object_are_an_error_once_the_answer_is_whole(
+@pytest.mark.parametrize("arguments", ["no json", "[1]"])
+async def test_arguments_that_are_no_json_object_are_an_error_once_the_answer_is_complete(
     scripted: Make, asked: Ask, way: str, arguments: str
 ) -> None:
     model = scripted(delta(tool_calls=[tool_call(0, "a", "f", arguments)]), finish("tool_calls"))
     last = (await asked(model, way))[-1]
-    with pytest.raises(APIResponseValidationError, match="not a JSON object") as caught:
+    with pytest.raises(APIResponseValidationError, match="not a JSON object"):
         calls_of(model, last)
+
+
+@pytest.mark.parametrize("way", ["chat", "stream_chat", "astream_chat"])
+@pytest.mark.parametrize("reason", ["stop", "tool_calls", "content_filter"])
+async def test_truncated_arguments_are_an_error_whatever_the_finish_reason(
+    scripted: Make, asked: Ask, way: str, reason: str
+) -> None:
+    truncated = delta(tool_calls=[tool_call(0, "a", "pay", '{"amount": 10')])
+    model = scripted(truncated, finish(reason))
+    with pytest.raises(APIResponseValidationError, match="arguments of a tool call are") as caught:
+        calls_of(model, (await asked(model, way))[-1])  # a stream raises by itself, at its end
     assert "amount" not in str(caught.value)
 
 
-def test_what_is_no_object_yet_and_not_the_end_either_is_read_as_nothing(llm: Make) -> None:
+def test_arguments_that_are_not_an_object_yet_are_empty(llm: Make) -> None:
     for written in ("[1", "no json"):
         block = ToolCallBlock(tool_call_id="1", tool_name="f", tool_kwargs=written)
         response = ChatResponse(message=ChatMessage([block], role=MessageRole.ASSISTANT))
         assert calls_of(llm(), response) == [("1", "f", {})]
 
 
-def test_calls_are_read_from_another_packages_message_too(llm: Make) -> None:
+def test_tool_calls_are_read_from_messages_of_other_packages(llm: Make) -> None:
     wire = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     kwargs = ChatMessage(role=MessageRole.ASSISTANT, additional_kwargs={"tool_calls": [wire]})
     block = ToolCallBlock(tool_call_id="1", tool_name="f", tool_kwargs={"x": 1})
@@ -155,7 +166,7 @@ def test_calls_are_read_from_another_packages_message_too(llm: Make) -> None:
     "way", ["chat_with_tools", "achat_with_tools", "stream_chat_with_tools", "astream_chat_with_tools"]
 )
 @pytest.mark.parametrize("parallel", [True, False])
-async def test_without_parallel_calls_the_first_one_is_kept(
+async def test_without_parallel_tool_calls_the_first_one_is_kept(
     scripted: Make, upstream: Upstream, way: str, parallel: bool
 ) -> None:
     model = scripted(*MIXED)
@@ -172,7 +183,7 @@ async def test_without_parallel_calls_the_first_one_is_kept(
     assert "parallel_tool_calls" not in upstream.requests[-1][1]
 
 
-def test_a_promise_that_the_service_cannot_keep_is_refused(llm: Make, seen: Any) -> None:
+def test_parallel_tool_calls_false_is_an_error(llm: Make, seen: Any) -> None:
     with pytest.raises(InvalidParameterError, match="^parallel_tool_calls"):
         llm().chat([ChatMessage("?")], parallel_tool_calls=False)
     assert seen.chats == []
@@ -191,7 +202,7 @@ def test_a_promise_that_the_service_cannot_keep_is_refused(llm: Make, seen: Any)
         ({"tool_choice": {"name": "get_weather"}}, {"type": "function", "function": {"name": "get_weather"}}),
     ],
 )
-def test_every_form_of_tool_choice_is_sent_as_the_schema_has_it(
+def test_every_form_of_tool_choice_is_sent_in_the_schemas_form(
     llm: Make, seen: Any, given: dict[str, Any], sent: Any
 ) -> None:
     tool = FunctionTool.from_defaults(lambda location: location, name="get_weather", description="?")
@@ -201,20 +212,20 @@ def test_every_form_of_tool_choice_is_sent_as_the_schema_has_it(
     assert [t["function"]["name"] for t in params["tools"]] == ["get_weather"]
 
 
-def test_a_tool_choice_that_names_no_tool_is_refused(llm: Make) -> None:
+def test_a_tool_choice_that_names_no_tool_is_an_error(llm: Make) -> None:
     tool = FunctionTool.from_defaults(lambda location: location, name="get_weather", description="?")
     with pytest.raises(InvalidParameterError, match="tool_choice"):
         llm().chat_with_tools([tool], "?", tool_choice="get_time")
 
 
-def test_without_tools_nothing_is_said_of_them(llm: Make, seen: Any) -> None:
+def test_without_tools_no_tool_parameters_are_sent(llm: Make, seen: Any) -> None:
     llm().chat_with_tools([], "Hello", tool_required=True, tool_choice="any")
     params = Opened.request(seen.chats[-1].request_body).params
     assert set(params) == {"model", "messages"}
 
 
 @pytest.mark.parametrize("way", ["chat", "achat", "complete", "acomplete"])
-async def test_logprobs_are_given_for_each_token(llm: Make, asked: Ask, way: str) -> None:
+async def test_logprobs_are_returned_for_each_token(llm: Make, asked: Ask, way: str) -> None:
     response = (await asked(llm(logprobs=True, reasoning_effort="none"), way, "Hello"))[-1]
     text = response.message.content if "chat" in way else response.text
     assert "".join(token[0].token for token in response.logprobs) == text
@@ -239,7 +250,7 @@ async def test_a_completion_is_the_chats_text(scripted: Make, asked: Ask, way: s
         assert [r.text for r in responses[2:4]] == ["Let me ", "Let me look."]
 
 
-def test_a_completions_prompt_is_formatted_unless_it_was(llm: Make, seen: Any) -> None:
+def test_a_completions_prompt_is_formatted_unless_it_is_already(llm: Make, seen: Any) -> None:
     model = llm(completion_to_prompt=lambda prompt: f"<{prompt}>")
     model.complete("Hello")
     model.complete("Hello", formatted=True)
@@ -247,7 +258,7 @@ def test_a_completions_prompt_is_formatted_unless_it_was(llm: Make, seen: Any) -
     assert sent == ["<Hello>", "Hello"]
 
 
-def test_chat_sends_its_messages_and_predict_the_system_prompt_too(llm: Make, seen: Any) -> None:
+def test_predict_prepends_the_system_prompt_and_chat_does_not(llm: Make, seen: Any) -> None:
     from llama_index.core.prompts import PromptTemplate
 
     model = llm(system_prompt="Be brief.")
@@ -262,12 +273,12 @@ async def test_of_several_answers_the_first_is_the_message_and_all_are_in_raw(ll
     texts = [choice["message"]["content"] for choice in response.raw["choices"]]
     assert len(texts) == 2
     assert response.message.content == texts[0]
-    with pytest.raises(InvalidParameterError, match="^n: several answers cannot be streamed"):
+    with pytest.raises(InvalidParameterError, match="^n: a streamed answer can have one choice only"):
         llm(n=2).stream_chat([ChatMessage("Hello")])
 
 
 @pytest.mark.parametrize("way", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
-async def test_a_cut_answer_raises_after_what_came(scripted: Make, way: str) -> None:
+async def test_a_truncated_stream_raises_after_the_responses_that_arrived(scripted: Make, way: str) -> None:
     model = scripted(delta(content="Once upon a time"), done=False)
     asking: Any = [ChatMessage("?")] if "chat" in way else "?"
     got = []
@@ -281,14 +292,14 @@ async def test_a_cut_answer_raises_after_what_came(scripted: Make, way: str) -> 
     assert got == ["Once upon a time"]
 
 
-def test_text_cut_by_the_token_limit_says_so_in_raw(scripted: Make) -> None:
+def test_text_truncated_by_the_token_limit_has_the_finish_reason_length(scripted: Make) -> None:
     response = scripted(delta(content="Once upon"), finish("length")).chat([ChatMessage("?")])
     assert response.message.content == "Once upon"
     assert response.raw["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("way", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
-async def test_leaving_a_stream_drops_its_connection(upstream: Upstream, way: str) -> None:
+async def test_closing_a_stream_early_disconnects(upstream: Upstream, way: str) -> None:
     upstream.stalls(delta(content="a"))
     with LocalEnclave(upstream=upstream.url) as prem:
         model = PremEncrypted(model="m", **prem.client_options)
@@ -314,7 +325,7 @@ async def test_leaving_a_stream_drops_its_connection(upstream: Upstream, way: st
         ("stream_complete", "LLMCompletionStartEvent", "LLMCompletionEndEvent"),
     ],
 )
-async def test_instrumentation_sees_one_start_and_one_end(
+async def test_instrumentation_has_one_start_and_one_end_event(
     llm: Make, asked: Ask, events: list[str], way: str, begun: str, ended: str
 ) -> None:
     await asked(llm(), way, "Hello")
@@ -324,4 +335,4 @@ async def test_instrumentation_sees_one_start_and_one_end(
 
 def test_an_answer_without_a_choice_is_an_error() -> None:
     with pytest.raises(APIResponseValidationError, match="no choice"):
-        chat_response(ChatCompletion(), json_wanted=False)
+        chat_response(ChatCompletion(), json_requested=False)

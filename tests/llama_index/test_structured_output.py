@@ -1,4 +1,4 @@
-"""Structured prediction: native JSON schema by four ways, tool calls by the same, and nothing made up."""
+"""Structured prediction: by JSON schema and by tool calls, in four ways each."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_an_invoice_is_extracted_into_pydantic(
 
 
 @pytest.mark.parametrize("way", PREDICTIONS)
-async def test_the_service_is_given_the_schema_and_no_tool(
+async def test_structured_prediction_sends_the_schema_and_no_tool(
     llm: Make, predicted: Predict, seen: Any, way: str
 ) -> None:
     model = llm(system_prompt="Read carefully.")
@@ -118,7 +118,9 @@ async def test_the_service_is_given_the_schema_and_no_tool(
 
 
 @pytest.mark.parametrize("way", PREDICTIONS)
-async def test_function_mode_forces_the_call(llm: Make, predicted: Predict, seen: Any, way: str) -> None:
+async def test_function_mode_requires_the_tool_call(
+    llm: Make, predicted: Predict, seen: Any, way: str
+) -> None:
     model = llm(pydantic_program_mode=PydanticProgramMode.FUNCTION)
     await predicted(model, way, Invoice, PROMPT, vendor="Northwind")
     params = Opened.request(seen.chats[-1].request_body).params
@@ -128,7 +130,7 @@ async def test_function_mode_forces_the_call(llm: Make, predicted: Predict, seen
 
 
 @pytest.mark.parametrize("way", PREDICTIONS[2:])
-async def test_a_stream_shows_what_is_there_so_far_and_nothing_twice(
+async def test_a_stream_yields_partial_values_and_none_twice(
     scripted: Make, predicted: Predict, way: str
 ) -> None:
     pieces = ["{", '"invoice_number": "I', 'NV"', ', "vendor": ', '"N", "items": [{"item": "P"', "}]"]
@@ -167,7 +169,7 @@ class _Collecting:
 
 
 @pytest.mark.parametrize("way", PREDICTIONS)
-async def test_json_cut_by_the_token_limit_is_an_error_and_not_completed(
+async def test_json_truncated_by_the_token_limit_is_an_error_and_not_completed(
     scripted: Make, predicted: Predict, way: str
 ) -> None:
     model = scripted(delta(content='{"amount": 10'), finish("length"))
@@ -176,7 +178,7 @@ async def test_json_cut_by_the_token_limit_is_an_error_and_not_completed(
 
 
 @pytest.mark.parametrize("way", PREDICTIONS)
-async def test_a_call_cut_by_the_token_limit_is_an_error_in_function_mode(
+async def test_a_tool_call_truncated_by_the_token_limit_is_an_error_in_function_mode(
     scripted: Make, predicted: Predict, way: str
 ) -> None:
     cut = delta(tool_calls=[tool_call(0, "a", "Payment", '{"amount": 10')])
@@ -205,7 +207,7 @@ async def test_a_refusal_in_function_mode_is_a_refusal_error(
         ('{"sum": 1}', "amount: Field required"),
     ],
 )
-async def test_an_answer_that_does_not_fit_names_the_field_and_not_the_value(
+async def test_an_answer_that_does_not_validate_names_the_field_and_not_the_value(
     scripted: Make, predicted: Predict, way: str, answer: str, why: str
 ) -> None:
     model = scripted(delta(content=answer), finish())
@@ -215,7 +217,7 @@ async def test_an_answer_that_does_not_fit_names_the_field_and_not_the_value(
     assert caught.value.__context__ is None or isinstance(caught.value.__context__, StopIteration)
 
 
-def test_fences_around_the_json_are_read_over(scripted: Make) -> None:
+def test_markdown_fences_around_json_are_removed(scripted: Make) -> None:
     model = scripted(delta(content='```json\n{"amount": 10}\n```'), finish())
     assert model.structured_predict(Payment, PromptTemplate("?")) == Payment(amount=10)
     assert list(model.stream_structured_predict(Payment, PromptTemplate("?")))[-1] == Payment(amount=10)
@@ -230,7 +232,7 @@ async def test_a_structured_llm_answers_with_instances(llm: Make, asked: Any, wa
     assert responses[-1].raw == INVOICE
 
 
-def test_names_that_the_schema_does_not_allow_are_mended(upstream: Upstream, scripted: Make) -> None:
+def test_characters_that_a_schemas_name_may_not_have_are_replaced(upstream: Upstream, scripted: Make) -> None:
     class Odd(BaseModel):
         model_config = {"title": "An odd[name]"}
         amount: int = Field(description="How much.")
@@ -240,7 +242,7 @@ def test_names_that_the_schema_does_not_allow_are_mended(upstream: Upstream, scr
 
 
 @pytest.mark.parametrize("way", PREDICTIONS)
-async def test_instrumentation_sees_a_prediction_start_and_end(
+async def test_instrumentation_has_a_start_and_an_end_event_for_a_prediction(
     llm: Make, predicted: Predict, events: list[str], way: str
 ) -> None:
     await predicted(llm(), way, Invoice, PROMPT, vendor="Northwind")

@@ -1,4 +1,4 @@
-// The session of openai_session.py, held by npm's official client. Prints its report as JSON.
+// The session of openai_session.py with the official npm client. Prints its report as JSON.
 //
 // Environment: BASE_URL, LIMITED_URL, SLOW_URL and the API key of each; SESSION, the questions and tools as JSON.
 
@@ -9,18 +9,18 @@ import OpenAI, { AuthenticationError, RateLimitError } from "openai";
 const { env } = process;
 const { model, whisper, recording, question, errands, invoice, tools, results, schema } = JSON.parse(env.SESSION);
 const official = (name) => new OpenAI({ baseURL: env[`${name}_URL`], apiKey: env[`${name}_KEY`], maxRetries: 0 });
-const said = (content) => [{ role: "user", content }];
+const messagesOf = (content) => [{ role: "user", content }];
 const report = {};
 
 const client = official("BASE");
 const create = (params) => client.chat.completions.create({ model, ...params });
 
-const whole = await create({ messages: said(question) });
+const whole = await create({ messages: messagesOf(question) });
 report.chat = [whole.choices[0].message.content, whole.choices[0].finish_reason, whole.usage.total_tokens > 0];
 
 const chunks = [];
 for await (const chunk of await create({
-  messages: said(question),
+  messages: messagesOf(question),
   stream: true,
   stream_options: { include_usage: true },
 })) {
@@ -33,13 +33,13 @@ report.stream = [
   chunks.at(-1).usage.total_tokens > 0,
 ];
 
-// The client's own runner merges the pieces of calls.
-const runner = client.chat.completions.stream({ model, messages: said(errands), tools, parallel_tool_calls: true });
+// The client's runner merges the chunks of tool calls.
+const runner = client.chat.completions.stream({ model, messages: messagesOf(errands), tools, parallel_tool_calls: true });
 const calls = (await runner.finalMessage()).tool_calls;
 report.tools = calls.map((call) => [call.function.name, JSON.parse(call.function.arguments)]);
 const answer = await create({
   messages: [
-    ...said(errands),
+    ...messagesOf(errands),
     { role: "assistant", content: null, tool_calls: calls },
     ...calls.map((call) => ({ role: "tool", tool_call_id: call.id, content: results[call.function.name] })),
   ],
@@ -48,18 +48,18 @@ const answer = await create({
 report.answer = answer.choices[0].message.content;
 
 const invoiced = await create({
-  messages: said(invoice),
+  messages: messagesOf(invoice),
   response_format: { type: "json_schema", json_schema: { name: "invoice", strict: true, schema } },
 });
 report.json_schema = JSON.parse(invoiced.choices[0].message.content);
 
 const transcribe = (params) =>
   client.audio.transcriptions.create({ model: whisper, file: fs.createReadStream(recording), ...params });
-const heard = await transcribe({
+const transcription = await transcribe({
   response_format: "verbose_json",
   timestamp_granularities: ["segment", "word"],
 });
-report.transcription = [heard.text, heard.segments.length, heard.words.length > 0];
+report.transcription = [transcription.text, transcription.segments.length, transcription.words.length > 0];
 report.text = await transcribe({ response_format: "text" });
 
 const listed = await client.models.list();
@@ -67,16 +67,16 @@ const shown = await client.models.retrieve(model);
 report.models = [listed.data.map((each) => each.id).includes(model), shown.id];
 
 try {
-  const stranger = client.withOptions({ apiKey: "sk_test_of_nobody" });
-  await stranger.chat.completions.create({ model, messages: said(question) });
+  const wrongKey = client.withOptions({ apiKey: "sk_test_wrong" });
+  await wrongKey.chat.completions.create({ model, messages: messagesOf(question) });
 } catch (error) {
   if (!(error instanceof AuthenticationError)) throw error;
-  report.stranger = [error.status, error.code, error.requestID.slice(0, 8)];
+  report["wrong key"] = [error.status, error.code, error.requestID.slice(0, 8)];
 }
 
 try {
   for (let count = 0; count < 8; count++) {
-    await official("LIMITED").chat.completions.create({ model, messages: said(question) });
+    await official("LIMITED").chat.completions.create({ model, messages: messagesOf(question) });
   }
 } catch (error) {
   if (!(error instanceof RateLimitError)) throw error;
@@ -85,11 +85,11 @@ try {
 
 const stream = await official("SLOW").chat.completions.create({
   model: "scripted",
-  messages: said("Hello?"),
+  messages: messagesOf("Hello?"),
   stream: true,
 });
 for await (const chunk of stream) {
-  report["hang-up"] = chunk.choices[0].delta.content;
+  report["disconnect"] = chunk.choices[0].delta.content;
   break;
 }
 stream.controller.abort();

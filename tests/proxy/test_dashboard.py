@@ -1,4 +1,4 @@
-"""The proxy's page: what it is sent, and what a real browser shows of it."""
+"""The proxy's web page: its files, its event stream, and what a real browser shows."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from starlette.responses import JSONResponse
 from support.paths import CLINIC_NOTE
-from support.proxies import Run
-from support.scripted_upstream import Upstream
+from support.proxies import StartProxy
 
-from prem_core.enclave import LocalEnclave
+from prem_core import RateLimitError
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 from prem_core.proxy import LocalProxy
 
 MODEL = "openai/gpt-oss-120b"
 PROMPT = "Context: The violet heron nests at Marrow Quay. Question: Where does the violet heron nest?"
-#: Words of the prompt, and so of the reply, that are nowhere else.
+#: Words that only the prompt and the response contain.
 WORDS = ("violet", "heron", "Marrow")
 
 RECORDING = CLINIC_NOTE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-#: Nothing of the browser's own goes out to a network.
+#: The browser makes no requests of its own.
 QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
 
-def followed(http: httpx.Client, count: int) -> list[tuple[str, Any]]:
-    """The first events of the page's stream."""
+def page_events(http: httpx.Client, count: int) -> list[tuple[str, Any]]:
+    """The first `count` events of the page's stream."""
     events: list[tuple[str, Any]] = []
-    with http.stream("GET", "/exchanges") as response:
+    with http.stream("GET", "/requests") as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         name = "message"
         for line in response.iter_lines():
@@ -58,7 +57,7 @@ def ask(client: openai.OpenAI, **params: Any) -> str:
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/", "html"), ("/page.css", "css"), ("/page.js", "javascript")])
-def test_the_page_is_served_with_headers_that_let_nothing_else_in(
+def test_the_page_is_served_with_a_strict_content_security_policy(
     http: httpx.Client, path: str, kind: str
 ) -> None:
     response = http.get(path)
@@ -73,44 +72,44 @@ def test_the_page_is_served_with_headers_that_let_nothing_else_in(
     assert "https://" not in response.text
 
 
-@pytest.mark.parametrize("path", ["/", "/exchanges"])
+@pytest.mark.parametrize("path", ["/", "/requests"])
 @pytest.mark.parametrize(
     "headers",
     [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"host": "evil.example:3000"}],
 )
-def test_a_foreign_host_and_a_foreign_page_are_refused(
+def test_a_foreign_host_and_a_foreign_origin_are_rejected(
     http: httpx.Client, path: str, headers: dict[str, str]
 ) -> None:
     assert http.get(path, headers=headers).status_code == 403
 
 
-def test_another_sites_page_cannot_follow(http: httpx.Client) -> None:
-    assert http.get("/exchanges", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+def test_a_page_of_another_site_cannot_read_the_records(http: httpx.Client) -> None:
+    assert http.get("/requests", headers={"sec-fetch-site": "cross-site"}).status_code == 403
 
 
-def test_the_stream_begins_with_what_there_was_and_holds_no_word_of_it(
-    run: Run, enclave: LocalEnclave
+def test_the_event_stream_starts_with_the_latest_records_and_contains_no_prompt(
+    start_proxy: StartProxy, enclave: LocalEnclave
 ) -> None:
-    proxy = run(enclave)
+    proxy = start_proxy(enclave)
     with (
         openai.OpenAI(base_url=proxy.base_url, api_key=enclave.api_key) as client,
         httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http,
     ):
         assert "Marrow" in ask(client)
-        ((name, latest),) = followed(http, 1)
+        ((name, latest),) = page_events(http, 1)
         assert name == "latest"
-        (exchange,) = latest
-        assert (exchange["state"], exchange["status"], exchange["model"]) == ("done", 200, MODEL)
-        assert exchange["first_token"] > 0
+        (record,) = latest
+        assert (record["state"], record["status"], record["model"]) == ("done", 200, MODEL)
+        assert record["time_to_first_token"] > 0
         shown = json.dumps(latest)
         for secret in (*WORDS, enclave.api_key, enclave.api_key[8:]):
             assert secret not in shown
 
 
-def test_a_page_that_is_left_open_does_not_hold_the_proxy_up(run: Run, enclave: LocalEnclave) -> None:
-    proxy = run(enclave)
+def test_an_open_page_does_not_delay_stop(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
+    proxy = start_proxy(enclave)
     with httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http:
-        with http.stream("GET", "/exchanges") as response:
+        with http.stream("GET", "/requests") as response:
             lines = response.iter_lines()
             assert next(lines) == "event: latest"
             proxy.stop()
@@ -135,18 +134,18 @@ def browse() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.mark.browser
-def test_a_browser_shows_each_exchange_live_and_what_the_gateway_saw_of_it(
-    browse: Callable[..., Any], run: Run, enclave: LocalEnclave, seen: Any
+def test_a_browser_shows_each_request_live_and_what_the_gateway_saw(
+    browse: Callable[..., Any], start_proxy: StartProxy, enclave: LocalEnclave, seen: Any
 ) -> None:
-    proxy = run(enclave)
-    asked, said = [], []
+    proxy = start_proxy(enclave)
+    urls, messages = [], []
     page = browse(viewport={"width": 1400, "height": 800})
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: urls.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(proxy.url)
     page.get_by_text("live", exact=True).wait_for()
-    assert page.get_by_text("Nothing yet").is_visible()
+    assert page.get_by_text("No requests yet").is_visible()
 
     with openai.OpenAI(base_url=proxy.base_url, api_key=enclave.api_key, max_retries=0) as client:
         ask(client)
@@ -172,30 +171,33 @@ def test_a_browser_shows_each_exchange_live_and_what_the_gateway_saw_of_it(
     page.wait_for_function("document.querySelectorAll('#rows .done').length === 2")
     page.wait_for_function("document.getElementById('total').textContent === '4'")
 
-    # The last one in the table is the first exchange: its request's beginning is what the gateway had of it.
-    row = page.locator("#rows > tr:not(.seen)").last
+    # The last row is the first request. Its details start with what the gateway saw.
+    row = page.locator("#rows > tr:not(.details)").last
     row.get_by_role("button").press("Enter")
     assert row.get_by_role("button").get_attribute("aria-expanded") == "true"
-    shown = page.locator("#rows > tr.seen").last.locator("pre").first.inner_text().removesuffix(" …")
+    shown = page.locator("#rows > tr.details").last.locator("pre").first.inner_text().removesuffix(" …")
     assert len(shown) >= 64
     assert seen.chats[0].request_body.decode().startswith(shown)
 
     content = page.content()
     for secret in (*WORDS, enclave.api_key):
         assert secret not in content
-    assert all(url.startswith((proxy.url, "data:")) for url in asked)
-    assert said == []
+    assert all(url.startswith((proxy.url, "data:")) for url in urls)
+    assert messages == []
 
 
 @pytest.mark.browser
-def test_a_limit_that_is_reached_is_shown_with_its_status(
-    browse: Callable[..., Any], upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_a_browser_shows_a_rate_limited_request_with_its_status(
+    browse: Callable[..., Any],
+    scripted_proxy: LocalProxy,
+    scripted_enclave: LocalEnclave,
+    script: ScriptedEngine,
 ) -> None:
-    upstream.answer = lambda body: JSONResponse({"error": {"message": "full"}}, 429, {"retry-after": "1"})
+    script.respond = lambda request: RateLimitError(retry_after=1)
     page = browse()
-    page.goto(upstream_proxy.url)
+    page.goto(scripted_proxy.url)
     with openai.OpenAI(
-        base_url=upstream_proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0
+        base_url=scripted_proxy.base_url, api_key=scripted_enclave.api_key, max_retries=0
     ) as client:
         with pytest.raises(openai.RateLimitError):
             ask(client)
@@ -204,7 +206,7 @@ def test_a_limit_that_is_reached_is_shown_with_its_status(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1400])
-def test_it_fits_and_follows_light_and_dark(
+def test_the_page_fits_the_window_and_has_a_light_and_a_dark_theme(
     browse: Callable[..., Any], proxy: LocalProxy, client: openai.OpenAI, width: int
 ) -> None:
     ask(client)

@@ -1,4 +1,4 @@
-"""One scripted session, held by each official client with a proxy in front of an embedded enclave."""
+"""The same session with each official client, through a proxy in front of an embedded enclave."""
 
 from __future__ import annotations
 
@@ -21,58 +21,57 @@ from support.openai_session import (
     SCHEMA,
     TOOLS,
     WHISPER,
-    check,
-    session,
+    check_report,
+    run_session,
 )
-from support.proxies import in_front_of
-from support.scripted_upstream import Upstream, chunk
+from support.proxies import proxy_for
 
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine, reply
 from prem_core.proxy import LocalProxy
 
 
 @pytest.fixture
 def limited() -> Iterator[dict[str, str]]:
-    """A proxy before the BASE tier's limits, which it passes on."""
-    with LocalEnclave(tier="base") as prem, in_front_of(prem, max_retries=0) as proxy:
+    """A proxy in front of an enclave with the BASE tier's limits. It does not retry."""
+    with LocalEnclave(tier="base") as prem, proxy_for(prem, max_retries=0) as proxy:
         yield {"base_url": proxy.base_url, "api_key": prem.api_key}
 
 
 @pytest.fixture
-def places(
+def proxies(
     proxy: LocalProxy,
     enclave: LocalEnclave,
     limited: dict[str, str],
-    upstream_proxy: LocalProxy,
-    upstream_enclave: LocalEnclave,
-    upstream: Upstream,
+    scripted_proxy: LocalProxy,
+    scripted_enclave: LocalEnclave,
+    script: ScriptedEngine,
 ) -> list[dict[str, str]]:
-    """Where to hold a session; the last one sends a chunk and then nothing."""
-    upstream.stalls(chunk("Hello"))
+    """The proxies of a session. The last one sends one chunk and then nothing."""
+    script.respond = lambda request: reply("Hello", stalled=True)
     return [
         {"base_url": proxy.base_url, "api_key": enclave.api_key},
         limited,
-        {"base_url": upstream_proxy.base_url, "api_key": upstream_enclave.api_key},
+        {"base_url": scripted_proxy.base_url, "api_key": scripted_enclave.api_key},
     ]
 
 
 @pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI])
-async def test_the_official_python_client_holds_the_session(
-    kind: type[Any], places: list[dict[str, str]], upstream: Upstream
+async def test_the_official_python_client_works_with_every_route(
+    kind: type[Any], proxies: list[dict[str, str]], script: ScriptedEngine
 ) -> None:
-    clients = [kind(**place, max_retries=0) for place in places]
+    clients = [kind(**proxy, max_retries=0) for proxy in proxies]
     try:
-        check(await session(*clients))
+        check_report(await run_session(*clients))
     finally:
         for client in clients:
             closed = client.close()
             if closed is not None:
                 await closed
-    assert upstream.left.wait(5)
+    assert script.disconnected.wait(5)
 
 
-def test_the_official_npm_client_holds_the_session(
-    npm_client: Path, places: list[dict[str, str]], upstream: Upstream
+def test_the_official_npm_client_works_with_every_route(
+    npm_client: Path, proxies: list[dict[str, str]], script: ScriptedEngine
 ) -> None:
     asked = {
         "model": MODEL,
@@ -86,9 +85,9 @@ def test_the_official_npm_client_holds_the_session(
         "schema": SCHEMA,
     }
     variables = {"SESSION": json.dumps(asked)}
-    for name, place in zip(("BASE", "LIMITED", "SLOW"), places, strict=True):
-        variables |= {f"{name}_URL": place["base_url"], f"{name}_KEY": place["api_key"]}
-    held = subprocess.run(
+    for name, proxy in zip(("BASE", "LIMITED", "SLOW"), proxies, strict=True):
+        variables |= {f"{name}_URL": proxy["base_url"], f"{name}_KEY": proxy["api_key"]}
+    ended = subprocess.run(
         ["node", "session.mjs"],
         cwd=npm_client,
         env={**os.environ, **variables},
@@ -97,6 +96,6 @@ def test_the_official_npm_client_holds_the_session(
         timeout=60,
         check=False,
     )
-    assert held.returncode == 0, held.stderr
-    check(json.loads(held.stdout))
-    assert upstream.left.wait(5)
+    assert ended.returncode == 0, ended.stderr
+    check_report(json.loads(ended.stdout))
+    assert script.disconnected.wait(5)

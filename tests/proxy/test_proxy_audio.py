@@ -1,10 +1,9 @@
-"""Recordings: forms read in memory, every answer's form, and nothing on the disk."""
+"""Transcription through the proxy: forms, response formats, and no recording on the disk."""
 
 from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ import openai
 import pytest
 from support.paths import CLINIC_NOTE
 from support.proxies import WHISPER
-from support.proxy_process import Apart
-from support.scripted_upstream import Heard, Upstream
+from support.proxy_process import ProxyProcess
 
-from prem_core.enclave import LocalEnclave
-from prem_core.proxy import LocalProxy
-from prem_core.proxy.errors import Refusal
-from prem_core.proxy.forms import MAX_PARTS, FormReader, recording_of
+from prem_core.enclave import EngineRequest, LocalEnclave, ScriptedEngine
+from prem_core.proxy.errors import ErrorResponse
+from prem_core.proxy.forms import MAX_PARTS, FormReader, parse_audio_form
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 TRANSLATIONS = "/v1/audio/translations"
@@ -32,14 +29,6 @@ SEGMENTS = [
 VERBOSE = {"task": "transcribe", "language": "english", "duration": 3662.0, "text": "Hello there. Good bye."}
 
 
-@pytest.fixture
-def bare(upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave) -> Iterator[httpx.Client]:
-    """A bare HTTP client of the proxy whose upstream keeps what it hears."""
-    headers = {"authorization": f"Bearer {upstream_enclave.api_key}"}
-    with httpx.Client(base_url=upstream_proxy.url, headers=headers, trust_env=False, timeout=20) as client:
-        yield client
-
-
 def error(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
     assert reply.status_code == status, reply.text
     value: dict[str, Any] = reply.json()["error"]
@@ -50,16 +39,17 @@ def post(client: httpx.Client, path: str = TRANSCRIPTIONS, **fields: Any) -> htt
     return client.post(path, files={"file": ("note.wav", b"RIFF1234")}, data={"model": WHISPER, **fields})
 
 
-# What goes through
+# Requests and responses
 
 
 @pytest.mark.parametrize("task", ["transcribe", "translate"])
-def test_a_recording_and_what_is_said_of_it_go_through_whole(
-    upstream_client: openai.OpenAI, upstream: Upstream, task: str
+def test_a_recording_and_its_parameters_are_transcribed_unchanged(
+    scripted_client: openai.OpenAI, script: ScriptedEngine, task: str
 ) -> None:
-    upstream.transcribes({"text": "Hello there.", "usage": {"type": "duration", "seconds": 2}})
+    usage = {"type": "duration", "seconds": 2}
+    script.respond = lambda request: {"text": "Hello there.", "usage": usage}
     data = random.Random(7).randbytes(3 * MB) + b"\r\n--boundary\r\n\r\n"
-    audio = upstream_client.audio
+    audio = scripted_client.audio
     create: Any = audio.transcriptions.create if task == "transcribe" else audio.translations.create
     own = {"language": "de", "timestamp_granularities": ["word", "segment"]} if task == "transcribe" else {}
     answer = create(
@@ -71,38 +61,42 @@ def test_a_recording_and_what_is_said_of_it_go_through_whole(
         **own,
     )
     assert answer.text == "Hello there."
-    (heard,) = upstream.heard
-    assert heard.task == task
-    assert heard.name == "Gespräch 你好.wav"
-    assert heard.data == data
-    assert heard.params["prompt"] == "Größe, 你好"
-    assert heard.params["temperature"] == "0.25"
-    assert heard.params.get("language") == own.get("language")
-    assert ("timestamp_granularities[]" in heard.params) is (task == "transcribe")
+    (request,) = script.requests
+    assert request.task == task
+    assert request.file_name == "Gespräch 你好.wav"
+    assert request.audio == data
+    assert request.params["prompt"] == "Größe, 你好"
+    assert request.params["temperature"] == 0.25
+    assert request.params.get("language") == own.get("language")
+    assert ("timestamp_granularities" in request.params) is (task == "transcribe")
 
 
-def test_the_answer_has_the_form_that_was_asked_for(bare: httpx.Client, upstream: Upstream) -> None:
-    def answer(heard: Heard) -> Any:
-        if heard.params.get("response_format") == "verbose_json":
+def test_a_transcription_has_the_requested_response_format(
+    scripted_http: httpx.Client, script: ScriptedEngine
+) -> None:
+    def respond(request: EngineRequest) -> Any:
+        if request.params.get("response_format") == "verbose_json":
             return {**VERBOSE, "segments": SEGMENTS}
         return {"text": VERBOSE["text"]}
 
-    upstream.transcribes(answer)
-    assert post(bare).json() == {"text": VERBOSE["text"]}
-    assert post(bare, response_format="json").json() == {"text": VERBOSE["text"]}
-    assert post(bare, response_format="verbose_json").json() == {**VERBOSE, "segments": SEGMENTS}
-    reply = post(bare, response_format="srt")
+    script.respond = respond
+    assert post(scripted_http).json() == {"text": VERBOSE["text"]}
+    assert post(scripted_http, response_format="json").json() == {"text": VERBOSE["text"]}
+    assert post(scripted_http, response_format="verbose_json").json() == {**VERBOSE, "segments": SEGMENTS}
+    reply = post(scripted_http, response_format="srt")
     assert reply.headers["content-type"] == "text/plain; charset=utf-8"
     assert reply.text == (
         "1\n00:00:00,000 --> 00:00:01,500\nHello there.\n\n2\n01:01:01,250 --> 01:01:02,000\nGood -> bye.\n"
     )
-    assert post(bare, TRANSLATIONS, response_format="vtt").text.startswith("WEBVTT\n\n00:00:00.000 --> ")
-    assert [heard.params.get("response_format") for heard in upstream.heard][-2:] == ["verbose_json"] * 2
-    upstream.transcribes({"text": "No times."})
-    assert error(post(bare, response_format="srt"), 502)["code"] == "invalid_response"
+    assert post(scripted_http, TRANSLATIONS, response_format="vtt").text.startswith(
+        "WEBVTT\n\n00:00:00.000 --> "
+    )
+    assert [request.params.get("response_format") for request in script.requests][-2:] == ["verbose_json"] * 2
+    script.respond = lambda request: {"text": "No times."}
+    assert error(post(scripted_http, response_format="srt"), 502)["code"] == "invalid_response"
 
 
-def test_text_is_text(http: httpx.Client) -> None:
+def test_a_transcription_as_text_is_plain_text(http: httpx.Client) -> None:
     recording = CLINIC_NOTE
     with recording.open("rb") as file:
         reply = http.post(TRANSCRIPTIONS, files={"file": file}, data={"response_format": "text"})
@@ -128,23 +122,22 @@ def test_text_is_text(http: httpx.Client) -> None:
         ({"prompt": ["one", "two"]}, "prompt"),
     ],
 )
-def test_what_the_schema_forbids_is_400_and_not_repeated(
-    bare: httpx.Client, upstream: Upstream, fields: dict[str, Any], param: str
+def test_an_invalid_parameter_is_400_without_quoting_it(
+    scripted_http: httpx.Client, script: ScriptedEngine, fields: dict[str, Any], param: str
 ) -> None:
-    found = error(post(bare, **fields))
+    found = error(post(scripted_http, **fields))
     assert found["param"].startswith(param)
     assert not {"hot", "german", "letter", "two"} & set(found["message"].replace("'", " ").split())
-    assert upstream.heard == []
+    assert script.requests == []
 
 
-def test_fields_that_say_nothing_are_not_sent(bare: httpx.Client, upstream: Upstream) -> None:
-    upstream.transcribes({"text": "Hello."})
-    assert post(bare, stream="false", language="", prompt="").status_code == 200
-    assert set(upstream.heard[0].params) == {"model"}
+def test_empty_form_fields_are_not_sent(scripted_http: httpx.Client, script: ScriptedEngine) -> None:
+    assert post(scripted_http, stream="false", language="", prompt="").status_code == 200
+    assert set(script.requests[0].params) == {"model"}
 
 
-def test_a_translation_has_no_language(bare: httpx.Client) -> None:
-    assert error(post(bare, TRANSLATIONS, language="de"))["code"] == "unsupported_parameter"
+def test_a_translation_rejects_the_parameter_language(scripted_http: httpx.Client) -> None:
+    assert error(post(scripted_http, TRANSLATIONS, language="de"))["code"] == "unsupported_parameter"
 
 
 @pytest.mark.parametrize(
@@ -156,51 +149,50 @@ def test_a_translation_has_no_language(bare: httpx.Client) -> None:
         [("file", ("a.wav", b""))],
         [("file", ("a.wav", b"x")), ("include", ("b.wav", b"y")), ("include[]", (None, b"logprobs"))],
     ],
-    ids=["none", "two", "a field", "empty", "another beside it"],
+    ids=["none", "two", "a field", "empty", "two fields"],
 )
-def test_a_form_without_one_recording_is_400(bare: httpx.Client, files: Any) -> None:
-    assert error(bare.post(TRANSCRIPTIONS, files=files, data={"model": WHISPER}))["param"] == "file"
+def test_a_form_without_exactly_one_recording_is_400(scripted_http: httpx.Client, files: Any) -> None:
+    assert error(scripted_http.post(TRANSCRIPTIONS, files=files, data={"model": WHISPER}))["param"] == "file"
 
 
-def test_a_recording_of_more_than_25_mb_is_400_before_it_is_sealed(
-    bare: httpx.Client, upstream: Upstream
+def test_a_recording_over_25_mb_is_400_before_it_is_sealed(
+    scripted_http: httpx.Client, script: ScriptedEngine
 ) -> None:
-    found = error(bare.post(TRANSCRIPTIONS, files={"file": ("a.wav", bytes(25 * MB + 1))}))
+    found = error(scripted_http.post(TRANSCRIPTIONS, files={"file": ("a.wav", bytes(25 * MB + 1))}))
     assert "25 MB" in found["message"]
-    assert upstream.heard == []
+    assert script.requests == []
 
 
 @pytest.mark.parametrize(
     "kind", ["application/json", "multipart/form-data", "multipart/mixed; boundary=x", ""]
 )
-def test_a_body_that_is_not_called_a_form_is_415(bare: httpx.Client, kind: str) -> None:
-    error(bare.post(TRANSCRIPTIONS, content=b"{}", headers={"content-type": kind}), 415)
+def test_a_content_type_other_than_multipart_is_415(scripted_http: httpx.Client, kind: str) -> None:
+    error(scripted_http.post(TRANSCRIPTIONS, content=b"{}", headers={"content-type": kind}), 415)
 
 
-# Memory, and no disk
+# Memory and disk
 
 
-def test_a_large_recording_stays_in_memory_and_takes_little_of_it(
-    upstream_enclave: LocalEnclave, upstream: Upstream, tmp_path: Path
+def test_a_large_recording_stays_in_memory_and_is_not_copied_often(
+    scripted_enclave: LocalEnclave, script: ScriptedEngine, tmp_path: Path
 ) -> None:
-    upstream.transcribes({"text": "Hello."})
     mark = secrets.token_hex(16)
     recording = tmp_path / "long.wav"
     recording.write_bytes(b"RIFF" + mark.encode() + bytes(20 * MB))
-    options = {"gateway_url": upstream_enclave.gateway_url, "enclave_url": upstream_enclave.enclave_url}
+    options = {"gateway_url": scripted_enclave.gateway_url, "enclave_url": scripted_enclave.enclave_url}
     with (
-        Apart(**options) as proxy,
-        openai.OpenAI(base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0) as official,
+        ProxyProcess(**options) as proxy,
+        openai.OpenAI(base_url=proxy.base_url, api_key=scripted_enclave.api_key, max_retries=0) as official,
     ):
-        hear = official.audio.transcriptions.create
-        hear(file=("short.wav", b"RIFF"), model=WHISPER)
-        before = proxy.ask("peak")
-        assert hear(file=recording, model=WHISPER).text == "Hello."
-        grown = proxy.ask("peak") - before
-        assert proxy.ask("files") == []
-        assert proxy.ask(f"holds {mark[::-1]}") == []
-    assert mark.encode() in upstream.heard[-1].data
-    assert grown < 4 * 20 * MB
+        transcribe = official.audio.transcriptions.create
+        transcribe(file=("short.wav", b"RIFF"), model=WHISPER)
+        before = proxy.peak()
+        assert transcribe(file=recording, model=WHISPER).text == "Hello"
+        growth = proxy.peak() - before
+        assert proxy.files() == []
+        assert proxy.holders(mark) == []
+    assert mark.encode() in script.requests[-1].audio
+    assert growth < 4 * 20 * MB
     assert proxy.errors == ""
 
 
@@ -218,14 +210,14 @@ def read(content_type: str, pieces: Any) -> tuple[Any, dict[str, Any]]:
     reader = FormReader(content_type)
     for piece in pieces:
         reader.feed(piece)
-    file, params = recording_of(reader.finish())
+    file, params = parse_audio_form(reader.finish())
     return file, params
 
 
 TRICKY = b"\r\n--\r\n-\r--x\r\n\r\n--" + bytes(range(256)) + b"\r"
 
 
-def test_a_form_reads_the_same_however_it_is_cut() -> None:
+def test_a_form_parses_the_same_however_it_is_split() -> None:
     kind, body = form(("prompt", "", "Größe".encode()), ("file", 'a"b.wav', TRICKY), ("language", "", b"de"))
     whole = read(kind, [body])
     assert whole == (('a"b.wav', TRICKY), {"prompt": "Größe", "language": "de"})
@@ -234,34 +226,34 @@ def test_a_form_reads_the_same_however_it_is_cut() -> None:
         assert read(kind, [body[:at], body[at:]]) == whole
 
 
-def test_a_form_that_is_cut_is_refused_wherever_it_ends() -> None:
+def test_a_truncated_form_is_rejected_wherever_it_ends() -> None:
     kind, body = form(("file", "a.wav", TRICKY))
     end = len(body) - len(b"--\r\n")
     for at in range(end):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ErrorResponse) as caught:
             read(kind, [body[:at]])
         assert caught.value.status == 400
 
 
-def test_a_body_that_is_no_form_is_refused_and_not_repeated() -> None:
+def test_an_invalid_form_is_rejected_without_quoting_it() -> None:
     kind, body = form(("file", "zebra.wav", b"zebra"))
     for broken in (b"zebra", body.replace(b"Content-", b"Con\0tent-"), b"\r\n" + body[2:]):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ErrorResponse) as caught:
             read(kind, [broken])
         assert "zebra" not in str(caught.value)
         assert caught.value.__context__ is None
 
 
-def test_a_form_of_very_many_parts_is_refused() -> None:
-    with pytest.raises(Refusal, match=str(MAX_PARTS)):
+def test_a_form_with_too_many_parts_is_rejected() -> None:
+    with pytest.raises(ErrorResponse, match=str(MAX_PARTS)):
         read(*(lambda kind, body: (kind, [body]))(*form(*[("a", "", b"b")] * (MAX_PARTS + 1))))
 
 
-def test_a_boundary_that_is_too_long_is_refused() -> None:
-    with pytest.raises(Refusal, match="multipart"):
+def test_a_form_boundary_that_is_too_long_is_rejected() -> None:
+    with pytest.raises(ErrorResponse, match="multipart"):
         FormReader(f"multipart/form-data; boundary={'x' * 1000}")
 
 
-def test_a_huge_header_of_a_part_is_refused() -> None:
-    with pytest.raises(Refusal):
+def test_a_form_part_with_a_huge_header_is_rejected() -> None:
+    with pytest.raises(ErrorResponse):
         read("multipart/form-data; boundary=x", [b"--x\r\nA: " + b"b" * 100_000])

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: every one of ours has its status, and who tries again is settled."""
+"""Errors as OpenAI's clients expect them: a status for every error class, and no retries of retries."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support.proxies import Run, chat
-from support.scripted_upstream import Upstream, chunk, finish
+from support.proxies import StartProxy, chat
 
 from prem_core import _errors as errors
-from prem_core.enclave import LocalEnclave
-from prem_core.proxy import LocalProxy
-from prem_core.proxy import responses as replies
-from prem_core.proxy.errors import TABLE, refusal
+from prem_core.enclave import EngineError, LocalEnclave, ScriptedEngine
+from prem_core.proxy import LocalProxy, responses
+from prem_core.proxy.errors import TABLE, error_response
 
 CHAT = "/v1/chat/completions"
 EVERY = [
@@ -31,13 +29,13 @@ def official(proxy: LocalProxy, prem: LocalEnclave, **options: Any) -> openai.Op
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_every_error_of_the_tree_has_a_row_of_its_own(kind: type[errors.PremError]) -> None:
+def test_every_error_class_has_its_own_row(kind: type[errors.PremError]) -> None:
     first = next(row[0] for row in TABLE if issubclass(kind, row[0]))
     assert first is kind
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_every_error_becomes_openais_object_with_a_status_of_its_kind(kind: type[errors.PremError]) -> None:
+def test_every_error_class_becomes_an_openai_error_object_with_a_status(kind: type[errors.PremError]) -> None:
     given = (
         {"status_code": 418, "param": "p", "retry_after": 1.2}
         if issubclass(kind, errors.APIStatusError)
@@ -45,7 +43,7 @@ def test_every_error_becomes_openais_object_with_a_status_of_its_kind(kind: type
     )
     if issubclass(kind, errors.APIError):
         given |= {"support_id": "support_1"}
-    made = refusal(kind("what went wrong", **given), tried=False)
+    made = error_response(kind("what went wrong", **given), retried=False)
     assert 400 <= made.status < 600
     assert made.name == kind.__name__
     if issubclass(kind, errors.APIStatusError):
@@ -60,34 +58,34 @@ def test_every_error_becomes_openais_object_with_a_status_of_its_kind(kind: type
     assert set(error) == {"message", "type", "param", "code"}
     assert "what went wrong" in error["message"]
     assert error["type"]
-    # OpenAI's own clients go by this header alone, where there is one; otherwise by the status.
+    # OpenAI's clients use this header where it is present, and otherwise the status.
     theirs = openai.OpenAI(api_key="k", base_url="http://x")._should_retry(reply)
     if made.status != 418:
         assert theirs is kind.is_retryable
 
 
-def test_what_the_service_says_of_an_error_goes_before_the_tables_words() -> None:
-    said = errors.RateLimitError("slow down", status_code=429, type="tokens", code="tpm")
-    assert b'"type": "tokens", "param": null, "code": "tpm"' in refusal(said, tried=True).body
+def test_the_type_and_code_of_the_service_win_over_the_table() -> None:
+    error = errors.RateLimitError("slow down", status_code=429, type="tokens", code="tpm")
+    assert b'"type": "tokens", "param": null, "code": "tpm"' in error_response(error, retried=True).body
 
 
-def test_a_status_that_is_no_error_is_a_bad_gateway() -> None:
-    assert refusal(errors.APIStatusError("moved", status_code=302), tried=True).status == 502
+def test_a_redirect_of_the_gateway_is_502() -> None:
+    assert error_response(errors.APIStatusError("moved", status_code=302), retried=True).status == 502
 
 
-def test_a_support_id_that_no_header_could_hold_does_no_harm() -> None:
-    made = refusal(errors.APIError("x", support_id="support_\x00é\u2028\n1"), tried=True)
+def test_a_support_id_with_invalid_header_characters_is_cleaned() -> None:
+    made = error_response(errors.APIError("x", support_id="support_\x00é\u2028\n1"), retried=True)
     assert made.headers["x-prem-support-id"] == "support_????1"
 
 
-# Keys
+# API keys
 
 
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Basic eDp5", "sk_test_bare", "Bearer two words", "Bearer ÿ"]
 )
 @pytest.mark.parametrize("route", [("POST", CHAT), ("POST", "/v1/audio/translations"), ("GET", "/v1/models")])
-def test_no_key_or_none_that_can_be_one_is_401_and_asks_nobody(
+def test_a_missing_or_malformed_api_key_is_401_without_a_request_to_the_gateway(
     proxy: LocalProxy, seen: Any, header: str | None, route: tuple[str, str]
 ) -> None:
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
@@ -97,7 +95,7 @@ def test_no_key_or_none_that_can_be_one_is_401_and_asks_nobody(
     assert seen.exchanges == []
 
 
-def test_the_gateways_own_401_has_its_support_id(client: openai.OpenAI) -> None:
+def test_a_401_of_the_gateway_has_its_support_id(client: openai.OpenAI) -> None:
     with pytest.raises(openai.AuthenticationError) as caught:
         client.with_options(api_key="sk_test_wrong").chat.completions.create(**chat())
     support_id = caught.value.response.headers["x-prem-support-id"]
@@ -106,78 +104,76 @@ def test_the_gateways_own_401_has_its_support_id(client: openai.OpenAI) -> None:
     assert support_id in caught.value.message
 
 
-def test_a_missing_scope_is_403_and_an_unknown_model_404(run: Run, client: openai.OpenAI) -> None:
-    with LocalEnclave(scopes=[]) as prem, official(run(prem), prem) as scopeless:
+def test_a_missing_scope_is_403_and_an_unknown_model_404(
+    start_proxy: StartProxy, client: openai.OpenAI
+) -> None:
+    with LocalEnclave(scopes=[]) as prem, official(start_proxy(prem), prem) as scopeless:
         with pytest.raises(openai.PermissionDeniedError, match=r"chats\.completion"):
             scopeless.chat.completions.create(**chat())
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**chat(model="no/such"))
 
 
-# Limits
+# Rate limits and retries
 
 
-def test_a_rate_limit_passes_its_retry_after_on(
-    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_a_rate_limit_passes_retry_after_to_the_caller(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    upstream.refuses(429, {}, retry_after="17")
-    # A proxy of its own: everybody who asks with this key waits now.
-    with official(run(upstream_enclave, max_retries=0), upstream_enclave) as client:
+    script.respond = lambda request: errors.RateLimitError(retry_after=17)
+    # In a proxy of its own: all requests with this API key wait now.
+    with official(start_proxy(scripted_enclave, max_retries=0), scripted_enclave) as client:
         with pytest.raises(openai.RateLimitError) as caught:
             client.with_options(timeout=5).chat.completions.create(**chat())
     assert caught.value.response.headers["retry-after"] == "17"
 
 
-@pytest.mark.parametrize("tries", [0, 1, 2])
-def test_tries_do_not_multiply(
-    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream, tries: int
+@pytest.mark.parametrize("max_retries", [0, 1, 2])
+def test_retries_of_proxy_and_client_do_not_multiply(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine, max_retries: int
 ) -> None:
-    upstream.refuses(503, {}, retry_after="0")
-    proxy = run(upstream_enclave, max_retries=tries)
-    # The official client would make three of its own.
-    with official(proxy, upstream_enclave, max_retries=2) as patient:
+    script.respond = lambda request: EngineError("overloaded", status=503, retry_after="0")
+    proxy = start_proxy(scripted_enclave, max_retries=max_retries)
+    # The official client would make three attempts of its own.
+    with official(proxy, scripted_enclave, max_retries=2) as patient:
         with pytest.raises(openai.InternalServerError):
             patient.chat.completions.create(**chat())
-    assert len(upstream.requests) == (1 + tries if tries else 3)
-    assert sum(exchange.attempts for exchange in proxy.exchanges.latest()) == len(upstream.requests)
+    assert len(script.requests) == (1 + max_retries if max_retries else 3)
+    assert sum(record.attempts for record in proxy.log.latest()) == len(script.requests)
 
 
-def test_an_answer_after_a_retry_is_an_answer(
-    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_a_response_after_a_retry_reaches_the_caller(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    upstream.says(chunk("Hello"), finish())
-    good, calls = upstream.answer, iter(range(100))
-    upstream.refuses(429, {}, retry_after="0")
-    bad = upstream.answer
-    upstream.answer = lambda body: (bad if next(calls) < 2 else good)(body)
-    with official(run(upstream_enclave), upstream_enclave) as patient:
+    script.replies = [errors.RateLimitError(retry_after=0)] * 2
+    with official(start_proxy(scripted_enclave), scripted_enclave) as patient:
         assert patient.chat.completions.create(**chat()).choices[0].message.content == "Hello"
 
 
-def test_a_failed_decryption_is_not_tried_again_by_anybody() -> None:
-    assert refusal(errors.DecryptionError(), tried=False).headers["x-should-retry"] == "false"
+def test_a_failed_decryption_tells_clients_not_to_retry() -> None:
+    assert error_response(errors.DecryptionError(), retried=False).headers["x-should-retry"] == "false"
 
 
-# What nobody foresaw
+# Internal errors
 
 
-def test_a_fault_of_the_proxys_own_says_nothing_of_what_it_held(
+def test_an_internal_error_does_not_quote_the_response(
     http: httpx.Client, proxy: LocalProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(answer: Any) -> bytes:
         raise KeyError(answer.choices[0].message.content)
 
-    monkeypatch.setattr(replies, "completion", broken)
+    monkeypatch.setattr(responses, "completion", broken)
     reply = http.post(CHAT, json=chat("The word is zebra. What is the word?"))
     assert reply.status_code == 500
     assert "KeyError" in caplog.text
     assert "zebra" not in caplog.text + reply.text
-    assert proxy.exchanges.latest()[0].error == "KeyError"
+    assert proxy.log.latest()[0].error == "KeyError"
 
 
-def test_the_gateway_that_is_not_there_is_a_502(run: Run) -> None:
+def test_an_unreachable_gateway_is_502(start_proxy: StartProxy) -> None:
     with LocalEnclave() as prem:
-        gone = run(prem, max_retries=0)
+        gone = start_proxy(prem, max_retries=0)
     with official(gone, prem) as client, pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(**chat())
     assert caught.value.status_code == 502

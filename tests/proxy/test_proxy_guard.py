@@ -1,4 +1,4 @@
-"""Who may ask, and how much: Host, Origin, preflights, and the limit of a body."""
+"""Access to the proxy: Host, Origin, CORS preflights, addresses, and the body limit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-from support.proxies import Run, chat
+from support.proxies import StartProxy, chat, headers
 
 from prem_core import ConfigurationError
 from prem_core._version import __version__
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 from prem_core.proxy import LocalProxy
 
 CHAT = "/v1/chat/completions"
@@ -34,7 +34,7 @@ def refused(reply: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
-def test_a_program_may_ask_under_every_name_of_loopback(http: httpx.Client, name: str) -> None:
+def test_every_loopback_host_name_is_accepted(http: httpx.Client, name: str) -> None:
     host = f"{name}:{http.base_url.port}"
     assert http.get("/v1/models", headers={"host": host}).status_code == 200
 
@@ -43,15 +43,15 @@ def test_a_program_may_ask_under_every_name_of_loopback(http: httpx.Client, name
     "host",
     ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", ""],
 )
-def test_a_foreign_host_is_refused_whatever_it_asks_for(http: httpx.Client, host: str) -> None:
-    # What a browser sends when somebody has turned his DNS name to 127.0.0.1.
+def test_a_foreign_host_is_rejected_on_every_route(http: httpx.Client, host: str) -> None:
+    # A browser sends this where a foreign DNS name points to 127.0.0.1.
     headers = {"host": host.format(port=http.base_url.port)}
     for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", CHAT), ("GET", "/nowhere")):
         refused(http.request(method, path, headers=headers), 403)
 
 
-def test_a_name_can_be_allowed(run: Run, enclave: LocalEnclave) -> None:
-    proxy = run(enclave, allow_hosts=["host.docker.internal", "forwarded.example:8080"])
+def test_allow_hosts_accepts_further_host_names(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
+    proxy = start_proxy(enclave, allow_hosts=["host.docker.internal", "forwarded.example:8080"])
     port = httpx.URL(proxy.url).port
     with httpx.Client(base_url=proxy.url, trust_env=False) as http:
         for host in (f"host.docker.internal:{port}", "forwarded.example:8080", f"127.0.0.1:{port}"):
@@ -60,11 +60,11 @@ def test_a_name_can_be_allowed(run: Run, enclave: LocalEnclave) -> None:
             refused(http.get("/health", headers={"host": host}), 403)
 
 
-# Pages
+# Web pages
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9", "http://127.0.0.1"])
-def test_a_web_page_is_refused(http: httpx.Client, origin: str, seen: Any) -> None:
+def test_a_request_with_a_foreign_origin_is_rejected(http: httpx.Client, origin: str, seen: Any) -> None:
     for content_type in ("application/json", "text/plain"):
         headers = {"origin": origin, "content-type": content_type}
         reply = http.post(CHAT, content=b"{}", headers=headers)
@@ -74,19 +74,19 @@ def test_a_web_page_is_refused(http: httpx.Client, origin: str, seen: Any) -> No
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_a_request_that_a_page_makes_without_saying_so_is_refused(http: httpx.Client, site: str) -> None:
+def test_a_cross_site_request_without_an_origin_is_rejected(http: httpx.Client, site: str) -> None:
     # An image, for example, has no Origin.
     refused(http.get("/v1/models", headers={"sec-fetch-site": site}), 403)
     assert http.get("/v1/models", headers={"sec-fetch-site": "none"}).status_code == 200
 
 
-def test_the_proxys_own_page_would_not_be_refused(http: httpx.Client) -> None:
+def test_the_proxys_own_page_is_accepted(http: httpx.Client) -> None:
     host = f"localhost:{http.base_url.port}"
     headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
     assert http.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_a_preflight_is_refused(http: httpx.Client) -> None:
+def test_a_cors_preflight_is_rejected(http: httpx.Client) -> None:
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     assert http.options(CHAT, headers=asked).status_code == 403
     reply = http.options(CHAT)
@@ -94,19 +94,19 @@ def test_a_preflight_is_refused(http: httpx.Client) -> None:
     assert reply.headers["allow"] == "POST"
 
 
-# Where it listens
+# Addresses
 
 
-def test_another_machine_is_let_in_only_when_that_was_said() -> None:
+def test_an_address_that_other_machines_reach_needs_allow_remote() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(ConfigurationError, match="unencrypted"):
             LocalProxy(host=host)
 
 
-def test_on_all_addresses_an_address_is_a_name_for_it_and_a_dns_name_is_not(
-    run: Run, enclave: LocalEnclave
+def test_on_all_interfaces_an_ip_address_is_an_accepted_host_and_a_dns_name_is_not(
+    start_proxy: StartProxy, enclave: LocalEnclave
 ) -> None:
-    proxy = run(enclave, host="0.0.0.0", allow_remote=True)
+    proxy = start_proxy(enclave, host="0.0.0.0", allow_remote=True)
     port = httpx.URL(proxy.url).port
     with httpx.Client(base_url=proxy.url, trust_env=False) as http:
         for host in (f"192.0.2.7:{port}", f"[2001:db8::7]:{port}", f"localhost:{port}"):
@@ -115,13 +115,13 @@ def test_on_all_addresses_an_address_is_a_name_for_it_and_a_dns_name_is_not(
             refused(http.get("/health", headers={"host": host}), 403)
 
 
-def test_it_listens_on_ipv6_too(run: Run, enclave: LocalEnclave) -> None:
+def test_it_listens_on_ipv6(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
-    proxy = run(enclave, host="::1")
+    proxy = start_proxy(enclave, host="::1")
     assert proxy.url.startswith("http://[::1]:")
     assert httpx.get(f"{proxy.url}/health", trust_env=False).json()["status"] == "ok"
 
@@ -135,30 +135,35 @@ def test_a_port_in_use_is_an_oserror_that_names_it(enclave: LocalEnclave) -> Non
             LocalProxy(port=port).start()
 
 
-# Health, and what there is not
+# Health and unknown routes
 
 
-def test_health_needs_no_key_and_asks_nobody(proxy: LocalProxy, seen: Any) -> None:
+def test_health_needs_no_api_key_and_does_not_call_the_gateway(proxy: LocalProxy, seen: Any) -> None:
     reply = httpx.get(f"{proxy.url}/health", trust_env=False)
     assert reply.json() == {"status": "ok", "version": __version__}
     assert httpx.head(f"{proxy.url}/health", trust_env=False).status_code == 200
     assert seen.exchanges == []
 
 
-def test_a_route_that_is_not_there_says_which_are(http: httpx.Client) -> None:
+def test_an_unknown_route_is_404_with_the_list_of_routes(http: httpx.Client) -> None:
     for path in ("/v1/responses", "/chat/completions", "/v1", "/v1/chat/completions/"):
         assert CHAT in refused(http.post(path, json={}), 404)["message"]
     refused(http.get(CHAT), 405)
 
 
-# How much
+# Body limit and settings
 
 
 @pytest.fixture
-def small(run: Run, enclave: LocalEnclave) -> Iterator[httpx.Client]:
-    proxy = run(enclave, body_limit=50_000)
-    headers = {"authorization": f"Bearer {enclave.api_key}"}
-    with httpx.Client(base_url=proxy.url, headers=headers, trust_env=False, timeout=10) as client:
+def small(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
+) -> Iterator[httpx.Client]:
+    """A plain HTTP client of a proxy with a small body limit."""
+    del script
+    proxy = start_proxy(scripted_enclave, body_limit=50_000)
+    with httpx.Client(
+        base_url=proxy.url, headers=headers(scripted_enclave), trust_env=False, timeout=10
+    ) as client:
         yield client
 
 
@@ -175,7 +180,7 @@ def test_a_body_over_the_limit_is_413(small: httpx.Client, path: str, chunked: b
     assert small.post(CHAT, json=chat("a" * 40_000)).status_code == 200
 
 
-def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_sent(small: httpx.Client) -> None:
+def test_a_declared_length_over_the_limit_is_413_before_the_body_is_sent(small: httpx.Client) -> None:
     with socket.create_connection((small.base_url.host, small.base_url.port or 0), timeout=5) as sock:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{small.base_url.port}\r\n"
         head += f"Authorization: {small.headers['authorization']}\r\nContent-Type: application/json\r\n"
@@ -186,6 +191,15 @@ def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_sent(small: htt
 @pytest.mark.parametrize(
     "values", [{"body_limit": 0}, {"max_clients": 0}, {"audio_timeout": 0}, {"timeout": -1}]
 )
-def test_a_setting_that_cannot_work_is_said_when_it_is_made(values: dict[str, Any]) -> None:
+def test_an_invalid_setting_is_an_error_in_the_constructor(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(values))):
         LocalProxy(**values)
+
+
+def test_every_client_option_except_http_client_is_accepted() -> None:
+    proxy = LocalProxy(total_timeout=60, requests_per_second=1, proxy_url="http://127.0.0.1:1")
+    assert repr(proxy) == "LocalProxy(stopped)"
+    with pytest.raises(ConfigurationError, match="http_client"):
+        LocalProxy(http_client=httpx.AsyncClient())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"LocalProxy.*top_k"):
+        LocalProxy(top_k=1)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""An API key is the call's alone: a client is kept by a hash of it, and the key goes when the call is over."""
+"""API keys: clients are cached by a hash of the key, and no key remains in memory after its call."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import openai
 import pytest
-from support.proxies import MODEL, Run, chat
-from support.proxy_process import Apart
-from support.scripted_upstream import Upstream, chunk
+from support.proxies import MODEL, StartProxy, chat
+from support.proxy_process import ProxyProcess
 
 from prem_core import AsyncPremClient
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine, reply
 from prem_core.proxy import LocalProxy
-from prem_core.proxy.client_cache import Clients
-from prem_core.proxy.wire import NO_KEY, WireClient
+from prem_core.proxy.client_cache import ClientCache
+from prem_core.proxy.wire import PLACEHOLDER_KEY, CapturingClient
 
 
-def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:
+def test_no_object_in_the_process_holds_an_api_key_after_the_call() -> None:
     mark = secrets.token_hex(8)
     with (
         LocalEnclave(api_key=f"sk_test_{mark}") as prem,
-        Apart(gateway_url=prem.gateway_url, enclave_url=prem.enclave_url) as proxy,
-        # Its connection to the proxy stays open meanwhile, and so does the proxy's own to the gateway.
+        ProxyProcess(gateway_url=prem.gateway_url, enclave_url=prem.enclave_url) as proxy,
+        # Its connection to the proxy stays open, and so does the proxy's to the gateway.
         openai.OpenAI(base_url=proxy.base_url, api_key=prem.api_key, max_retries=0) as official,
     ):
         assert official.chat.completions.create(**chat("The word is zebra. What is the word?"))
@@ -35,15 +34,15 @@ def test_nothing_in_the_process_holds_a_key_when_the_call_is_over() -> None:
             official.chat.completions.create(**chat(temperature=9))
         with pytest.raises(openai.AuthenticationError):
             official.with_options(api_key=f"sk_test_other_{mark}").models.list()
-        assert proxy.ask(f"holds {mark[::-1]}") == []
-        assert proxy.ask(f"holds {'zebra'[::-1]}") == []
-        assert proxy.ask(f"holds {NO_KEY[::-1]}") != [], "what is there is found"
+        assert proxy.holders(mark) == []
+        assert proxy.holders("zebra") == []
+        assert proxy.holders(PLACEHOLDER_KEY) != [], "the search works"
     assert proxy.errors == ""
 
 
-def test_every_caller_is_served_with_his_own_key(run: Run) -> None:
+def test_every_caller_uses_its_own_api_key(start_proxy: StartProxy) -> None:
     with LocalEnclave() as first, LocalEnclave(port=0) as other:
-        proxy = run(first)
+        proxy = start_proxy(first)
         for key, right in ((first.api_key, True), (other.api_key, False), (first.api_key, True)):
             with openai.OpenAI(base_url=proxy.base_url, api_key=key, max_retries=0) as official:
                 if right:
@@ -53,20 +52,22 @@ def test_every_caller_is_served_with_his_own_key(run: Run) -> None:
                         official.models.list()
 
 
-def test_with_a_key_of_its_own_the_proxy_asks_for_everybody(run: Run, enclave: LocalEnclave) -> None:
-    proxy = run(enclave, api_key=enclave.api_key)
-    assert enclave.api_key not in repr(proxy) + repr(vars(proxy)["exchanges"])
+def test_an_api_key_of_the_proxy_is_used_for_every_caller(
+    start_proxy: StartProxy, enclave: LocalEnclave
+) -> None:
+    proxy = start_proxy(enclave, api_key=enclave.api_key)
+    assert enclave.api_key not in repr(proxy) + repr(vars(proxy)["log"])
     assert httpx.get(f"{proxy.base_url}/models", trust_env=False).status_code == 200
-    headers = {"authorization": "Bearer sk_test_of_nobody"}
+    headers = {"authorization": "Bearer sk_test_wrong"}
     assert httpx.get(f"{proxy.base_url}/models", headers=headers, trust_env=False).status_code == 200
 
 
-def test_the_enclave_is_asked_for_its_public_key_without_anybodys_api_key(run: Run) -> None:
-    asked: list[dict[str, str]] = []
+def test_the_public_key_is_fetched_without_an_api_key(start_proxy: StartProxy) -> None:
+    received: list[dict[str, str]] = []
 
     class Keyless(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append({name.lower(): value for name, value in self.headers.items()})
+            received.append({name.lower(): value for name, value in self.headers.items()})
             self.send_error(404)
 
         def log_message(self, *_: object) -> None:
@@ -74,17 +75,17 @@ def test_the_enclave_is_asked_for_its_public_key_without_anybodys_api_key(run: R
 
     with LocalEnclave() as prem, HTTPServer(("127.0.0.1", 0), Keyless) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        proxy = run(prem, enclave_url=f"http://127.0.0.1:{server.server_port}", max_retries=0)
+        proxy = start_proxy(prem, enclave_url=f"http://127.0.0.1:{server.server_port}", max_retries=0)
         with openai.OpenAI(base_url=proxy.base_url, api_key=prem.api_key, max_retries=0) as official:
             with pytest.raises(openai.InternalServerError) as caught:
                 official.chat.completions.create(**chat())
         server.shutdown()
     assert caught.value.code == "enclave_key_error"
-    assert asked
-    assert all("authorization" not in headers for headers in asked)
+    assert received
+    assert all("authorization" not in headers for headers in received)
 
 
-def test_no_log_line_has_a_key_or_a_word_of_a_prompt(
+def test_no_log_line_contains_an_api_key_or_a_prompt(
     proxy: LocalProxy, enclave: LocalEnclave, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(1)
@@ -105,66 +106,75 @@ def test_no_log_line_has_a_key_or_a_word_of_a_prompt(
     assert "zebra" not in caplog.text
 
 
-# The clients that are kept
+# The client cache
 
 
-def clients(kept: int) -> tuple[Clients, list[WireClient]]:
-    made: list[WireClient] = []
-
-    def make(wire: WireClient) -> AsyncPremClient:
-        made.append(wire)
-        return AsyncPremClient(api_key=NO_KEY, http_client=wire)
-
-    return Clients(make, kept), made
+async def run_tasks() -> None:
+    """Let the tasks of the event loop run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
-async def test_one_key_has_one_client_and_another_key_another() -> None:
-    kept, made = clients(2)
-    async with kept.of("sk_a") as first, kept.of("sk_a") as again, kept.of("sk_b") as other:
+def clients(max_clients: int) -> tuple[ClientCache, list[CapturingClient]]:
+    made: list[CapturingClient] = []
+
+    def make(http_client: CapturingClient) -> AsyncPremClient:
+        made.append(http_client)
+        return AsyncPremClient(api_key=PLACEHOLDER_KEY, http_client=http_client)
+
+    return ClientCache(make, max_clients), made
+
+
+async def test_each_api_key_has_its_own_client() -> None:
+    cache, made = clients(2)
+    async with (
+        cache.client_for("sk_a") as first,
+        cache.client_for("sk_a") as again,
+        cache.client_for("sk_b") as other,
+    ):
         assert first is again
         assert first is not other
     assert len(made) == 2
-    await kept.aclose()
-    assert all(wire.is_closed for wire in made)
+    await cache.aclose()
+    assert all(each.is_closed for each in made)
 
 
 async def test_the_least_recently_used_client_is_closed_when_there_are_too_many() -> None:
-    kept, made = clients(2)
+    cache, made = clients(2)
     for key in ("sk_a", "sk_b", "sk_a", "sk_c"):
-        async with kept.of(key):
+        async with cache.client_for(key):
             pass
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert [wire.is_closed for wire in made] == [False, True, False]
-    assert len(kept) == 2
-    await kept.aclose()
+    await run_tasks()
+    assert [each.is_closed for each in made] == [False, True, False]
+    assert len(cache) == 2
+    await cache.aclose()
 
 
-async def test_a_client_in_use_is_not_closed_however_many_there_are() -> None:
-    kept, made = clients(1)
-    async with kept.of("sk_a"):
+async def test_a_client_in_use_is_not_closed() -> None:
+    cache, made = clients(1)
+    async with cache.client_for("sk_a"):
         for key in ("sk_b", "sk_c", "sk_d"):
-            async with kept.of(key):
+            async with cache.client_for(key):
                 pass
         assert not made[0].is_closed
-    async with kept.of("sk_e"):
-        await asyncio.sleep(0.01)
-        assert [wire.is_closed for wire in made] == [True] * 4 + [False]
-    await kept.aclose()
+    async with cache.client_for("sk_e"):
+        await run_tasks()
+        assert [each.is_closed for each in made] == [True] * 4 + [False]
+    await cache.aclose()
 
 
-def test_a_stream_outlives_its_clients_place(
-    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_a_stream_continues_when_its_client_is_evicted(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    upstream.says(*[chunk(str(number)) for number in range(50)], chunk(finish="stop"))
-    proxy = run(upstream_enclave, max_clients=1)
-    with openai.OpenAI(base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0) as official:
+    script.respond = lambda request: reply([str(number) for number in range(50)])
+    proxy = start_proxy(scripted_enclave, max_clients=1)
+    with openai.OpenAI(base_url=proxy.base_url, api_key=scripted_enclave.api_key, max_retries=0) as official:
         stream = official.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "Count."}], stream=True
         )
-        said = [next(stream).choices[0].delta.content]
+        texts = [next(stream).choices[0].delta.content]
         for number in range(3):
             with pytest.raises(openai.AuthenticationError):
                 official.with_options(api_key=f"sk_test_{number}").models.list()
-        said += [each.choices[0].delta.content for each in stream]
-    assert said[:50] == [str(number) for number in range(50)]
+        texts += [each.choices[0].delta.content for each in stream]
+    assert texts[:50] == [str(number) for number in range(50)]

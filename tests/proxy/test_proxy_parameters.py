@@ -1,24 +1,21 @@
-"""What goes on of a caller's parameters, what is refused, and what is dropped with a header that says so."""
+"""Parameters of a request: sent unchanged, rejected, or dropped and listed in a header."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from support.proxies import MODEL, Run, chat
-from support.scripted_upstream import Upstream
+from support.proxies import MODEL, StartProxy, chat
 
 from prem_core._protocol.request_schema import PARAM_NAMES
-from prem_core.enclave import LocalEnclave
-from prem_core.proxy import LocalProxy
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 CHAT = "/v1/chat/completions"
 
-#: A value for every parameter of the published schema that a service would not refuse for another's sake.
+#: A valid value for every parameter of the published schema.
 EVERYTHING: dict[str, Any] = {
     "model": "scripted",
     "messages": [
@@ -70,28 +67,22 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def bare(upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave) -> Iterator[httpx.Client]:
-    """A bare HTTP client of the proxy whose upstream shows what came to it."""
-    headers = {"authorization": f"Bearer {upstream_enclave.api_key}"}
-    with httpx.Client(base_url=upstream_proxy.url, headers=headers, trust_env=False, timeout=20) as client:
-        yield client
-
-
 def error(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
     assert reply.status_code == status, reply.text
     value: dict[str, Any] = reply.json()["error"]
     return value
 
 
-def test_every_parameter_of_the_published_schema_goes_through(bare: httpx.Client, upstream: Upstream) -> None:
+def test_every_parameter_of_the_published_schema_reaches_the_service(
+    scripted_http: httpx.Client, script: ScriptedEngine
+) -> None:
     assert set(EVERYTHING) == PARAM_NAMES
-    assert bare.post(CHAT, json=EVERYTHING).status_code == 200
-    assert upstream.requests[-1][1] == EVERYTHING
+    assert scripted_http.post(CHAT, json=EVERYTHING).status_code == 200
+    assert script.requests[-1].params == EVERYTHING
 
 
-def test_forms_that_openais_clients_write_are_put_into_the_schemas(
-    bare: httpx.Client, upstream: Upstream
+def test_messages_as_openais_clients_write_them_are_converted_to_the_schema(
+    scripted_http: httpx.Client, script: ScriptedEngine
 ) -> None:
     messages = [
         {"role": "developer", "content": "Be brief."},
@@ -101,29 +92,31 @@ def test_forms_that_openais_clients_write_are_put_into_the_schemas(
         {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "Done."}]},
     ]  # fmt: skip
     given = chat() | {"messages": messages, "parallel_tool_calls": True, "user": None, "temperature": None}
-    assert bare.post(CHAT, json=given).status_code == 200
-    sent = upstream.requests[-1][1]
+    assert scripted_http.post(CHAT, json=given).status_code == 200
+    sent = script.requests[-1].params
     assert [message["role"] for message in sent["messages"]] == ["system", "user", "assistant", "tool"]
     assert "content" not in sent["messages"][2]
     assert "name" not in sent["messages"][1]
     assert not {"parallel_tool_calls", "user", "temperature"} & set(sent)
 
 
-def test_names_outside_the_schema_are_refused_and_all_named(bare: httpx.Client, upstream: Upstream) -> None:
-    found = error(bare.post(CHAT, json=chat(user="anna", top_k=3, seed=1)))
+def test_unsupported_parameters_are_rejected_and_all_named(
+    scripted_http: httpx.Client, script: ScriptedEngine
+) -> None:
+    found = error(scripted_http.post(CHAT, json=chat(user="anna", top_k=3, seed=1)))
     assert "user" in found["message"]
     assert "top_k" in found["message"]
     assert "seed" not in found["message"]
     assert "anna" not in found["message"]
     assert (found["param"], found["code"]) == ("user", "unsupported_parameter")
-    assert upstream.requests == []
+    assert script.requests == []
 
 
-def test_names_outside_the_schema_are_dropped_where_that_was_said_and_listed(
-    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_drop_unsupported_drops_parameters_and_lists_them_in_a_header(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    proxy = run(upstream_enclave, drop_unsupported=True)
-    with openai.OpenAI(base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0) as official:
+    proxy = start_proxy(scripted_enclave, drop_unsupported=True)
+    with openai.OpenAI(base_url=proxy.base_url, api_key=scripted_enclave.api_key, max_retries=0) as official:
         create = official.chat.completions.with_raw_response.create
         extra = {"top_k": 3, "naïve, name": 1}
         for streamed in (False, True):
@@ -131,29 +124,33 @@ def test_names_outside_the_schema_are_dropped_where_that_was_said_and_listed(
             reply.parse()
             dropped = reply.headers["x-prem-dropped"].split(", ")
             assert sorted(dropped) == ["na%C3%AFve%2C%20name", "parallel_tool_calls", "top_k", "user"]
-            assert set(upstream.requests[-1][1]) == {"model", "messages", "stream", "stream_options"}
+            assert set(script.requests[-1].params) == {"model", "messages", "stream"}
         assert "x-prem-dropped" not in create(**chat()).headers
         with pytest.raises(openai.BadRequestError) as caught:
             create(**chat(user="anna"), temperature=9)
-        assert caught.value.response.headers["x-prem-dropped"] == "user", "errors say it too"
+        assert caught.value.response.headers["x-prem-dropped"] == "user", "errors have it too"
 
 
-def test_very_many_names_make_no_huge_answer(
-    bare: httpx.Client, run: Run, upstream_enclave: LocalEnclave
+def test_the_list_of_unsupported_parameters_is_bounded(
+    scripted_http: httpx.Client, start_proxy: StartProxy, scripted_enclave: LocalEnclave
 ) -> None:
     many = {"x" * 500 + str(number): 1 for number in range(500)}
-    assert len(bare.post(CHAT, json=chat(**many)).content) < 3000
-    proxy = run(upstream_enclave, drop_unsupported=True)
-    reply = httpx.post(f"{proxy.url}{CHAT}", json=chat(**many), headers=bare.headers, trust_env=False)
+    assert len(scripted_http.post(CHAT, json=chat(**many)).content) < 3000
+    proxy = start_proxy(scripted_enclave, drop_unsupported=True)
+    reply = httpx.post(
+        f"{proxy.url}{CHAT}", json=chat(**many), headers=scripted_http.headers, trust_env=False
+    )
     assert reply.status_code == 200
     assert len(reply.headers["x-prem-dropped"]) < 3000
 
 
 @pytest.mark.parametrize("name", ["extra_body", "timeout", "self", "file"])
-def test_no_name_reaches_anything_but_the_schema(bare: httpx.Client, upstream: Upstream, name: str) -> None:
-    # They are arguments of the client's own methods.
-    assert name in error(bare.post(CHAT, json=chat(**{name: {"user": "anna"}})))["message"]
-    assert upstream.requests == []
+def test_a_parameter_cannot_set_an_argument_of_the_client(
+    scripted_http: httpx.Client, script: ScriptedEngine, name: str
+) -> None:
+    # These are arguments of the client's methods.
+    assert name in error(scripted_http.post(CHAT, json=chat(**{name: {"user": "anna"}})))["message"]
+    assert script.requests == []
 
 
 @pytest.mark.parametrize(
@@ -170,13 +167,13 @@ def test_no_name_reaches_anything_but_the_schema(bare: httpx.Client, upstream: U
             {"type": "image_url", "image_url": {"url": "data:,x"}}]}]}, "messages.0.content"),
     ],
 )  # fmt: skip
-def test_what_the_schema_forbids_is_400_with_the_parameters_path(
-    bare: httpx.Client, upstream: Upstream, params: dict[str, Any], param: str
+def test_an_invalid_parameter_is_400_with_its_path(
+    scripted_http: httpx.Client, script: ScriptedEngine, params: dict[str, Any], param: str
 ) -> None:
-    found = error(bare.post(CHAT, json={**chat("zebra"), **params}))
+    found = error(scripted_http.post(CHAT, json={**chat("zebra"), **params}))
     assert found["param"].startswith(param)
     assert "zebra" not in found["message"]
-    assert upstream.requests == []
+    assert script.requests == []
 
 
 @pytest.mark.parametrize(
@@ -194,29 +191,33 @@ def test_what_the_schema_forbids_is_400_with_the_parameters_path(
     ],
     ids=["empty", "text", "cut", "list", "string", "NaN", "huge number", "not UTF-8", "deep"],
 )
-def test_a_body_that_is_no_json_object_is_400_and_not_repeated(bare: httpx.Client, body: bytes) -> None:
-    reply = bare.post(CHAT, content=body, headers={"content-type": "application/json"})
+def test_a_body_that_is_not_a_json_object_is_400_without_quoting_it(
+    scripted_http: httpx.Client, body: bytes
+) -> None:
+    reply = scripted_http.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert "zebra" not in error(reply)["message"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_a_body_that_is_not_called_json_is_415(bare: httpx.Client, kind: str) -> None:
-    error(bare.post(CHAT, content=json.dumps(chat()), headers={"content-type": kind}), 415)
+def test_a_content_type_other_than_json_is_415(scripted_http: httpx.Client, kind: str) -> None:
+    error(scripted_http.post(CHAT, content=json.dumps(chat()), headers={"content-type": kind}), 415)
 
 
-def test_text_that_utf_8_cannot_hold_is_400(bare: httpx.Client) -> None:
+def test_text_with_a_lone_surrogate_is_400(scripted_http: httpx.Client) -> None:
     body = b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}'
-    reply = bare.post(CHAT, content=body, headers={"content-type": "application/json"})
+    reply = scripted_http.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert error(reply)["param"] == "messages"
 
 
-def test_a_large_prompt_goes_through_whole(bare: httpx.Client, upstream: Upstream) -> None:
+def test_a_large_prompt_reaches_the_service_unchanged(
+    scripted_http: httpx.Client, script: ScriptedEngine
+) -> None:
     prompt = "Ω" * 2_000_000
-    assert bare.post(CHAT, json=chat(prompt)).status_code == 200
-    assert upstream.requests[-1][1]["messages"][0]["content"] == prompt
+    assert scripted_http.post(CHAT, json=chat(prompt)).status_code == 200
+    assert script.requests[-1].params["messages"][0]["content"] == prompt
 
 
-def test_models_can_be_asked_for_by_type(http: httpx.Client) -> None:
+def test_models_can_be_filtered_by_type(http: httpx.Client) -> None:
     def names(query: str) -> list[str]:
         value = http.get(f"/v1/models{query}").json()
         assert value["object"] == "list"

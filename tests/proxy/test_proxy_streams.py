@@ -1,4 +1,4 @@
-"""Streams: nothing lost or mixed, nothing cut that looks whole, and nobody worked for who has left."""
+"""Streams through the proxy: complete or truncated, disconnects, and stop."""
 
 from __future__ import annotations
 
@@ -9,84 +9,73 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from starlette.responses import StreamingResponse
-from support.proxies import Run, chat, descriptors, eventually, in_front_of, needs_proc
-from support.scripted_upstream import Upstream, chunk, delta, finish, tool_call, usage
+from support.proxies import StartProxy, chat, descriptors, headers, needs_proc, no_thread_left, proxy_for
+from support.scripted_upstream import chunk, delta, finish, tool_call, usage
+from support.waiting import eventually
 
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, read_json
-from prem_core.enclave import LocalEnclave
-from prem_core.proxy import LocalProxy
-from prem_core.proxy import responses as replies
-from prem_core.proxy.coalesce import MOST, together
+from prem_core.enclave import Engine, EngineError, EngineRequest, LocalEnclave, ScriptedEngine, reply
+from prem_core.proxy import LocalProxy, responses
+from prem_core.proxy.coalesce import MAX_BUFFERED, coalesce
 
 CHAT = "/v1/chat/completions"
 
 
 def events(body: str) -> list[Any]:
-    """The data of server-sent events; the last one as it stands."""
+    """The data of server-sent events: JSON objects, and other data as it is."""
     assert body.endswith("\n\n")
     data = [line.removeprefix("data: ") for line in body.split("\n\n")[:-1]]
     return [json.loads(each) if each[0] == "{" else each for each in data]
 
 
-def headers(prem: LocalEnclave) -> dict[str, str]:
-    return {"authorization": f"Bearer {prem.api_key}"}
+# Complete
 
 
-# Whole
+async def test_a_hundred_concurrent_streams_lose_and_mix_no_chunk(start_proxy: StartProxy) -> None:
+    class Interleaving(Engine):
+        """Sends the first chunk of every stream, and the others when a hundred streams are open."""
 
+        def __init__(self) -> None:
+            self.open = 0
+            self.all_open = asyncio.Event()
 
-async def test_a_hundred_streams_at_once_lose_and_mix_nothing(
-    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
-) -> None:
-    arrived: list[str] = []
-    everybody: list[asyncio.Event] = []
-
-    def answer(body: dict[str, Any]) -> StreamingResponse:
-        everybody.append(everybody[0] if everybody else asyncio.Event())
-        mark = body["messages"][0]["content"]
-        arrived.append(mark)
-        if len(arrived) == 100:
-            everybody[0].set()
-
-        async def say() -> AsyncIterator[str]:
-            yield f"data: {json.dumps(chunk(f'{mark}:0 '))}\n\n"
-            await everybody[0].wait()  # all are open now
+        async def chat(self, request: EngineRequest) -> AsyncGenerator[dict[str, Any], None]:
+            self.open += 1
+            if self.open == 100:
+                self.all_open.set()
+            yield chunk(f"{request.text}:0 ")
+            await self.all_open.wait()
             for number in range(1, 40):
-                yield f"data: {json.dumps(chunk(f'{mark}:{number} '))}\n\n"
+                yield chunk(f"{request.text}:{number} ")
                 await asyncio.sleep(0)
-            yield f"data: {json.dumps(finish())}\n\n"
-            yield f"data: {json.dumps(usage(1, 2))}\n\ndata: [DONE]\n\n"
-
-        return StreamingResponse(say(), media_type="text/event-stream")
-
-    upstream.answer = answer
-    proxy = run(upstream_enclave, max_concurrency=None)
+            yield finish()
 
     async def ask(client: openai.AsyncOpenAI, mark: str) -> str:
         stream = await client.chat.completions.create(**chat(mark), stream=True)
-        return "".join([each.choices[0].delta.content or "" async for each in stream if each.choices])
+        return "".join([each.choices[0].delta.content or "" async for each in stream])
 
-    async with openai.AsyncOpenAI(
-        base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0, timeout=60
-    ) as client:
-        marks = [f"m{number}" for number in range(100)]
-        said = await asyncio.gather(*(ask(client, mark) for mark in marks))
-    assert said == ["".join(f"{mark}:{number} " for number in range(40)) for mark in marks]
-    assert {exchange.state for exchange in proxy.exchanges.latest()} == {"done"}
+    with LocalEnclave(engine=Interleaving()) as prem:
+        proxy = start_proxy(prem, max_concurrency=None)
+        async with openai.AsyncOpenAI(
+            base_url=proxy.base_url, api_key=prem.api_key, max_retries=0, timeout=60
+        ) as client:
+            marks = [f"m{number}" for number in range(100)]
+            texts = await asyncio.gather(*(ask(client, mark) for mark in marks))
+    assert texts == ["".join(f"{mark}:{number} " for number in range(40)) for mark in marks]
+    assert {record.state for record in proxy.log.latest()} == {"done"}
 
 
-async def test_more_streams_than_may_be_on_their_way_wait_for_their_turn(
-    run: Run, enclave: LocalEnclave
+async def test_streams_over_max_concurrency_wait_for_a_permit(
+    start_proxy: StartProxy, enclave: LocalEnclave
 ) -> None:
-    proxy = run(enclave, max_concurrency=2)
+    proxy = start_proxy(enclave, max_concurrency=2)
     async with openai.AsyncOpenAI(base_url=proxy.base_url, api_key=enclave.api_key, max_retries=0) as client:
 
         async def ask(number: int) -> str:
@@ -99,14 +88,14 @@ async def test_more_streams_than_may_be_on_their_way_wait_for_their_turn(
             assert str(number) in text
 
 
-def test_what_the_service_streams_goes_on_with_every_field(
-    upstream_client: openai.OpenAI, upstream: Upstream, http: httpx.Client
+def test_every_field_of_a_chunk_reaches_the_client(
+    scripted_client: openai.OpenAI, script: ScriptedEngine, http: httpx.Client
 ) -> None:
     logprobs = {
         "content": [{"token": "Hi", "logprob": -0.1, "bytes": None, "top_logprobs": []}],
         "refusal": None,
     }
-    upstream.says(
+    chunks_sent = [
         delta(role="assistant", reasoning_content="Let me think."),
         chunk(
             choices=[{"index": 1, "delta": {"content": "Hi"}, "finish_reason": None, "logprobs": logprobs}]
@@ -116,9 +105,10 @@ def test_what_the_service_streams_goes_on_with_every_field(
         chunk(choices=[{"index": 0, "delta": [], "finish_reason": "tool_calls", "matched_stop": "x"}]),
         chunk(choices=[{"index": 1, "delta": {}, "finish_reason": "stop"}]),
         usage(6, 1, reasoning=1, cached=3),
-    )
+    ]
+    script.respond = lambda request: chunks_sent
     options = {"stream_options": {"include_usage": True}}
-    chunks = list(upstream_client.chat.completions.create(**chat(), stream=True, **options))
+    chunks = list(scripted_client.chat.completions.create(**chat(), stream=True, **options))
     assert chunks[0].choices[0].delta.reasoning_content == "Let me think."  # type: ignore[attr-defined]
     assert chunks[1].choices[0].index == 1
     assert chunks[1].choices[0].logprobs is not None
@@ -130,7 +120,7 @@ def test_what_the_service_streams_goes_on_with_every_field(
     assert chunks[-1].choices == []
     assert chunks[-1].usage.prompt_tokens_details.cached_tokens == 3  # type: ignore[union-attr]
 
-    whole = upstream_client.chat.completions.create(**chat())
+    whole = scripted_client.chat.completions.create(**chat())
     assert [choice.finish_reason for choice in whole.choices] == ["tool_calls", "stop"]
     calls = whole.choices[0].message.tool_calls
     assert [call.function.arguments for call in calls] == ['{"a":1}', "{}"]  # type: ignore[union-attr]
@@ -139,14 +129,14 @@ def test_what_the_service_streams_goes_on_with_every_field(
     assert whole.choices[0].message.reasoning_content == "Let me think."  # type: ignore[attr-defined]
 
 
-def test_a_streams_bytes_are_those_that_every_reader_of_events_takes(
-    upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_a_stream_is_valid_server_sent_events(
+    scripted_proxy: LocalProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    upstream.says(chunk("line\nbreak\r\n\u2028 Ω"), finish())
+    script.respond = lambda request: [chunk("line\nbreak\r\n\u2028 Ω"), finish()]
     reply = httpx.post(
-        upstream_proxy.url + CHAT,
+        scripted_proxy.url + CHAT,
         json=chat(stream=True),
-        headers=headers(upstream_enclave),
+        headers=headers(scripted_enclave),
         trust_env=False,
     )
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -158,13 +148,15 @@ def test_a_streams_bytes_are_those_that_every_reader_of_events_takes(
     assert done == "[DONE]"
 
 
-def test_what_openais_clients_count_on_is_there_even_where_the_service_left_it_out() -> None:
+def test_fields_that_openais_clients_require_are_added_where_the_service_omits_them() -> None:
     bare = read_json(ChatCompletionChunk, b'{"choices": [{"delta": null}], "new": {"kept": null}}')
-    value = json.loads(replies.event(bare).removeprefix(b"data: "))
+    value = json.loads(responses.event(bare).removeprefix(b"data: "))
     assert {"id", "object", "created", "model"} <= set(value)
     assert value["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
     whole = json.loads(
-        replies.completion(read_json(ChatCompletion, b'{"id": "c", "new": 1, "choices": [{"message": {}}]}'))
+        responses.completion(
+            read_json(ChatCompletion, b'{"id": "c", "new": 1, "choices": [{"message": {}}]}')
+        )
     )
     assert whole["object"] == "chat.completion"
     assert whole["new"] == 1
@@ -178,7 +170,7 @@ def test_what_openais_clients_count_on_is_there_even_where_the_service_left_it_o
     ]
 
 
-async def test_what_is_there_at_once_goes_on_at_once_and_an_error_comes_last() -> None:
+async def test_coalesce_combines_available_items_and_raises_an_error_after_them() -> None:
     more = asyncio.Event()
 
     async def items() -> AsyncIterator[int]:
@@ -188,7 +180,7 @@ async def test_what_is_there_at_once_goes_on_at_once_and_an_error_comes_last() -
         yield 3
         raise ValueError("cut")
 
-    batches = together(items())
+    batches = coalesce(items())
     assert await anext(batches) == [1, 2]
     more.set()
     assert await anext(batches) == [3]
@@ -196,73 +188,67 @@ async def test_what_is_there_at_once_goes_on_at_once_and_an_error_comes_last() -
         await anext(batches)
 
 
-async def test_whoever_takes_slowly_is_not_run_ahead_of_for_ever() -> None:
+async def test_coalesce_reads_a_bounded_number_of_items_ahead() -> None:
     made = []
 
     async def items() -> AsyncIterator[int]:
-        for number in range(MOST * 4):
+        for number in range(MAX_BUFFERED * 4):
             made.append(number)
             yield number
 
-    batches = together(items())
+    batches = coalesce(items())
     got = await anext(batches)
-    await asyncio.sleep(0.01)
-    assert len(made) <= len(got) + MOST + 1
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(made) <= len(got) + MAX_BUFFERED + 1
     async for batch in batches:
         got += batch
-    assert got == list(range(MOST * 4))
+    assert got == list(range(MAX_BUFFERED * 4))
 
 
-# Cut
+# Truncated
 
 
 def test_an_error_before_the_first_chunk_has_its_status(
-    upstream_client: openai.OpenAI, upstream: Upstream
+    scripted_client: openai.OpenAI, script: ScriptedEngine
 ) -> None:
-    upstream.refuses(503, {})
+    script.respond = lambda request: EngineError("overloaded", status=503)
     with pytest.raises(openai.InternalServerError) as caught:
-        upstream_client.chat.completions.create(**chat(), stream=True)
+        scripted_client.chat.completions.create(**chat(), stream=True)
     assert caught.value.status_code == 503
 
 
-Cut = Callable[[Upstream], None]
+#: The ways in which a stream can end early, after the chunk "Hel".
+TRUNCATED: dict[str, Any] = {
+    "error event": [chunk("Hel"), EngineError("overloaded", status=503, type="overloaded_error")],
+    "no done event": reply("Hel", truncated=True),
+    "no finish reason": [chunk("Hel")],
+}
 
 
-def reported(upstream: Upstream) -> None:
-    upstream.says(chunk("Hel"), {"error": {"message": "overloaded", "type": "overloaded_error"}})
-
-
-def ended(upstream: Upstream) -> None:
-    upstream.says(chunk("Hel"), done=False)
-
-
-def unfinished(upstream: Upstream) -> None:
-    upstream.says(chunk("Hel"))
-
-
-@pytest.mark.parametrize("cut", [reported, ended, unfinished])
-def test_a_cut_stream_is_an_error_in_the_official_client_and_no_end_in_any_other(
-    upstream_client: openai.OpenAI,
-    upstream_proxy: LocalProxy,
-    upstream_enclave: LocalEnclave,
-    upstream: Upstream,
-    cut: Cut,
+@pytest.mark.parametrize("truncated", TRUNCATED.values(), ids=TRUNCATED)
+def test_a_truncated_stream_is_an_error_in_the_official_client_and_unfinished_for_any_other(
+    scripted_client: openai.OpenAI,
+    scripted_proxy: LocalProxy,
+    scripted_enclave: LocalEnclave,
+    script: ScriptedEngine,
+    truncated: Any,
 ) -> None:
-    cut(upstream)
-    said = []
+    script.respond = lambda request: truncated
+    texts = []
     with pytest.raises(openai.APIError) as caught:
-        for each in upstream_client.chat.completions.create(**chat(), stream=True):
-            said.append(each.choices[0].delta.content)
-    assert said == ["Hel"]
+        for each in scripted_client.chat.completions.create(**chat(), stream=True):
+            texts.append(each.choices[0].delta.content)
+    assert texts == ["Hel"]
     assert caught.value.message
-    assert upstream_proxy.exchanges.latest()[0].state == "failed"
-    assert upstream_proxy.exchanges.latest()[0].status == 200
+    assert scripted_proxy.log.latest()[0].state == "failed"
+    assert scripted_proxy.log.latest()[0].status == 200
 
-    # Whoever does not know the error finds that the body has no end.
+    # A client that ignores the error finds an incomplete body.
     body = ""
     with httpx.Client(trust_env=False) as plain:
         with plain.stream(
-            "POST", upstream_proxy.url + CHAT, json=chat(stream=True), headers=headers(upstream_enclave)
+            "POST", scripted_proxy.url + CHAT, json=chat(stream=True), headers=headers(scripted_enclave)
         ) as reply:
             with pytest.raises(httpx.RemoteProtocolError):
                 for piece in reply.iter_text():
@@ -272,18 +258,17 @@ def test_a_cut_stream_is_an_error_in_the_official_client_and_no_end_in_any_other
     assert "[DONE]" not in body
 
 
-def test_a_cut_whole_answer_is_an_error_and_no_short_answer(
-    upstream_client: openai.OpenAI, upstream: Upstream
+def test_a_truncated_response_that_is_not_streamed_is_an_error(
+    scripted_client: openai.OpenAI, script: ScriptedEngine
 ) -> None:
-    upstream.says(chunk("Hel"), done=False)
+    script.respond = lambda request: reply("Hel", truncated=True)
     with pytest.raises(openai.InternalServerError):
-        upstream_client.chat.completions.create(**chat())
+        scripted_client.chat.completions.create(**chat())
 
 
-def test_a_gateway_that_breaks_off_is_an_error_in_the_stream(run: Run, upstream: Upstream) -> None:
-    upstream.stalls(chunk("Hel"))
-    prem = LocalEnclave(upstream=upstream.url).start()
-    with openai.OpenAI(base_url=run(prem).base_url, api_key=prem.api_key, max_retries=0) as client:
+def test_a_broken_connection_to_the_gateway_is_an_error_in_the_stream(start_proxy: StartProxy) -> None:
+    prem = LocalEnclave(replies=[reply("Hel", stalled=True)]).start()
+    with openai.OpenAI(base_url=start_proxy(prem).base_url, api_key=prem.api_key, max_retries=0) as client:
         stream = client.chat.completions.create(**chat(), stream=True)
         assert next(stream).choices[0].delta.content == "Hel"
         prem.stop()
@@ -292,93 +277,85 @@ def test_a_gateway_that_breaks_off_is_an_error_in_the_stream(run: Run, upstream:
     assert caught.value.code == "stream_interrupted"
 
 
-def test_the_official_npm_client_raises_on_a_cut_stream(
-    npm_client: Path, upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_the_official_npm_client_raises_on_a_truncated_stream(
+    npm_client: Path, scripted_proxy: LocalProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    reported(upstream)
+    script.respond = lambda request: TRUNCATED["error event"]
     script = """
         import OpenAI, { APIError } from "openai";
         const [, , baseURL, apiKey] = process.argv;
         const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
         const messages = [{ role: "user", content: "Hello?" }];
         const stream = await client.chat.completions.create({ model: "m", messages, stream: true });
-        const said = [];
+        const texts = [];
         try {
-          for await (const chunk of stream) said.push(chunk.choices[0].delta.content);
-          said.push("whole");
+          for await (const chunk of stream) texts.push(chunk.choices[0].delta.content);
+          texts.push("complete");
         } catch (error) {
-          said.push(error instanceof APIError ? error.error.type : String(error));
+          texts.push(error instanceof APIError ? error.error.type : String(error));
         }
-        console.log(JSON.stringify(said));
+        console.log(JSON.stringify(texts));
     """
-    (npm_client / "cut.mjs").write_text(script)
-    held = subprocess.run(
-        ["node", "cut.mjs", upstream_proxy.base_url, upstream_enclave.api_key],
+    (npm_client / "truncated.mjs").write_text(script)
+    ended = subprocess.run(
+        ["node", "truncated.mjs", scripted_proxy.base_url, scripted_enclave.api_key],
         cwd=npm_client,
         capture_output=True,
         text=True,
         timeout=30,
         check=True,
     )
-    assert json.loads(held.stdout) == ["Hel", "overloaded_error"]
+    assert json.loads(ended.stdout) == ["Hel", "overloaded_error"]
 
 
-# Left
+# Disconnects
 
 
-@pytest.fixture
-def direct(upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave) -> Iterator[httpx.Client]:
-    options: dict[str, Any] = {"base_url": upstream_proxy.url, "trust_env": False}
-    with httpx.Client(headers=headers(upstream_enclave), timeout=0.4, **options) as client:
-        yield client
-
-
-def test_hanging_up_in_a_stream_cancels_upstream_at_once(
-    direct: httpx.Client, upstream_proxy: LocalProxy, upstream: Upstream
+def test_a_disconnect_during_a_stream_cancels_the_request(
+    scripted_http: httpx.Client, scripted_proxy: LocalProxy, script: ScriptedEngine
 ) -> None:
-    upstream.stalls(chunk("Hel"))
-    with direct.stream("POST", CHAT, json=chat(stream=True)) as reply:
-        pieces = reply.iter_raw()  # kept: httpx hangs up when it is forgotten
-        assert next(pieces)
-        assert not upstream.left.wait(0.2)
-    assert upstream.left.wait(2)
-    assert eventually(lambda: upstream_proxy.exchanges.latest()[0].state == "left")
+    script.respond = lambda request: reply("Hel", stalled=True)
+    with scripted_http.stream("POST", CHAT, json=chat(stream=True)) as response:
+        chunks = response.iter_raw()  # kept: httpx disconnects when the iterator is garbage-collected
+        assert next(chunks)
+        assert not script.disconnected.is_set()
+    assert script.disconnected.wait(5)
+    assert eventually(lambda: scripted_proxy.log.latest()[0].state == "disconnected")
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_hanging_up_before_the_first_chunk_cancels_upstream_at_once(
-    direct: httpx.Client, upstream_proxy: LocalProxy, upstream: Upstream, streamed: bool
+def test_a_disconnect_before_the_first_chunk_cancels_the_request(
+    scripted_http: httpx.Client, scripted_proxy: LocalProxy, script: ScriptedEngine, streamed: bool
 ) -> None:
-    upstream.stalls()
+    script.respond = lambda request: reply(delay=60)
     with pytest.raises(httpx.ReadTimeout):
-        direct.post(CHAT, json=chat(stream=streamed))
-    assert upstream.left.wait(2)
-    assert eventually(lambda: upstream_proxy.exchanges.latest()[0].state == "left")
-    assert upstream_proxy.exchanges.latest()[0].status is None
+        scripted_http.post(CHAT, json=chat(stream=streamed), timeout=0.4)
+    assert script.disconnected.wait(5)
+    assert eventually(lambda: scripted_proxy.log.latest()[0].state == "disconnected")
+    assert scripted_proxy.log.latest()[0].status is None
 
 
-def test_hanging_up_while_waiting_for_ones_turn_gives_the_place_up(
-    run: Run, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_a_disconnect_while_waiting_for_a_permit_leaves_the_queue(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    upstream.stalls(chunk("Hel"))
-    proxy = run(upstream_enclave, max_concurrency=1)
+    script.respond = lambda request: reply("Hel", stalled=True)
+    proxy = start_proxy(scripted_enclave, max_concurrency=1)
     with httpx.Client(
-        base_url=proxy.url, headers=headers(upstream_enclave), trust_env=False, timeout=5
+        base_url=proxy.url, headers=headers(scripted_enclave), trust_env=False, timeout=5
     ) as patient:
         with patient.stream("POST", CHAT, json=chat(stream=True)) as first:
-            pieces = first.iter_raw()  # kept: httpx hangs up when it is forgotten
-            assert next(pieces)
+            chunks = first.iter_raw()  # kept: httpx disconnects when the iterator is garbage-collected
+            assert next(chunks)
             with pytest.raises(httpx.ReadTimeout):
                 patient.post(CHAT, json=chat("waits"), timeout=0.3)
-            assert eventually(lambda: proxy.exchanges.latest()[0].state == "left")
-            upstream.says(chunk("Hello"), finish())
+            assert eventually(lambda: proxy.log.latest()[0].state == "disconnected")
+            script.respond = lambda request: "Hello"
         assert patient.post(CHAT, json=chat("next")).status_code == 200
-    asked = [body["messages"][0]["content"] for _, body in upstream.requests]
-    assert asked == ["Say hello.", "next"]
+    assert [request.text for request in script.requests] == ["Say hello.", "next"]
 
 
-def test_hanging_up_in_the_middle_of_a_body_is_noticed_too(
-    upstream_proxy: LocalProxy, upstream_enclave: LocalEnclave, upstream: Upstream
+def test_a_disconnect_during_the_request_body_is_recorded(
+    scripted_proxy: LocalProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
     def half() -> Iterator[bytes]:
         yield b'{"model": "m", '
@@ -386,57 +363,57 @@ def test_hanging_up_in_the_middle_of_a_body_is_noticed_too(
 
     kind = {"content-type": "application/json"}
     with httpx.Client(trust_env=False) as client, pytest.raises(ConnectionError):
-        client.post(upstream_proxy.url + CHAT, content=half(), headers=headers(upstream_enclave) | kind)
-    assert eventually(lambda: upstream_proxy.exchanges.latest()[0].state == "left")
-    assert upstream.requests == []
+        client.post(scripted_proxy.url + CHAT, content=half(), headers=headers(scripted_enclave) | kind)
+    assert eventually(lambda: scripted_proxy.log.latest()[0].state == "disconnected")
+    assert script.requests == []
 
 
-def test_hanging_up_on_a_request_without_a_body_is_noticed_too(run: Run, enclave: LocalEnclave) -> None:
+def test_a_disconnect_of_a_request_without_a_body_is_recorded(
+    start_proxy: StartProxy, enclave: LocalEnclave
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a gateway that never answers
-        proxy = run(enclave, gateway_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        proxy = start_proxy(enclave, gateway_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(f"{proxy.base_url}/models", headers=headers(enclave), trust_env=False, timeout=0.3)
-        assert eventually(lambda: proxy.exchanges.latest()[0].state == "left")
+        assert eventually(lambda: proxy.log.latest()[0].state == "disconnected")
 
 
-# Stopped
+# Start and stop
 
 
-def test_stopping_ends_open_streams_with_an_error_and_soon(
-    upstream_enclave: LocalEnclave, upstream: Upstream, run: Run
+def test_stop_ends_open_streams_with_an_error(
+    scripted_enclave: LocalEnclave, script: ScriptedEngine, start_proxy: StartProxy
 ) -> None:
-    upstream.stalls(chunk("Hel"))
-    proxy = run(upstream_enclave)
-    with openai.OpenAI(base_url=proxy.base_url, api_key=upstream_enclave.api_key, max_retries=0) as client:
+    script.respond = lambda request: reply("Hel", stalled=True)
+    proxy = start_proxy(scripted_enclave)
+    with openai.OpenAI(base_url=proxy.base_url, api_key=scripted_enclave.api_key, max_retries=0) as client:
         stream = client.chat.completions.create(**chat(), stream=True)
         assert next(stream).choices[0].delta.content == "Hel"
-        began = time.monotonic()
         proxy.stop()
-        assert time.monotonic() - began < 3
         with pytest.raises(openai.APIError, match="stopped"):
             next(stream)
-    assert upstream.left.wait(2)
-    assert proxy.exchanges.latest()[0].error == "Stopped"
+    assert script.disconnected.wait(5)
+    assert proxy.log.latest()[0].error == "proxy_stopped"
 
 
-def test_stopping_answers_those_who_wait_for_a_whole_answer(
-    upstream_enclave: LocalEnclave, upstream: Upstream, run: Run
+def test_stop_answers_waiting_requests_with_503(
+    scripted_enclave: LocalEnclave, script: ScriptedEngine, start_proxy: StartProxy
 ) -> None:
-    upstream.stalls()
-    proxy = run(upstream_enclave)
+    script.respond = lambda request: reply(delay=60)
+    proxy = start_proxy(scripted_enclave)
     found: list[httpx.Response] = []
 
     def wait() -> None:
         found.append(
             httpx.post(
-                proxy_url + CHAT, json=chat(), headers=headers(upstream_enclave), trust_env=False, timeout=10
+                proxy_url + CHAT, json=chat(), headers=headers(scripted_enclave), trust_env=False, timeout=10
             )
         )
 
     proxy_url = proxy.url
     waiting = threading.Thread(target=wait)
     waiting.start()
-    assert eventually(lambda: bool(upstream.requests))
+    assert eventually(lambda: bool(script.requests))
     proxy.stop()
     waiting.join(10)
     assert found[0].status_code == 503
@@ -444,26 +421,31 @@ def test_stopping_answers_those_who_wait_for_a_whole_answer(
     assert found[0].headers["x-should-retry"] == "false"
 
 
-def test_somebody_who_does_not_read_does_not_hold_up_the_end(
-    upstream_enclave: LocalEnclave, upstream: Upstream, run: Run
+def test_a_client_that_does_not_read_does_not_delay_stop(
+    scripted_enclave: LocalEnclave, script: ScriptedEngine
 ) -> None:
-    upstream.says(*[chunk("x" * 50_000)] * 400, finish())
-    proxy = run(upstream_enclave)
-    with httpx.Client(trust_env=False) as client:
+    script.respond = lambda request: reply(["x" * 50_000] * 400)
+    with no_thread_left(), httpx.Client(trust_env=False) as client:
+        proxy = proxy_for(scripted_enclave).start()
+
+        def blocked() -> bool:
+            """Whether the proxy has sent what fits into the buffers, and no more."""
+            sent = proxy.log.latest()[0].response_bytes
+            time.sleep(0.1)
+            return 0 < sent == proxy.log.latest()[0].response_bytes < 400 * 50_000
+
         with client.stream(
-            "POST", proxy.url + CHAT, json=chat(stream=True), headers=headers(upstream_enclave)
+            "POST", proxy.url + CHAT, json=chat(stream=True), headers=headers(scripted_enclave)
         ):
-            time.sleep(0.5)
-            began = time.monotonic()
+            assert eventually(blocked)
             proxy.stop()
-            assert time.monotonic() - began < 4
 
 
 @needs_proc
 def test_a_stopped_proxy_leaves_no_thread_no_descriptor_and_no_port() -> None:
     def live() -> str:
-        # An enclave of its own: what another one keeps open for later would be counted here.
-        with LocalEnclave() as prem, in_front_of(prem) as proxy:
+        # Its own enclave: another one may have open connections.
+        with LocalEnclave() as prem, proxy_for(prem) as proxy:
             with openai.OpenAI(base_url=proxy.base_url, api_key=prem.api_key, max_retries=0) as client:
                 assert client.chat.completions.create(**chat())
                 assert list(client.chat.completions.create(**chat(), stream=True))
@@ -474,7 +456,7 @@ def test_a_stopped_proxy_leaves_no_thread_no_descriptor_and_no_port() -> None:
                 stream.close()
         return url
 
-    live()  # what is opened once in a process is open now
+    live()  # opens what a process opens only once
     threads, open_files = set(threading.enumerate()), descriptors()
     url = live()
     assert eventually(lambda: set(threading.enumerate()) <= threads)
@@ -483,10 +465,9 @@ def test_a_stopped_proxy_leaves_no_thread_no_descriptor_and_no_port() -> None:
         httpx.get(url, trust_env=False)
 
 
-async def test_it_can_be_started_again_on_the_same_port_and_used_as_an_async_context(
-    enclave: LocalEnclave, run: Run
+async def test_it_can_be_started_again_on_the_same_port_and_is_an_async_context_manager(
+    enclave: LocalEnclave,
 ) -> None:
-    del run
     with LocalProxy(gateway_url=enclave.gateway_url, enclave_url=enclave.enclave_url) as first:
         port = httpx.URL(first.url).port
         with pytest.raises(RuntimeError, match="already"):

@@ -19,8 +19,7 @@ from prem_core._rate_limit.limiter import (
     RateLimiter,
     Waiter,
 )
-from prem_core.enclave.quota import LimitReached, Tier
-from prem_core.enclave.quota import Limits as TierLimits
+from prem_core.enclave.quota import LimitReached, QuotaLimits, Tier
 
 # --- the rate limiter
 
@@ -296,7 +295,7 @@ def simulate(prompts, *, slots=5, rate=None, tier=None, answer=0.3, rejection=0.
         Seconds until the last answer, the number of failed calls, and the queue's counts.
     """
     now, last, order, rng = 0.0, 0.0, itertools.count(), random.Random(seed)
-    service = Tier(tier or TierLimits(5, 1, 10**9, 10**9, 5), lambda: now)
+    service = Tier(tier or QuotaLimits(5, 1, 10**9, 10**9, 5), lambda: now)
     queue = AdmissionQueue(slots, rate, 0.0)
     policy = RetryPolicy(2, rng.random)
     events, retries, failed = [], {}, 0
@@ -360,9 +359,9 @@ def simulate(prompts, *, slots=5, rate=None, tier=None, answer=0.3, rejection=0.
         ({"slots": None}, 195 * 1.03, 210),  # nothing prevents 195 requests too many at the start
         ({"rate": 2.0}, 195 * 1.03, 14),
         ({"rate": 1.0}, 202, 0),
-        ({"tier": TierLimits(50, 10, 10**9, 10**9, 50), "slots": 50}, 28, 10),
-        ({"tier": TierLimits(10, 10, 10**9, 10**9, 50), "slots": 20}, 38, 15),
-        ({"tier": TierLimits(2, 0.5, 10**9, 10**9, 5), "slots": 3}, 460, 30),
+        ({"tier": QuotaLimits(50, 10, 10**9, 10**9, 50), "slots": 50}, 28, 10),
+        ({"tier": QuotaLimits(10, 10, 10**9, 10**9, 50), "slots": 20}, 38, 15),
+        ({"tier": QuotaLimits(2, 0.5, 10**9, 10**9, 5), "slots": 3}, 460, 30),
     ],
     ids=str,
 )
@@ -377,7 +376,7 @@ def test_two_hundred_callers_pass_a_tier_without_an_error_and_in_little_more_tha
 
 
 def test_callers_of_a_tier_of_one_request_a_minute_pass_too():
-    took, failed, stats = simulate(15, tier=TierLimits(5, 1 / 60, 10**9, 10**9, 5))
+    took, failed, stats = simulate(15, tier=QuotaLimits(5, 1 / 60, 10**9, 10**9, 5))
     assert failed == 0
     assert took <= 600 * 1.03
     assert stats.rate_limited <= 15

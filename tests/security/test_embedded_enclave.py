@@ -19,21 +19,21 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from support.paths import CLINIC_NOTE, DATA, TESTS
-from support.raw_client import Wire, eventually
+from support.raw_client import RawClient, eventually
 
 import prem_core
 from prem_core import PremClient
-from prem_core.enclave import LocalEnclave
-from prem_core.enclave.enclave import BuiltInEngine, Enclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
+from prem_core.enclave.enclave import Enclave
 from prem_core.enclave.gateway import Gateway
 
 PNG = DATA / "media" / "pixels.png"
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Wire]:
+def shared() -> Iterator[RawClient]:
     with LocalEnclave() as prem, httpx.Client(trust_env=False, timeout=60) as client:
-        yield Wire(prem, client)
+        yield RawClient(prem, client)
 
 
 # --- memory and disk
@@ -212,9 +212,12 @@ def _routes(app: Any) -> list[tuple[str, str]]:
     ]
 
 
-def test_every_route_of_the_gateway_requires_the_api_key(shared: Wire) -> None:
+def test_every_route_of_the_gateway_requires_the_api_key(shared: RawClient) -> None:
+    async def models() -> tuple[str, ...]:
+        return ()
+
     gateway = Gateway(
-        api_key="k", scopes=None, models=(), tier=None, enclave=httpx.AsyncClient(), hop_secret="h"
+        api_key="k", scopes=None, models=models, tier=None, enclave=httpx.AsyncClient(), forwarding_secret="h"
     )
     routes = _routes(gateway)
     assert len(routes) >= 4
@@ -226,13 +229,13 @@ def test_every_route_of_the_gateway_requires_the_api_key(shared: Wire) -> None:
             assert answer.status_code == 401, path
 
 
-def test_the_enclave_serves_everything_but_its_public_key_to_the_gateway_only(shared: Wire) -> None:
+def test_the_enclave_serves_everything_but_its_public_key_to_the_gateway_only(shared: RawClient) -> None:
     enclave = Enclave(
         private_key=shared.prem._private_key,
-        engine=BuiltInEngine(),
+        engine=ScriptedEngine(),
         models=(),
-        reply_form="stream",
-        hop_secret="h",
+        response_form="stream",
+        forwarding_secret="h",
         meter=lambda tokens: None,
         audio_meter=lambda seconds: None,
     )
@@ -276,18 +279,18 @@ def _raw(url: str, request: str) -> bytes:
         "GET /publicKey HTTP/1.1\r\nHost: 127.0.0.1:{port}, evil.example\r\n\r\n",
     ],
 )
-def test_a_request_with_another_host_is_rejected(shared: Wire, url: str, request_text: str) -> None:
+def test_a_request_with_another_host_is_rejected(shared: RawClient, url: str, request_text: str) -> None:
     assert _raw(getattr(shared.prem, url), request_text).startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize("url", ["gateway_url", "enclave_url"])
-def test_a_request_with_two_hosts_is_rejected(shared: Wire, url: str) -> None:
+def test_a_request_with_two_hosts_is_rejected(shared: RawClient, url: str) -> None:
     two = "GET /publicKey HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n"
     assert _raw(getattr(shared.prem, url), two).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel's list of sockets is Linux's")
-def test_the_servers_listen_on_loopback_only(shared: Wire) -> None:
+def test_the_servers_listen_on_loopback_only(shared: RawClient) -> None:
     listening: dict[int, set[str]] = {}
     for family in ("tcp", "tcp6"):
         path = Path("/proc/net") / family

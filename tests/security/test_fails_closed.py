@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.fake_gateway import COMPLETION, DONE, HELLO, FakeEnclave, OpenedRequest, chunk, event
-from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, Wire, params
+from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, RawClient, params
 
 from prem_core import DecryptionError, PremError
 from prem_core._crypto import keyfile
@@ -26,9 +26,8 @@ from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.request_body import Body, audio_body, chat_body
 from prem_core._protocol.response_body import open_completion, open_response
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave.audio_request import open_audio
-from prem_core.enclave.enclave import _open
-from prem_core.enclave.schema_check import Refused
+from prem_core.enclave.envelope import EnvelopeError
+from prem_core.enclave.opened_request import open_audio, open_chat
 from prem_core.enclave.sealed_fields import DECRYPT_MESSAGE
 
 thorough = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -81,7 +80,7 @@ AUDIO_BODY = _sent(audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"
 
 
 def test_the_unchanged_requests_open() -> None:
-    assert _open(PRIVATE, json.dumps(CHAT_BODY).encode()).params == params()
+    assert open_chat(PRIVATE, json.dumps(CHAT_BODY).encode()).params == params()
     assert open_audio(PRIVATE, "transcribe", json.dumps(AUDIO_BODY).encode()).audio == b"RIFF and so on"
 
 
@@ -89,8 +88,8 @@ def test_the_unchanged_requests_open() -> None:
 @thorough
 def test_a_chat_request_with_any_change_is_rejected(name: str, change: Change) -> None:
     body = {**CHAT_BODY, name: change.of(CHAT_BODY[name])}
-    with pytest.raises(Refused) as caught:
-        _open(PRIVATE, json.dumps(body).encode())
+    with pytest.raises(EnvelopeError) as caught:
+        open_chat(PRIVATE, json.dumps(body).encode())
     assert caught.value.status == 400
     if change.kind == "replaced":
         assert caught.value.error == DECRYPT_MESSAGE
@@ -100,7 +99,7 @@ def test_a_chat_request_with_any_change_is_rejected(name: str, change: Change) -
 @thorough
 def test_a_transcription_request_with_any_change_is_rejected(name: str, change: Change) -> None:
     body = {**AUDIO_BODY, name: change.of(AUDIO_BODY[name])}
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(EnvelopeError) as caught:
         open_audio(PRIVATE, "transcribe", json.dumps(body).encode())
     assert caught.value.status == 400
     if change.kind == "replaced":
@@ -113,7 +112,7 @@ def test_swapped_items_are_rejected(one: str, other: str) -> None:
     body = {**AUDIO_BODY, one: AUDIO_BODY[other], other: AUDIO_BODY[one]}
     if body == AUDIO_BODY:
         return
-    with pytest.raises(Refused):
+    with pytest.raises(EnvelopeError):
         open_audio(PRIVATE, "transcribe", json.dumps(body).encode())
 
 
@@ -124,13 +123,13 @@ def test_upper_case_hex_digits_are_the_same_bytes(places: set[int]) -> None:
         name: "".join(d.upper() if i % 3000 in places else d for i, d in enumerate(text))
         for name, text in CHAT_BODY.items()
     }
-    assert _open(PRIVATE, json.dumps(body).encode()).params == params()
+    assert open_chat(PRIVATE, json.dumps(body).encode()).params == params()
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
+def wire() -> Iterator[RawClient]:
     with LocalEnclave(private_key=PRIVATE) as prem, httpx.Client(trust_env=False, timeout=60) as http:
-        yield Wire(prem, http)
+        yield RawClient(prem, http)
 
 
 @given(
@@ -141,7 +140,7 @@ def wire() -> Iterator[Wire]:
 )
 @settings(thorough, max_examples=40)
 def test_a_request_with_any_change_gets_status_400(
-    wire: Wire, where: tuple[str, str], change: Change
+    wire: RawClient, where: tuple[str, str], change: Change
 ) -> None:
     path, name = where
     body = CHAT_BODY if path == CHAT else AUDIO_BODY

@@ -63,7 +63,19 @@ from prem_core import enclave as prem_enclave
 from prem_core import proxy as prem_proxy
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol import response_types
-from prem_core.enclave import Exchange, LocalEnclave
+from prem_core.enclave import (
+    AudioReply,
+    EngineError,
+    EngineRequest,
+    Exchange,
+    LocalEnclave,
+    QuotingEngine,
+    ScriptedEngine,
+    reply,
+    tool_call,
+)
+from prem_core.enclave.engines.scripted import ScriptedReply, ScriptedToolCall
+from prem_core.enclave.engines.upstream import UpstreamEngine
 from prem_core.enclave.quota import BASE, Tier
 
 PACKAGES = (prem_core, langchain_prem, llama_index_prem, prem_enclave, prem_proxy)
@@ -71,8 +83,9 @@ PUBLIC = sorted(f"{package.__name__}.{name}" for package in PACKAGES for name in
 
 
 def is_response(thing: Any) -> bool:
-    """Whether its fields hold text of the model."""
-    return isinstance(thing[0] if isinstance(thing, list) and thing else thing, response_types._Reply)
+    """Whether its fields are text by design: of a prompt, or of a model's response."""
+    kinds = (response_types._Reply, EngineRequest, AudioReply, ScriptedReply, ScriptedToolCall)
+    return isinstance(thing[0] if isinstance(thing, list) and thing else thing, kinds)
 
 
 SEARCH = SecretSearch(**secret_values.SECRET_KEYS, **secret_values.SECRET_TEXTS)
@@ -160,7 +173,8 @@ def _use_client(enclaves: Enclaves, things: dict[str, list[Any]], stack: context
     things["prem_core.Transcription"] += [transcription, translated]
     things["prem_core.TranscriptionSegment"] += transcription.segments or []
     things["prem_core.TranscriptionWord"] += transcription.words or []
-    things["prem_core.Model"] += client.models.list()
+    with PremClient(**enclaves.options("default")) as other:
+        things["prem_core.Model"] += other.models.list()
     things["prem_core.Limits"] += [client.limits]
     things["prem_core.Stats"] += [client.stats]
     things["prem_core.__version__"] += [prem_core.__version__]
@@ -230,7 +244,7 @@ def _use_langchain(enclaves: Enclaves, things: dict[str, list[Any]], runner: asy
     things["langchain_prem.ChatPremEncrypted"] += [llm, plain, bound, structured, llm.with_retry()]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        langchain_prem._plaintext_egress._said.clear()
+        langchain_prem._plaintext_egress._warned.clear()
         ChatPremEncrypted(model="text", cache=Cache(), **options).invoke(LC_MESSAGES)
     assert [each.category for each in warned] == [PlaintextEgressWarning]
     things["langchain_prem.PlaintextEgressWarning"] += [each.message for each in warned]
@@ -297,6 +311,30 @@ def _use_enclave(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
                 {**prem.client_options, "encryption_keys": KEYS},
                 extra_body={"temperature": PROMPT},
             )
+    engine = ScriptedEngine(
+        [reply(secret_values.REPLY, error=EngineError("it broke")), reply(secret_values.TRANSCRIPT)]
+    )
+    call = tool_call("look_up", who=secret_values.ARGUMENT)
+    with LocalEnclave(api_key=API_KEY, private_key=secret_values.PRIVATE, engine=engine) as scripted:
+        options = {**scripted.client_options, "encryption_keys": KEYS, "max_retries": 0}
+        with contextlib.suppress(prem_core.PremError):
+            CALLERS["client"](options)
+        with PremClient(**options) as client:
+            client.audio.transcriptions.create(file=(secret_values.FILE_NAME, secret_values.FILE))
+        scripted.reply(call, reply(secret_values.REPLY, tool_calls=call))
+    things["prem_core.enclave.ScriptedEngine"] += [engine, scripted]
+    things["prem_core.enclave.reply"] += [
+        reply(secret_values.REPLY, reasoning=secret_values.REASONING, refusal=secret_values.REFUSAL)
+    ]
+    things["prem_core.enclave.tool_call"] += [call]
+    things["prem_core.enclave.EngineRequest"] += [*engine.requests, engine.requests]
+    things["prem_core.enclave.AudioReply"] += [AudioReply({"text": secret_values.TRANSCRIPT}, 2.0)]
+    things["prem_core.enclave.QuotingEngine"] += [enclaves.default.engine]
+    things["prem_core.enclave.Engine"] += [
+        enclaves.scripted.engine,
+        UpstreamEngine("http://127.0.0.1:9", API_KEY),
+    ]
+    things["prem_core.enclave.EngineError"] += [capture_error(lambda: asyncio.run(_reject()), EngineError)]
     things["prem_core.enclave.Exchange"] += seen
     things["prem_core.enclave.LocalEnclave"] += [
         enclaves.scripted,
@@ -305,6 +343,12 @@ def _use_enclave(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
         prem,
         stopped,
     ]
+
+
+async def _reject() -> None:
+    request = EngineRequest("chat", {"model": "m", "messages": MESSAGES, "n": 1000})
+    async for _ in QuotingEngine().chat(request):
+        pass
 
 
 def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
@@ -316,7 +360,7 @@ def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
     params = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
     stopped = prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=KEYS, **options)
     with prem_proxy.LocalProxy(encryption_keys=KEYS, **options) as proxy:
-        changes = proxy.exchanges.changes()
+        changes = proxy.log.subscribe()
         headers = {"Authorization": f"Bearer {API_KEY}"}
         with httpx.Client(base_url=proxy.base_url, headers=headers, trust_env=False, timeout=30) as http:
             for more in ({}, {"stream": True}, {"model": "failing", "stream": True}, {"temperature": PROMPT}):
@@ -330,15 +374,15 @@ def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
             )
             assert transcription.content
             assert http.get("models").status_code == 200
-        exchanges = proxy.exchanges.latest()
+        exchanges = proxy.log.latest()
     assert len(exchanges) == 6
-    assert any(exchange.gateway_reply.head for exchange in exchanges)
+    assert any(exchange.gateway_response.head for exchange in exchanges)
     things["prem_core.proxy.LocalProxy"] += [proxy, stopped]
-    things["prem_core.proxy.Exchanges"] += [proxy.exchanges]
-    things["prem_core.proxy.Changes"] += [changes]
-    things["prem_core.proxy.Exchange"] += [*exchanges, *(exchange.as_dict() for exchange in exchanges)]
-    things["prem_core.proxy.Wire"] += [exchange.gateway_request for exchange in exchanges]
-    things["prem_core.proxy.Wire"] += [exchange.gateway_reply for exchange in exchanges]
+    things["prem_core.proxy.RequestLog"] += [proxy.log]
+    things["prem_core.proxy.Subscription"] += [changes]
+    things["prem_core.proxy.RequestRecord"] += [*exchanges, *(exchange.as_dict() for exchange in exchanges)]
+    things["prem_core.proxy.WireCapture"] += [exchange.gateway_request for exchange in exchanges]
+    things["prem_core.proxy.WireCapture"] += [exchange.gateway_response for exchange in exchanges]
 
 
 def _errors_of(enclaves: Enclaves, kind: type[Exception]) -> Iterator[Exception]:
@@ -394,7 +438,7 @@ TEXT_SETTINGS: list[Any] = [
     (ChatPremEncrypted, {"extra_body": {"documents": [PROMPT]}}),
     (PremEncrypted, {"prediction": {"type": "content", "content": PROMPT}}),
     (PremEncrypted, {"extra_body": {"documents": [PROMPT]}}),
-    (PremEncrypted, {"additional_kwargs": {"prediction": {"type": "content", "content": PROMPT}}}),
+    (PremEncrypted, {"additional_kwargs": {"functions": [{"name": "f", "description": PROMPT}]}}),
     (PremEncrypted, {"system_prompt": secret_values.SYSTEM}),
     (PremEncrypted, {"query_wrapper_prompt": PromptTemplate(PROMPT)}),
     (PremWhisperParser, {"prompt": PROMPT}),

@@ -1,6 +1,6 @@
-"""The session that every official client holds with the proxy, in Python; `session.mjs` is the same for npm's.
+"""One session of an official client with the proxy, in Python. `session.mjs` is the same for the npm client.
 
-What it gives is JSON, the same for both, and `check` looks at it.
+Both produce the same report, as JSON values. `check_report` checks it.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ SCHEMA = {
 
 
 async def settle(value: Any) -> Any:
-    """What an async client's call gives when awaited; what a sync one's gives."""
+    """The result of a call of a sync or an async client."""
     return await value if inspect.isawaitable(value) else value
 
 
 async def each(stream: Any) -> AsyncIterator[Any]:
-    """The items of either kind of stream."""
+    """The items of a sync or an async stream."""
     if hasattr(stream, "__aiter__"):
         async for item in stream:
             yield item
@@ -62,22 +62,22 @@ async def each(stream: Any) -> AsyncIterator[Any]:
             yield item
 
 
-def said(content: str) -> list[dict[str, Any]]:
+def messages_of(content: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-async def session(client: Any, limited: Any, slow: Any) -> dict[str, Any]:
-    """What happened at each step.
+async def run_session(client: Any, limited: Any, slow: Any) -> dict[str, Any]:
+    """The result of each step.
 
     Args:
-        client: An official client, sync or async, of a proxy in front of the embedded enclave.
-        limited: ... in front of one with BASE's limits.
-        slow: ... in front of one that sends a chunk and then nothing.
+        client: An official client, sync or async, of a proxy in front of an embedded enclave.
+        limited: The same, with the BASE tier's limits.
+        slow: The same, with an enclave that sends one chunk and then nothing.
     """
     report: dict[str, Any] = {}
     create = client.chat.completions.create
 
-    whole = await settle(create(model=MODEL, messages=said(QUESTION)))
+    whole = await settle(create(model=MODEL, messages=messages_of(QUESTION)))
     report["chat"] = [
         whole.choices[0].message.content,
         whole.choices[0].finish_reason,
@@ -86,7 +86,8 @@ async def session(client: Any, limited: Any, slow: Any) -> dict[str, Any]:
 
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = [
-        chunk async for chunk in each(await settle(create(model=MODEL, messages=said(QUESTION), **options)))
+        chunk
+        async for chunk in each(await settle(create(model=MODEL, messages=messages_of(QUESTION), **options)))
     ]
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
     report["stream"] = [
@@ -98,7 +99,9 @@ async def session(client: Any, limited: Any, slow: Any) -> dict[str, Any]:
     calls: dict[int, list[str]] = {}
     async for chunk in each(
         await settle(
-            create(model=MODEL, messages=said(ERRANDS), tools=TOOLS, stream=True, parallel_tool_calls=True)
+            create(
+                model=MODEL, messages=messages_of(ERRANDS), tools=TOOLS, stream=True, parallel_tool_calls=True
+            )
         )
     ):
         for piece in chunk.choices[0].delta.tool_calls or []:
@@ -107,23 +110,27 @@ async def session(client: Any, limited: Any, slow: Any) -> dict[str, Any]:
             call[1] += piece.function.name or ""
             call[2] += piece.function.arguments or ""
     report["tools"] = [[name, json.loads(arguments)] for _, name, arguments in calls.values()]
-    asked = [
+    tool_calls = [
         {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
         for id_, name, arguments in calls.values()
     ]
-    told = [
+    tool_results = [
         {"role": "tool", "tool_call_id": id_, "content": RESULTS[name]} for id_, name, _ in calls.values()
     ]
-    messages = [*said(ERRANDS), {"role": "assistant", "content": None, "tool_calls": asked}, *told]
+    messages = [
+        *messages_of(ERRANDS),
+        {"role": "assistant", "content": None, "tool_calls": tool_calls},
+        *tool_results,
+    ]
     answer = await settle(create(model=MODEL, messages=messages, tools=TOOLS))
     report["answer"] = answer.choices[0].message.content
 
     form = {"type": "json_schema", "json_schema": {"name": "invoice", "strict": True, "schema": SCHEMA}}
-    invoice = await settle(create(model=MODEL, messages=said(INVOICE), response_format=form))
+    invoice = await settle(create(model=MODEL, messages=messages_of(INVOICE), response_format=form))
     report["json_schema"] = json.loads(invoice.choices[0].message.content)
 
     transcribe = client.audio.transcriptions.create
-    heard = await settle(
+    transcription = await settle(
         transcribe(
             model=WHISPER,
             file=RECORDING,
@@ -131,7 +138,11 @@ async def session(client: Any, limited: Any, slow: Any) -> dict[str, Any]:
             timestamp_granularities=["segment", "word"],
         )
     )
-    report["transcription"] = [heard.text, len(heard.segments), bool(heard.words)]
+    report["transcription"] = [
+        transcription.text,
+        len(transcription.segments),
+        bool(transcription.words),
+    ]
     report["text"] = await settle(transcribe(model=WHISPER, file=RECORDING, response_format="text"))
 
     listed = await settle(client.models.list())
@@ -139,30 +150,30 @@ async def session(client: Any, limited: Any, slow: Any) -> dict[str, Any]:
     report["models"] = [MODEL in [model.id for model in listed.data], shown.id]
 
     try:
-        stranger = client.with_options(api_key="sk_test_of_nobody")
-        await settle(stranger.chat.completions.create(model=MODEL, messages=said(QUESTION)))
+        wrong_key = client.with_options(api_key="sk_test_wrong")
+        await settle(wrong_key.chat.completions.create(model=MODEL, messages=messages_of(QUESTION)))
     except openai.AuthenticationError as error:
-        report["stranger"] = [error.status_code, error.code, str(error.request_id)[:8]]
+        report["wrong key"] = [error.status_code, error.code, str(error.request_id)[:8]]
 
     try:
         for _ in range(8):
-            await settle(limited.chat.completions.create(model=MODEL, messages=said(QUESTION)))
+            await settle(limited.chat.completions.create(model=MODEL, messages=messages_of(QUESTION)))
     except openai.RateLimitError as error:
         report["limit"] = [error.status_code, error.code, int(error.response.headers["retry-after"]) >= 1]
 
     stream = await settle(
-        slow.chat.completions.create(model="scripted", messages=said("Hello?"), stream=True)
+        slow.chat.completions.create(model="scripted", messages=messages_of("Hello?"), stream=True)
     )
     async for chunk in each(stream):
-        report["hang-up"] = chunk.choices[0].delta.content
+        report["disconnect"] = chunk.choices[0].delta.content
         break
     await settle(stream.close())
     return report
 
 
-def check(report: dict[str, Any]) -> None:
-    """Hold a session's report against what should have happened."""
-    spoken = "doctor will see the patient again on friday"
+def check_report(report: dict[str, Any]) -> None:
+    """Check the report of a session."""
+    transcript = "doctor will see the patient again on friday"
     quoted = "The clinic opens at eight."
     text, *rest = report["chat"]
     assert quoted in text
@@ -175,10 +186,10 @@ def check(report: dict[str, Any]) -> None:
     assert "noon in Berlin" in report["answer"]
     assert report["json_schema"] == {"invoice_number": "INV-7", "total": 12.5, "currency": "EUR"}
     text, *rest = report["transcription"]
-    assert spoken in text
+    assert transcript in text
     assert rest == [2, True]
-    assert spoken in report["text"]
+    assert transcript in report["text"]
     assert report["models"] == [True, MODEL]
-    assert report["stranger"] == [401, "invalid_api_key", "support_"]
+    assert report["wrong key"] == [401, "invalid_api_key", "support_"]
     assert report["limit"] == [429, "rate_limit_exceeded", True]
-    assert report["hang-up"] == "Hello"
+    assert report["disconnect"] == "Hello"

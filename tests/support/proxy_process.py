@@ -1,10 +1,10 @@
-"""A proxy in a process of its own, which can be asked what it holds.
+"""A proxy in its own process, which a test can inspect.
 
-    python apart.py '{"gateway_url": …}'
+    python proxy_process.py '{"gateway_url": …}'
 
-prints its URL. Then each line on standard input is a question, and gets a line of JSON: ``holds TEXT``, where an object
-of the process holds a string or bytes with that text; ``files``, which files it has made or opened for writing;
-``peak``, the most memory it has taken so far, in bytes.
+prints the base URL. After that, each line on standard input is a question with one line of JSON as its answer:
+``holds TEXT``: the objects of the process that hold a string or bytes containing the text, which is written in reverse;
+``files``: the files that it has opened for writing; ``peak``: its peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, Self
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-class Apart:
-    """The process, from outside."""
+class ProxyProcess:
+    """The process, with its `base_url`. After the ``with`` block, `errors` is its standard error."""
 
     def __init__(self, **options: Any) -> None:
         self._process = subprocess.Popen(
@@ -38,8 +38,23 @@ class Apart:
         self._in, self._out = self._process.stdin, self._process.stdout
         self.base_url: str = json.loads(self._out.readline())
 
-    def ask(self, question: str) -> Any:
-        """The answer to a question."""
+    def holders(self, text: str) -> list[str]:
+        """The types of the objects in the process that hold `text`."""
+        # In reverse, so that the question itself is not found.
+        found: list[str] = self._ask(f"holds {text[::-1]}")
+        return found
+
+    def files(self) -> list[str]:
+        """The files that the process has opened for writing."""
+        found: list[str] = self._ask("files")
+        return found
+
+    def peak(self) -> int:
+        """The peak memory of the process, in bytes."""
+        found: int = self._ask("peak")
+        return found
+
+    def _ask(self, question: str) -> Any:
         self._in.write(question + "\n")
         self._in.flush()
         return json.loads(self._out.readline())
@@ -57,15 +72,15 @@ class Apart:
 
 
 def _holders(text: str) -> list[str]:
-    """The types of objects that hold `text`. Those of this frame do not count."""
+    """The types of the objects that hold `text`, without frames."""
     gc.collect()
     found = []
     for holder in gc.get_objects():
         if isinstance(holder, FrameType):
             continue
         for held in gc.get_referents(holder):
-            spelled = held.encode("utf-8", "replace") if isinstance(held, str) else held
-            if isinstance(spelled, bytes | bytearray) and text.encode() in spelled:
+            data = held.encode("utf-8", "replace") if isinstance(held, str) else held
+            if isinstance(data, bytes | bytearray) and text.encode() in data:
                 found.append(f"{type(holder).__name__}: {type(held).__name__}")
     return found
 
@@ -88,7 +103,6 @@ def main() -> None:
             question, _, text = line.strip().partition(" ")
             answer: Any = None
             if question == "holds":
-                # The question itself is not to be found: it is asked with its letters in reverse.
                 answer = _holders(text[::-1])
             elif question == "files":
                 answer = opened

@@ -1,7 +1,6 @@
-"""A client made of raw HTTP and raw keys.
+"""A client that uses HTTP and keys directly.
 
-The package's own client is left out on purpose: these tests hold the server against the published
-documents, not against our other half.
+It does not use the package's client: the tests compare the server with the published documents, not with our client.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ WHISPER = "openai/whisper-large-v3"
 
 
 @dataclass
-class Sealed:
-    """One request as a client makes it."""
+class SealedRequest:
+    """One sealed request, and the keys to open its response."""
 
     keys: EncryptionKeys
     nonce: bytes
@@ -41,18 +40,17 @@ class Sealed:
         return json.loads(self.keys.open(bytes.fromhex(data.decode()), self.nonce))
 
     def events(self, response: httpx.Response) -> list[tuple[str, Any]]:
-        """Every event: its name, and its data opened (``[DONE]`` as it is)."""
+        """The name of every event, and its data, opened. ``[DONE]`` is not sealed."""
         response.read()
-        assert response.content.endswith(b"\n\n")  # no incomplete event
-        decoder = EventDecoder(1 << 24)
-        events = list(decoder.feed(response.content))
+        assert response.content[-2:] in (b"", b"\n\n"), "the last event is complete"
+        events = list(EventDecoder(1 << 24).feed(response.content))
         return [
             (name.decode(), data.decode() if name == b"done" else self.open_hex(data))
             for name, data in events
         ]
 
     def opened(self, response: httpx.Response) -> bytes:
-        """The plaintext of an answer in the envelope."""
+        """The plaintext of a response in the envelope."""
         assert response.status_code == 200, response.text
         envelope = response.json()
         validator("response-envelope").validate(envelope)
@@ -62,7 +60,7 @@ class Sealed:
         return self.keys.open(bytes.fromhex(data["encryptedResponse"]), bytes.fromhex(data["nonce"]))
 
     def chunks(self, response: httpx.Response) -> list[dict[str, Any]]:
-        """The chunks of a whole answer."""
+        """The chunks of a complete stream."""
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
         *data, done = self.events(response)
@@ -72,8 +70,8 @@ class Sealed:
 
 
 @dataclass
-class Wire:
-    """A client of raw HTTP."""
+class RawClient:
+    """The client of one enclave."""
 
     prem: LocalEnclave
     http: httpx.Client
@@ -82,7 +80,7 @@ class Wire:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.prem.api_key}"}
 
-    def seal(self, params: Any, *, public_key: PublicKey | None = None) -> Sealed:
+    def seal(self, params: Any, *, public_key: PublicKey | None = None) -> SealedRequest:
         plaintext = params if isinstance(params, bytes) else json.dumps(params).encode()
         keys = EncryptionKeys.encapsulate(public_key or self.prem.public_key)
         nonce = new_nonce()
@@ -91,10 +89,10 @@ class Wire:
             "cipherText": keys.cipher_text.hex(),
             "nonce": nonce.hex(),
         }
-        return Sealed(keys, nonce, fields)
+        return SealedRequest(keys, nonce, fields)
 
-    def seal_audio(self, params: Any, audio: bytes, name: bytes = b"note.wav") -> Sealed:
-        """Chat's three fields and four more, under one secret and a nonce for each item."""
+    def seal_audio(self, params: Any, audio: bytes, name: bytes = b"note.wav") -> SealedRequest:
+        """The three fields of a chat and four more, under one secret, with a nonce for each sealed field."""
         sealed = self.seal(params)
         for field, nonce_field, plaintext in (
             ("encryptedFile", "fileNonce", audio),
@@ -113,19 +111,19 @@ class Wire:
             headers={**self.headers, "content-type": "application/json", **(headers or {})},
         )
 
-    def chat(self, params: Any) -> tuple[Sealed, httpx.Response]:
+    def chat(self, params: Any) -> tuple[SealedRequest, httpx.Response]:
         sealed = self.seal(params)
         return sealed, self.post(sealed.body)
 
     def audio(
         self, audio: bytes, path: str = TRANSCRIPTIONS, *, name: bytes = b"note.wav", **params: Any
-    ) -> tuple[Sealed, httpx.Response]:
-        """Post a recording, with the usual model unless another one is named."""
+    ) -> tuple[SealedRequest, httpx.Response]:
+        """Post a recording. The default model is `WHISPER`."""
         sealed = self.seal_audio({"model": WHISPER, **params}, audio, name)
         return sealed, self.post(sealed.body, path)
 
     @contextmanager
-    def stream(self, params: Any) -> Iterator[tuple[Sealed, httpx.Response]]:
+    def stream(self, params: Any) -> Iterator[tuple[SealedRequest, httpx.Response]]:
         sealed = self.seal(params)
         with self.http.stream(
             "POST", self.prem.gateway_url + CHAT, json=sealed.body, headers=self.headers
@@ -151,8 +149,8 @@ __all__ = [
     "TRANSCRIPTIONS",
     "TRANSLATIONS",
     "WHISPER",
-    "Sealed",
-    "Wire",
+    "RawClient",
+    "SealedRequest",
     "eventually",
     "params",
     "validator",

@@ -47,6 +47,7 @@ class Upstream:
     left: threading.Event = field(default_factory=threading.Event)
     hears: Callable[[Heard], Any] = lambda heard: Response(status_code=500)
     heard: list[Heard] = field(default_factory=list)
+    models: Response = field(default_factory=lambda: Response(status_code=404))
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from collections.abc import AsyncGenerator
+from typing import Any, assert_type
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
@@ -21,7 +22,7 @@ from prem_core import (
     Transcription,
     generate_encryption_keys,
 )
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import Engine, EngineRequest, LocalEnclave, reply, tool_call
 
 
 def synchronous() -> None:
@@ -53,6 +54,21 @@ def langchain() -> None:
             model="m", api_key=prem.api_key, gateway_url=prem.gateway_url, enclave_url=prem.enclave_url
         )
         assert_type(llm.invoke("Hello!"), AIMessage)
+
+
+class Echo(Engine):
+    async def chat(self, request: EngineRequest) -> AsyncGenerator[dict[str, Any], None]:
+        yield {"choices": [{"index": 0, "delta": {"content": request.text}, "finish_reason": "stop"}]}
+
+
+def scripted() -> None:
+    error = RateLimitError(retry_after=1)
+    with LocalEnclave(replies=["Hello", tool_call("f", a=1), reply("a", usage=(1, 2)), error]) as prem:
+        prem.reply("Hello", [tool_call("f"), tool_call("g", {"in": 1})])
+        prem.replies = [reply(["a", "b"], error=error), {"text": "Hello."}]
+        assert_type(prem.requests, list[EngineRequest])
+    LocalEnclave(respond=lambda request: request.text)
+    LocalEnclave(engine=Echo())
 
 
 def recordings(client: PremClient) -> None:

@@ -34,7 +34,7 @@ def enclave(
         str | None,
         typer.Option(
             metavar="URL",
-            help="An OpenAI-compatible server (Ollama, vLLM, llama.cpp) that answers instead of the built-in engine.",
+            help="An OpenAI-compatible server (Ollama, vLLM, llama.cpp) that answers instead of the default engine.",
         ),
     ] = None,
     upstream_api_key_env: Annotated[
@@ -67,7 +67,6 @@ def enclave(
       prem enclave --upstream http://localhost:11434 --tier base
     """
     from prem_core.enclave import LocalEnclave
-    from prem_core.enclave.local import DEFAULT_MODELS
 
     prem = LocalEnclave(
         api_key=read_variable(api_key_env) if api_key_env else None,
@@ -76,7 +75,7 @@ def enclave(
         upstream=upstream,
         upstream_api_key=read_variable(upstream_api_key_env) if upstream_api_key_env else None,
         tier=tier.value,
-        models=model or DEFAULT_MODELS,
+        models=model or None,
     )
     serve_until_stopped(prem, lambda: _print_settings(prem))
 

@@ -19,6 +19,7 @@ from llama_index.core.callbacks.schema import EventPayload
 from langchain_prem import ChatPremEncrypted
 from llama_index_prem import PremEncrypted
 from prem_core import AsyncPremClient, PremClient
+from prem_core._adapters.client_cache import CLIENTS
 from support.paths import CLINIC_NOTE
 
 MODEL: Final = "openai/gpt-oss-120b"
@@ -303,6 +304,7 @@ class Column:
                 if isinstance(held[0], PremClient):
                     held[0].close()
                 held.clear()
+                CLIENTS.clear()
             return
         with asyncio.Runner() as runner:
             aclient = layer.aclient(settings, ended)
@@ -319,6 +321,7 @@ class Column:
             finally:
                 if isinstance(aclient, AsyncPremClient):
                     runner.run(aclient.close())
+                CLIENTS.clear()
 
 
 def _bare(error: BaseException) -> BaseException:

@@ -54,10 +54,9 @@ from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChu
 from prem_core._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, RetryPolicy
 from prem_core._protocol.sse import EventDecoder
 from prem_core.enclave import LocalEnclave
-from prem_core.enclave._engine import EngineError
-from prem_core.enclave.audio_request import open_audio
-from prem_core.enclave.enclave import _open
-from prem_core.enclave.schema_check import Refused
+from prem_core.enclave.engines.base import EngineError
+from prem_core.enclave.envelope import EnvelopeError
+from prem_core.enclave.opened_request import open_audio, open_chat
 from support.fake_gateway import JSON, FlowHarness, ScriptedResponse
 from support.fuzzing.fuzzer import TIMEOUT, Outcome
 from support.fuzzing.mutations import PLAIN
@@ -205,18 +204,18 @@ def run_answers(data: bytes) -> Outcome:
     with contextlib.suppress(ValueError, PremError):
         completion = read_json(ChatCompletion, first)
         for read in (lc_answers.chat_result, li_answers.chat_response):
-            outcomes.append(_read_answer(read, completion, json_wanted=True))
+            outcomes.append(_read_answer(read, completion, json_requested=True))
     chunks = []
     with contextlib.suppress(ValueError, PremError):
         for line in rest.splitlines():
             chunks.append(read_json(ChatCompletionChunk, line))
     for stream in (
-        lc_answers.Chunks(json_wanted=True),
-        li_answers.ChatStream(json_wanted=True, first_call_only=False),
+        lc_answers.ChunkConverter(json_requested=True),
+        li_answers.ChunkConverter(json_requested=True, first_call_only=False),
     ):
 
         def streamed(chunks: list[Any], stream: Any = stream) -> object:
-            return [*map(stream.of, chunks), stream.last()][-1]
+            return [*map(stream.convert, chunks), stream.end()][-1]
 
         outcomes.append(_read_answer(streamed, chunks))
     return Outcome(" ".join(each.kind for each in outcomes), outcomes)
@@ -420,7 +419,7 @@ def _samples(file: bytes) -> bytes:
 
 def run_decode(data: bytes) -> Outcome:
     """A recording that the embedded enclave listens to."""
-    from prem_core.enclave.speech.recording import decode
+    from prem_core.enclave.engines.speech.recording import decode
 
     try:
         recording = decode(data)
@@ -547,12 +546,12 @@ def _opened(data: bytes) -> Outcome:
     )
     kinds = []
     for opened in (
-        lambda: _open(PRIVATE, body), lambda: open_audio(PRIVATE, "transcribe", body),
+        lambda: open_chat(PRIVATE, body), lambda: open_audio(PRIVATE, "transcribe", body),
         lambda: open_audio(PRIVATE, "translate", body),
     ):  # fmt: skip
         try:
             opened()
-        except Refused as error:
+        except EnvelopeError as error:
             assert error.status in (400, 413)
             envelope = json.dumps(error.envelope())
             assert WORD not in envelope, "a plaintext response contains a secret word"

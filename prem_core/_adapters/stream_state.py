@@ -1,0 +1,90 @@
+"""What both adapters keep while an answer is streamed, and the checks at its end."""
+
+from __future__ import annotations
+
+from prem_core._adapters.tools import are_truncated, raise_if_truncated
+from prem_core._errors import APIResponseValidationError
+from prem_core._protocol.accumulator import ToolCallMerger
+from prem_core._protocol.response_types import (
+    ChatCompletionChunk,
+    ChunkChoice,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+
+__all__ = ["StreamState", "ToolCall", "ToolCallDelta"]
+
+
+class StreamState:
+    """The usage, finish reason, text and tool calls of one stream so far.
+
+    Usage and finish reason belong on a single message, the last one: some servers report them with several chunks, and
+    the frameworks add chunks up.
+
+    Args:
+        json_requested: Whether the request asks for JSON, so that a truncated answer is an error.
+        first_call_only: Whether tool calls after the first one are ignored.
+    """
+
+    def __init__(self, *, json_requested: bool, first_call_only: bool = False) -> None:
+        #: The latest report, which is the total.
+        self.usage: Usage | None = None
+        #: The chunk that holds the finish reason.
+        self.final: ChatCompletionChunk | None = None
+        self._text: list[str] = []
+        self._tools: ToolCallMerger | None = None
+        self._named: set[int] = set()
+        self._json_requested = json_requested
+        self._first_call_only = first_call_only
+
+    def read(self, chunk: ChatCompletionChunk) -> ChunkChoice | None:
+        """The choice in `chunk`; None if it has none, as the chunk that reports the usage."""
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        if not chunk.choices:
+            return None
+        choice = chunk.choices[0]
+        if choice.finish_reason is not None:
+            self.final = chunk
+        if choice.delta.content:
+            self._text.append(choice.delta.content)
+        return choice
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        text = "".join(self._text)
+        self._text = [text]
+        return text
+
+    def add_tool_call(self, delta: ToolCallDelta) -> tuple[int, str | None]:
+        """Merge a part of a tool call; return its position, and its name the first time that appears."""
+        if self._tools is None:
+            self._tools = ToolCallMerger()
+        index = self._tools.add(delta)
+        name = delta.function.name if delta.function is not None and index not in self._named else None
+        if name:
+            self._named.add(index)
+        return index, name or None
+
+    def tool_calls(self) -> list[ToolCall]:
+        """The tool calls so far."""
+        if self._tools is None:
+            return []
+        return self._tools.calls()[: 1 if self._first_call_only else None]
+
+    def check_end(self) -> None:
+        """Check that the answer, which has ended, is complete.
+
+        Raises:
+            LengthFinishReasonError: The token limit truncated a tool call, or the JSON that was requested.
+            APIResponseValidationError: The arguments of a tool call are truncated, whatever the finish reason.
+        """
+        arguments = [call.function.arguments for call in self.tool_calls()]
+        if self.final is not None and self.final.choices[0].finish_reason == "length":
+            raise_if_truncated(arguments, self.text if self._json_requested else None)
+        elif any(map(are_truncated, arguments)):
+            raise APIResponseValidationError(
+                "the arguments of a tool call are truncated: they are not complete JSON"
+            )

@@ -1,0 +1,77 @@
+"""One request to the proxy while it is processed, and the response to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from starlette.types import Message, Scope, Send
+
+from prem_core._serving.request import RequestBody
+from prem_core.proxy.errors import ErrorResponse, quote_names
+from prem_core.proxy.request_log import RequestLog, RequestRecord, State
+from prem_core.proxy.responses import EVENT_STREAM
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, its response, and its record in the log.
+
+    Attributes:
+        scope: The ASGI scope, without the API key.
+        key: The API key that the caller sent; None once it has been taken.
+        body: The request body.
+        record: The entry in the log.
+        dropped: Names of parameters that were dropped.
+        started: Whether the response has started.
+        streaming: Whether the response is an event stream.
+    """
+
+    scope: Scope = field(repr=False)
+    key: str | None = field(repr=False)
+    body: RequestBody
+    record: RequestRecord
+    log: RequestLog = field(repr=False)
+    asgi_send: Send = field(repr=False)
+    dropped: list[str] = field(default_factory=list, repr=False)
+    started: bool = False
+    streaming: bool = False
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers of every response to this request."""
+        pairs = [("x-request-id", self.record.id)]
+        return [*pairs, ("x-prem-dropped", quote_names(self.dropped))] if self.dropped else pairs
+
+    async def start(self, content_type: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        """Send the status and the headers of a response."""
+        self.streaming = content_type == EVENT_STREAM
+        pairs = [("content-type", content_type), *headers, *self.headers()]
+        raw = [(name.encode(), value.encode()) for name, value in pairs]
+        await self.send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    async def write(self, body: bytes, *, more: bool) -> None:
+        """Send the next part of the response body; `more` is False for the last part."""
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def respond(self, content_type: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
+        """Send a complete response."""
+        await self.start(content_type, [*headers, ("content-length", str(len(body)))])
+        await self.write(body, more=False)
+
+    async def send(self, message: Message) -> None:
+        """Send an ASGI message of the response, and update the record."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.record.status = message["status"]
+        else:
+            self.record.response_bytes += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                # Before the message is sent: a caller with the whole response finds the record complete.
+                self.end("done")
+        await self.asgi_send(message)
+
+    def end(self, state: State, error: ErrorResponse | None = None) -> None:
+        """Complete the record, unless it is complete."""
+        self.record.request_bytes = self.body.size
+        name, support_id = (error.name, error.support_id) if error is not None else (None, None)
+        self.log.end(self.record, state, name, support_id)
