@@ -54,9 +54,10 @@ record: $(INSTALLED)  ## Record the cassettes anew, from the embedded enclave; w
 	rm -f tests/data/cassettes/TestIntegration.test_stream_time.yaml
 	$(BIN)/pytest -q -W default --record-mode=once tests/langchain/test_standard_integration.py -k stream_time
 
-lint: $(INSTALLED)  ## Check style and layout
+lint: $(INSTALLED)  ## Check style, layout and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(INSTALLED)  ## Check the types, strictly
 	$(BIN)/mypy
