@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall, ToolCallChunk
@@ -44,7 +43,7 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
 
 
 # Prototypes of a chunk's message and of its generation. A chunk's values were validated when it was read; validating
-# the message again, or `model_construct`, would cost more than decrypting it (4.8 and 168 µs; a copy takes 2.6).
+# the message again, or `model_construct`, would cost more than decrypting it (4.8 and 168 µs; a copy takes 2.1).
 _MESSAGE = AIMessageChunk(content="", additional_kwargs={}, response_metadata={})
 _GENERATION = ChatGenerationChunk(message=_MESSAGE)
 
@@ -73,20 +72,20 @@ class ChunkConverter(StreamState):
                 response_metadata={"model_provider": PROVIDER},
             )
         elif content or kwargs or choice.logprobs:
-            message = copy(_MESSAGE)
-            # Every container anew: a copy shares the prototype's.
-            message.__dict__.update(
-                content=content,
-                additional_kwargs=kwargs,
-                response_metadata={"model_provider": PROVIDER},
-                tool_calls=[],
-                invalid_tool_calls=[],
-                tool_call_chunks=[],
-            )
+            message = _MESSAGE.__copy__()
+            fields = message.__dict__
+            fields["content"] = content
+            fields["additional_kwargs"] = kwargs
+            # Every other container anew: a copy shares the prototype's.
+            fields["response_metadata"] = {"model_provider": PROVIDER}
+            fields["tool_calls"] = []
+            fields["invalid_tool_calls"] = []
+            fields["tool_call_chunks"] = []
         else:
             return None
-        generation = copy(_GENERATION)
-        generation.__dict__.update(message=message, text=content)
+        generation = _GENERATION.__copy__()
+        generation.__dict__["message"] = message
+        generation.__dict__["text"] = content
         if choice.logprobs:
             generation.generation_info = {"logprobs": choice.logprobs}
         return generation

@@ -51,7 +51,8 @@ class PremEncrypted(ModelSettings, StructuredPredictionLLM):
     """Models behind Prem's end-to-end encrypted API.
 
     Prompts are encrypted in this process for a hardware enclave, and answers are decrypted in it. The gateway in
-    between authenticates and meters ciphertext.
+    between authenticates and meters requests. A chat reply that arrives as an event stream is not confidential from it;
+    SECURITY.md has the details.
 
     Install ``prem-encrypted[llama-index]`` and set ``PREM_API_KEY``.
 

@@ -16,7 +16,7 @@ from support.wire_schemas import TEST_KEY, problems
 
 from prem_core._adapters.client_cache import CLIENTS
 from prem_core._serving.server import Server, listen
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 # By default each run has the same examples, and no time limit for one: `make test` passes or fails for a reason in the
 # code. `make test-random` draws new examples.
@@ -140,3 +140,29 @@ def upstream(upstream_server: list[Upstream]) -> Iterator[Upstream]:
 
 def _respond_hello(stub: Upstream) -> None:
     stub.says(delta(content="Hello"), finish(), usage(6, 1))
+
+
+@pytest.fixture(scope="session")
+def scripted_enclave() -> Iterator[tuple[LocalEnclave, ScriptedEngine]]:
+    """One enclave for all scripted answers, and its engine."""
+    engine = ScriptedEngine()
+    with LocalEnclave(engine=engine) as prem:
+        yield prem, engine
+
+
+@pytest.fixture
+def engine(scripted_enclave: tuple[LocalEnclave, ScriptedEngine]) -> ScriptedEngine:
+    """The engine, without replies and requests of earlier tests."""
+    engine = scripted_enclave[1]
+    engine.replies, engine.respond = [], None
+    engine.requests.clear()
+    engine.disconnected.clear()
+    return engine
+
+
+@pytest.fixture
+def scripted_options(
+    scripted_enclave: tuple[LocalEnclave, ScriptedEngine], engine: ScriptedEngine
+) -> dict[str, Any]:
+    """The settings of a client of that enclave."""
+    return {**scripted_enclave[0].client_options, "max_retries": 0}

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from support.cassettes import resealing
+from support.scripted_enclave import always
 
 from langchain_prem import ChatPremEncrypted, _plaintext_egress
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 MODEL = "openai/gpt-oss-120b"
 
@@ -20,6 +21,17 @@ def llm(enclave: LocalEnclave) -> Callable[..., ChatPremEncrypted]:
 
     def make(**kwargs: Any) -> ChatPremEncrypted:
         return ChatPremEncrypted(**{"model": MODEL, **enclave.client_options, **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def scripted(engine: ScriptedEngine, scripted_options: dict[str, Any]) -> Callable[..., ChatPremEncrypted]:
+    """Constructs models whose enclave answers with the given chunks."""
+
+    def make(*chunks: Any, truncated: bool = False, **kwargs: Any) -> ChatPremEncrypted:
+        engine.respond = always(*chunks, truncated=truncated)
+        return ChatPremEncrypted(**{"model": "scripted", **scripted_options, **kwargs})
 
     return make
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
-from support.scripted_upstream import Upstream, delta, finish, tool_call, usage
+from support.scripted_upstream import delta, finish, tool_call, usage
 
 from langchain_prem import ChatPremEncrypted
 from langchain_prem._responses import _MESSAGE, ChunkConverter
 from prem_core import APIResponseValidationError, ChatCompletionChunk, LengthFinishReasonError
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import ScriptedEngine
 
 Scripted = Callable[..., ChatPremEncrypted]
 
@@ -32,20 +32,6 @@ MIXED = [
     usage(11, 7, reasoning=2),
 ]
 CALLS = [("call_a", "get_weather", {"location": "Paris"}), ("call_b", "get_weather", {"location": "Tokyo"})]
-
-
-@pytest.fixture
-def scripted(upstream: Upstream) -> Any:
-    """Constructs models whose enclave answers with the given chunks."""
-    with LocalEnclave(upstream=upstream.url) as prem:
-
-        def make(*chunks: Any, done: bool = True, **kwargs: Any) -> ChatPremEncrypted:
-            upstream.says(*chunks, done=done)
-            return ChatPremEncrypted(
-                **{"model": "scripted", **prem.client_options, "max_retries": 0, **kwargs}
-            )
-
-        yield make
 
 
 async def added_up(model: ChatPremEncrypted, *, asynchronous: bool) -> AIMessageChunk:
@@ -173,11 +159,11 @@ def test_token_details_have_langchains_names(scripted: Scripted) -> None:
 
 @pytest.mark.parametrize("stream_usage", [True, False])
 def test_stream_usage_decides_whether_usage_is_requested(
-    scripted: Scripted, upstream: Upstream, stream_usage: bool
+    scripted: Scripted, engine: ScriptedEngine, stream_usage: bool
 ) -> None:
-    # The embedded enclave always requests usage from its upstream, and forwards it only if it was requested.
     chunks = list(scripted(delta(content="a"), finish(), usage(1, 1), stream_usage=stream_usage).stream("?"))
     assert (chunks[-1].usage_metadata is not None) is stream_usage
+    assert ("stream_options" in engine.requests[-1].params) is stream_usage
 
 
 def test_a_refusal_is_kept_and_shown_as_a_block(scripted: Scripted) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import langchain_core.exceptions as core
 import pytest
-from support.scripted_upstream import Upstream, delta
+from support.scripted_upstream import delta
 
 import prem_core
 from langchain_prem import ChatPremEncrypted, RefusalError
 from langchain_prem._errors import CONDITIONS, combined_error_class, translate
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 Make = Callable[..., ChatPremEncrypted]
 
@@ -32,21 +32,27 @@ Make = Callable[..., ChatPremEncrypted]
 )
 @pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke", "astream"])
 async def test_a_status_raises_an_error_of_both_packages(
-    upstream: Upstream, status: int, ours: Any, theirs: Any, retryable: bool, way: str
+    engine: ScriptedEngine,
+    scripted_options: dict[str, Any],
+    status: int,
+    ours: Any,
+    theirs: Any,
+    retryable: bool,
+    way: str,
 ) -> None:
-    upstream.refuses(status, {"error": {"message": "no"}})
-    with LocalEnclave(upstream=upstream.url) as prem:
-        model = ChatPremEncrypted(model="m", max_retries=0, **prem.client_options)
-        with pytest.raises(ours) as caught:
-            match way:
-                case "invoke":
-                    model.invoke("?")
-                case "stream":
-                    list(model.stream("?"))
-                case "ainvoke":
-                    await model.ainvoke("?")
-                case "astream":
-                    [_ async for _ in model.astream("?")]
+    engine.replies = [prem_core.APIStatusError(status_code=status)]
+    # Limits of its own: a rate limit would make the models of other tests wait.
+    model = ChatPremEncrypted(model="m", limits=prem_core.Limits(), **scripted_options)
+    with pytest.raises(ours) as caught:
+        match way:
+            case "invoke":
+                model.invoke("?")
+            case "stream":
+                list(model.stream("?"))
+            case "ainvoke":
+                await model.ainvoke("?")
+            case "astream":
+                [_ async for _ in model.astream("?")]
     error = caught.value
     assert isinstance(error, theirs)
     assert error.is_retryable is retryable
@@ -82,14 +88,12 @@ def test_an_unreachable_service_is_a_connection_error() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_truncated_answer_is_an_error(upstream: Upstream, streamed: bool) -> None:
-    upstream.says(delta(content="Once upon a time"), done=False)
-    with LocalEnclave(upstream=upstream.url) as prem:
-        model = ChatPremEncrypted(model="m", max_retries=0, **prem.client_options)
-        got = []
-        with pytest.raises(prem_core.APIError):
-            for chunk in model.stream("?") if streamed else [model.invoke("?")]:
-                got.append(chunk.text)
+def test_a_truncated_answer_is_an_error(scripted: Make, streamed: bool) -> None:
+    model = scripted(delta(content="Once upon a time"), truncated=True)
+    got = []
+    with pytest.raises(prem_core.APIError):
+        for chunk in model.stream("?") if streamed else [model.invoke("?")]:
+            got.append(chunk.text)
     assert got == (["Once upon a time"] if streamed else [])
 
 
@@ -115,6 +119,10 @@ def test_without_a_class_in_core_the_error_is_prem_cores_only() -> None:
     assert (refusal is RefusalError) is not hasattr(core, "ModelRefusalError")
 
 
-def test_a_prompt_longer_than_the_context_is_cores_context_overflow(upstream: Upstream) -> None:
-    upstream.refuses(400, {"error": {"message": "x", "code": "context_length_exceeded"}})
-    assert isinstance(translate(prem_core.ContextLengthExceededError("x")), core.ContextOverflowError)
+def test_a_prompt_longer_than_the_context_is_cores_context_overflow(
+    engine: ScriptedEngine, scripted_options: dict[str, Any]
+) -> None:
+    engine.replies = [prem_core.APIStatusError(status_code=400, code="context_length_exceeded")]
+    with pytest.raises(core.ContextOverflowError) as caught:
+        ChatPremEncrypted(model="m", **scripted_options).invoke("?")
+    assert isinstance(caught.value, prem_core.ContextLengthExceededError)

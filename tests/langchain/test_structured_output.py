@@ -10,12 +10,12 @@ import pytest
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, Field
-from support.scripted_upstream import Upstream, delta, finish, tool_call
+from support.scripted_upstream import delta, finish, tool_call
 from support.wire_schemas import Opened
 
 from langchain_prem import ChatPremEncrypted, RefusalError
 from prem_core import InvalidParameterError, LengthFinishReasonError
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import ScriptedEngine
 
 LETTER = """
 Invoice number: INV-1042
@@ -111,17 +111,6 @@ def test_include_raw_gives_the_message_and_the_value(llm: Make) -> None:
     check(answer["parsed"])
     assert isinstance(answer["raw"], AIMessage)
     assert answer["parsing_error"] is None
-
-
-@pytest.fixture
-def scripted(upstream: Upstream) -> Any:
-    with LocalEnclave(upstream=upstream.url) as prem:
-
-        def make(*chunks: Any) -> ChatPremEncrypted:
-            upstream.says(*chunks)
-            return ChatPremEncrypted(model="scripted", **prem.client_options)
-
-        yield make
 
 
 def test_include_raw_gives_a_parsing_error_instead_of_raising_it(scripted: Make) -> None:
@@ -229,10 +218,10 @@ def test_arguments_that_contradict_each_other_are_an_error(
         llm().with_structured_output(**kwargs)
 
 
-def test_strict_is_sent_and_closes_the_schema(upstream: Upstream, scripted: Make) -> None:
+def test_strict_is_sent_and_closes_the_schema(engine: ScriptedEngine, scripted: Make) -> None:
     answer = Item(item="a", quantity=1, unit_price=2).model_dump_json()
     scripted(delta(content=answer), finish()).with_structured_output(Item, strict=True).invoke("?")
-    form = upstream.requests[-1][1]["response_format"]["json_schema"]
+    form = engine.requests[-1].params["response_format"]["json_schema"]
     assert form["strict"] is True
     assert form["schema"]["additionalProperties"] is False
 
@@ -259,11 +248,11 @@ TOOLS = [
     ],
 )
 def test_every_form_of_tool_choice_reaches_the_model(
-    upstream: Upstream, scripted: Make, choice: Any, sent: Any
+    engine: ScriptedEngine, scripted: Make, choice: Any, sent: Any
 ) -> None:
     answer = [delta(tool_calls=[tool_call(0, "1", "g", "{}")]), finish("tool_calls")]
     scripted(*answer).bind_tools(TOOLS, tool_choice=choice).invoke("?")
-    assert upstream.requests[-1][1].get("tool_choice") == sent
+    assert engine.requests[-1].params.get("tool_choice") == sent
 
 
 @pytest.mark.parametrize("choice", ["h", {"type": "function", "function": {"name": "h"}}])
@@ -273,20 +262,20 @@ def test_a_tool_choice_that_names_no_tool_is_an_error(llm: Make, choice: Any) ->
 
 
 def test_parallel_tool_calls_true_is_not_sent_and_false_is_an_error(
-    upstream: Upstream, scripted: Make
+    engine: ScriptedEngine, scripted: Make
 ) -> None:
     model = scripted(delta(content="a"), finish())
     model.bind_tools(TOOLS, parallel_tool_calls=True).invoke("?")
-    assert "parallel_tool_calls" not in upstream.requests[-1][1]
+    assert "parallel_tool_calls" not in engine.requests[-1].params
     with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
         model.bind_tools(TOOLS, parallel_tool_calls=False)
     with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
         model.bind_tools(TOOLS).invoke("?", parallel_tool_calls=False)
 
 
-def test_a_bound_response_format_may_be_a_schema(upstream: Upstream, scripted: Make) -> None:
+def test_a_bound_response_format_may_be_a_schema(engine: ScriptedEngine, scripted: Make) -> None:
     scripted(delta(content="{}"), finish()).bind_tools(TOOLS, response_format=Item).invoke("?")
-    form = upstream.requests[-1][1]["response_format"]
+    form = engine.requests[-1].params["response_format"]
     assert form["type"] == "json_schema"
     assert form["json_schema"]["name"] == "Item"
     assert json.dumps(form)

@@ -10,10 +10,10 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import ChatMessage
 from pydantic import Field
-from support.scripted_upstream import Upstream
+from support.scripted_enclave import always
 
 from llama_index_prem import PremEncrypted
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 MODEL = "openai/gpt-oss-120b"
 
@@ -29,16 +29,14 @@ def llm(enclave: LocalEnclave) -> Callable[..., PremEncrypted]:
 
 
 @pytest.fixture
-def scripted(upstream: Upstream) -> Iterator[Callable[..., PremEncrypted]]:
+def scripted(engine: ScriptedEngine, scripted_options: dict[str, Any]) -> Callable[..., PremEncrypted]:
     """Constructs models whose enclave answers with the given chunks."""
-    with LocalEnclave(upstream=upstream.url) as prem:
 
-        def make(*chunks: Any, done: bool = True, **kwargs: Any) -> PremEncrypted:
-            if chunks:
-                upstream.says(*chunks, done=done)
-            return PremEncrypted(**{"model": MODEL, **prem.client_options, "max_retries": 0, **kwargs})
+    def make(*chunks: Any, truncated: bool = False, **kwargs: Any) -> PremEncrypted:
+        engine.respond = always(*chunks, truncated=truncated)
+        return PremEncrypted(**{"model": MODEL, **scripted_options, **kwargs})
 
-        yield make
+    return make
 
 
 async def _asked(model: PremEncrypted, way: str, prompt: str = "?", /, **kwargs: Any) -> list[Any]:

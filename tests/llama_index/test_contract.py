@@ -18,12 +18,12 @@ from llama_index.core.llms import ChatMessage, ImageBlock, MessageRole, TextBloc
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
-from support.scripted_upstream import Upstream, delta, finish, tool_call, usage
+from support.scripted_upstream import delta, finish, tool_call, usage
 from support.wire_schemas import Opened
 
 from llama_index_prem import PremEncrypted, RefusalError
 from prem_core import InternalServerError, InvalidParameterError, LengthFinishReasonError, PremError
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 Make = Callable[..., PremEncrypted]
 Ask = Callable[..., Any]
@@ -158,17 +158,18 @@ async def test_the_chat_history_is_not_changed(llm: Make, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_three_retries_are_four_requests(
-    upstream: Upstream, asked: Ask, monkeypatch: pytest.MonkeyPatch, way: str
+    engine: ScriptedEngine,
+    scripted_options: dict[str, Any],
+    asked: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
 ) -> None:
     monkeypatch.setattr("prem_core._protocol.retry.FIRST_DELAY", 0.01)
-    upstream.refuses(500, {"error": {"message": "no"}})
-    seen: list[Any] = []
-    with LocalEnclave(upstream=upstream.url, on_exchange=seen.append) as prem:
-        model = PremEncrypted(model="m", max_retries=3, **prem.client_options)
-        with pytest.raises(InternalServerError):
-            await asked(model, way)
-    assert len([e for e in seen if e.method == "POST"]) == 4
-    assert len(upstream.requests) == 4
+    engine.replies = [InternalServerError()] * 5
+    model = PremEncrypted(model="m", **{**scripted_options, "max_retries": 3})
+    with pytest.raises(InternalServerError):
+        await asked(model, way)
+    assert len(engine.requests) == 4
 
 
 # --- usage off by default in streams ------------------------------------------------------------------

@@ -16,13 +16,13 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import FunctionTool
-from support.scripted_upstream import Upstream, delta, finish, tool_call, usage
+from support.scripted_upstream import delta, finish, tool_call, usage
 from support.wire_schemas import Opened
 
 from llama_index_prem import PremEncrypted
 from llama_index_prem._responses import chat_response
 from prem_core import APIError, APIResponseValidationError, ChatCompletion, InvalidParameterError
-from prem_core.enclave import LocalEnclave
+from prem_core.enclave import ScriptedEngine, reply
 
 Make = Callable[..., PremEncrypted]
 Ask = Callable[..., Any]
@@ -167,7 +167,7 @@ def test_tool_calls_are_read_from_messages_of_other_packages(llm: Make) -> None:
 )
 @pytest.mark.parametrize("parallel", [True, False])
 async def test_without_parallel_tool_calls_the_first_one_is_kept(
-    scripted: Make, upstream: Upstream, way: str, parallel: bool
+    scripted: Make, engine: ScriptedEngine, way: str, parallel: bool
 ) -> None:
     model = scripted(*MIXED)
     tool = FunctionTool.from_defaults(lambda location: location, name="get_weather", description="?")
@@ -180,7 +180,7 @@ async def test_without_parallel_tool_calls_the_first_one_is_kept(
         answer = list(answer)[-1]
     assert calls_of(model, answer) == (CALLS if parallel else CALLS[:1])
     assert len(answer.message.additional_kwargs["tool_calls"]) == (2 if parallel else 1)
-    assert "parallel_tool_calls" not in upstream.requests[-1][1]
+    assert "parallel_tool_calls" not in engine.requests[-1].params
 
 
 def test_parallel_tool_calls_false_is_an_error(llm: Make, seen: Any) -> None:
@@ -279,7 +279,7 @@ async def test_of_several_answers_the_first_is_the_message_and_all_are_in_raw(ll
 
 @pytest.mark.parametrize("way", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
 async def test_a_truncated_stream_raises_after_the_responses_that_arrived(scripted: Make, way: str) -> None:
-    model = scripted(delta(content="Once upon a time"), done=False)
+    model = scripted(delta(content="Once upon a time"), truncated=True)
     asking: Any = [ChatMessage("?")] if "chat" in way else "?"
     got = []
     with pytest.raises(APIError):
@@ -299,21 +299,22 @@ def test_text_truncated_by_the_token_limit_has_the_finish_reason_length(scripted
 
 
 @pytest.mark.parametrize("way", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
-async def test_closing_a_stream_early_disconnects(upstream: Upstream, way: str) -> None:
-    upstream.stalls(delta(content="a"))
-    with LocalEnclave(upstream=upstream.url) as prem:
-        model = PremEncrypted(model="m", **prem.client_options)
-        asking: Any = [ChatMessage("?")] if "chat" in way else "?"
-        if way.startswith("a"):
-            stream = await getattr(model, way)(asking)
-            await anext(stream)
-            await stream.aclose()
-        else:
-            stream = getattr(model, way)(asking)
-            next(stream)
-            stream.close()
-        # Core does not close what it wraps: the event loop does, and has to run for it.
-        assert await asyncio.to_thread(upstream.left.wait, 5)
+async def test_closing_a_stream_early_disconnects(
+    engine: ScriptedEngine, scripted_options: dict[str, Any], way: str
+) -> None:
+    engine.replies = [reply("a", stalled=True)]
+    model = PremEncrypted(model="m", **scripted_options)
+    asking: Any = [ChatMessage("?")] if "chat" in way else "?"
+    if way.startswith("a"):
+        stream = await getattr(model, way)(asking)
+        await anext(stream)
+        await stream.aclose()
+    else:
+        stream = getattr(model, way)(asking)
+        next(stream)
+        stream.close()
+    # Core does not close the stream that it wraps: the event loop does, and has to run for it.
+    assert await asyncio.to_thread(engine.disconnected.wait, 5)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel, Field
-from support.scripted_upstream import Upstream, delta, finish, tool_call
+from support.scripted_upstream import delta, finish, tool_call
 from support.wire_schemas import Opened
 
 from llama_index_prem import PremEncrypted, RefusalError
 from prem_core import LengthFinishReasonError
+from prem_core.enclave import ScriptedEngine
 
 Make = Callable[..., PremEncrypted]
 Predict = Callable[..., Any]
@@ -232,13 +233,15 @@ async def test_a_structured_llm_answers_with_instances(llm: Make, asked: Any, wa
     assert responses[-1].raw == INVOICE
 
 
-def test_characters_that_a_schemas_name_may_not_have_are_replaced(upstream: Upstream, scripted: Make) -> None:
+def test_characters_that_a_schemas_name_may_not_have_are_replaced(
+    engine: ScriptedEngine, scripted: Make
+) -> None:
     class Odd(BaseModel):
         model_config = {"title": "An odd[name]"}
         amount: int = Field(description="How much.")
 
     scripted(delta(content='{"amount": 1}'), finish()).structured_predict(Odd, PromptTemplate("?"))
-    assert upstream.requests[-1][1]["response_format"]["json_schema"]["name"] == "An_odd_name_"
+    assert engine.requests[-1].params["response_format"]["json_schema"]["name"] == "An_odd_name_"
 
 
 @pytest.mark.parametrize("way", PREDICTIONS)

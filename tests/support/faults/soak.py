@@ -44,6 +44,7 @@ from tqdm import tqdm
 from langchain_prem import ChatPremEncrypted
 from llama_index_prem import PremEncrypted
 from prem_core import AsyncPremClient, Limits, PremClient, PremError
+from prem_core._adapters.client_cache import CLIENTS
 from prem_core._client.chat import AsyncChatCompletionStream, ChatCompletionStream
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.sync import SyncDriver
@@ -379,6 +380,7 @@ def soak(arguments: argparse.Namespace) -> int:
         retries = sum(each.stats.retries for each in limits)
         in_flight = sum(each.stats.in_flight + each.stats.waiting for each in limits)
         del sides, settings
+        CLIENTS.clear()  # the models are gone, and their clients idle
         left = leftovers(before)
     faulthandler.cancel_dump_traceback_later()
     return report(arguments, tally, did, seconds, retries, in_flight, left)
