@@ -26,7 +26,7 @@ MODEL: Final = "openai/gpt-oss-120b"
 QUESTION: Final = "Context: The clinic opens at eight. Question: When does the clinic open?"
 
 #: The response of the embedded enclave to `QUESTION`, chunk by chunk.
-WORDS: Final = ("Context", ":", " The", " clinic", " opens", " at", " eight", ".")
+WORDS: Final = ("The", " clinic", " opens", " at", " eight", ".")
 TEXT: Final = "".join(WORDS)
 
 PARAMS: Final[dict[str, Any]] = {"model": MODEL, "reasoning_effort": "none"}

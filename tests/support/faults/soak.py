@@ -102,7 +102,7 @@ class Job:
     @property
     def answer(self) -> str:
         """The right response of the embedded enclave."""
-        return f"Context: The code word is {self.word}."
+        return f"The code word is {self.word}."
 
 
 def jobs(count: int, seed: int) -> Iterator[Job]:
@@ -303,7 +303,7 @@ def by_threads(count: int, queue: Queue, settings: dict[str, Any], tally: Tally)
         for worker in workers:
             worker.join()
         shared["core"].close()
-        shared.clear()  # the models close their connections when they are freed
+        shared.clear()  # the cache of clients closes those of the models
 
     return threading.Thread(target=all_of_them)
 
@@ -380,7 +380,7 @@ def soak(arguments: argparse.Namespace) -> int:
         retries = sum(each.stats.retries for each in limits)
         in_flight = sum(each.stats.in_flight + each.stats.waiting for each in limits)
         del sides, settings
-        CLIENTS.clear()  # the models are gone, and their clients idle
+        CLIENTS.clear()  # it keeps idle clients of models open
         left = leftovers(before)
     faulthandler.cancel_dump_traceback_later()
     return report(arguments, tally, did, seconds, retries, in_flight, left)
