@@ -101,7 +101,7 @@ class Job:
     @property
     def answer(self) -> str:
         """The right response of the embedded enclave."""
-        return f"Context: The code word is {self.word}."
+        return f"The code word is {self.word}."
 
 
 def jobs(count: int, seed: int) -> Iterator[Job]:
