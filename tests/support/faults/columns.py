@@ -23,10 +23,10 @@ from prem_core._adapters.client_cache import CLIENTS
 from support.paths import CLINIC_NOTE
 
 MODEL: Final = "openai/gpt-oss-120b"
-QUESTION: Final = "Context: The clinic opens at eight. Question: When does the clinic open?"
+QUESTION: Final = "Context: The new clinic opens daily at eight. Question: When does the clinic open?"
 
 #: The response of the embedded enclave to `QUESTION`, chunk by chunk.
-WORDS: Final = ("The", " clinic", " opens", " at", " eight", ".")
+WORDS: Final = ("The", " new", " clinic", " opens", " daily", " at", " eight", ".")
 TEXT: Final = "".join(WORDS)
 
 PARAMS: Final[dict[str, Any]] = {"model": MODEL, "reasoning_effort": "none"}
