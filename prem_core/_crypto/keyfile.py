@@ -1,27 +1,25 @@
-"""Encryption keys kept in a file, sealed with the client's own master key (CLIENT_KEK).
+"""A file with encryption keys, its secret sealed with the client's own master key (CLIENT_KEK).
 
-A file is 1242 bytes; numbers are big-endian::
+A file has 1242 bytes; numbers are big-endian::
 
     offset  bytes
          0      8  magic, "PREMKEYS"
          8      2  version, 1
-        10      8  when it was written, seconds since 1970 (UTC)
-        18     32  SHA-256 of the enclave's public key; zeros where it is not known
-        50   1120  the cipher text: public, it goes on the wire with every request
+        10      8  time of writing, seconds since 1970 (UTC)
+        18     32  SHA-256 of the enclave's public key; zeros if it is not known
+        50   1120  the cipher text: public, sent with every request
       1170     24  nonce, fresh for every file
       1194     48  the shared secret (32), sealed, and the tag (16)
 
-The secret is sealed with XChaCha20-Poly1305 (libsodium through PyNaCl), like everything of this protocol. Its key
-is the KEK itself: 32 random bytes need no derivation, and no password is taken. The first 1170 bytes are
-associated data, so that nothing of them can be changed either; until a file was opened they are a claim.
-A random nonce of 24 bytes can be drawn for as many files as anybody writes.
+The secret is sealed with XChaCha20-Poly1305 under the KEK itself: 32 random bytes need no key derivation, and
+passwords are not accepted. The first 1170 bytes are associated data, so they cannot be changed either; until the
+file is opened, they are not proven. A random nonce of 24 bytes does not repeat, however many files are written.
 
-What is left in memory: a KEK file's text is overwritten once it was read. Nothing else can be. PyNaCl takes keys
-and gives plaintext as `bytes`, which Python cannot overwrite, and works in buffers of its own that it frees as they
-are; the environment keeps CLIENT_KEK as long as the process runs. So no object here keeps a KEK, and no
-frame that an error passes through: a traceback may be shown with its locals.
+The text of a KEK file is overwritten in memory after it was read. Nothing else can be: PyNaCl takes and returns
+`bytes`, which Python cannot overwrite, and the environment keeps CLIENT_KEK for as long as the process runs. So no
+object here keeps a KEK, and the errors of these functions keep no frame that holds one.
 
-The rule of this file: it is written whole or not at all, for its owner only, and read only as that.
+Writes are atomic. Files are created with mode 0600, and files that other users may access are rejected.
 """
 
 from __future__ import annotations
@@ -94,7 +92,7 @@ class KeyFile:
         """The shared secret.
 
         Raises:
-            ConfigurationError: The KEK is a different one, or the file was changed: the two cannot be told apart.
+            ConfigurationError: The KEK is a different one, or the file was changed: these two cannot be distinguished.
         """
         header, nonce = self._image[: _HEADER.size], self._image[_HEADER.size : _HEADER.size + NONCE_BYTES]
         try:

@@ -76,7 +76,7 @@ ROUTE_SCOPES = {
 }
 
 #: Without ``stream: true`` the service may answer with the event stream (the only form documented)
-#: or with the JSON envelope (the audio routes' form); both are read, told apart by content type.
+#: or with the JSON envelope (the audio routes' form). Both are read; the content type decides.
 EVENT_STREAM = "text/event-stream"
 
 #: Names under which servers list a model's context window; the published documents have none of them.

@@ -68,8 +68,8 @@ class SyncDriver:
         self._fetch_key = fetch_key
         self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
-        # Whoever takes the response out of here under the lock may close it or shut its socket down; nobody else. A
-        # timer can then not hit a connection that serves another request by now.
+        # Only the code that took the response from here, under the lock, may close it or shut its socket down. So a
+        # late timer cannot hit a connection that already serves another request.
         self._lock = threading.Lock()
         self._response: httpx.Response | None = None
         self._data: Iterator[bytes] = iter(())
@@ -166,7 +166,7 @@ class SyncDriver:
     def _check_read(self, data: bytes) -> None:
         if not data:
             self._end_response()
-        # Bytes that come too late cannot be told from an end that the timer made.
+        # After the deadline, an end of the response may be the work of the timer.
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
 

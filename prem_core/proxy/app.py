@@ -23,12 +23,12 @@ from prem_core._client.client import AsyncPremClient
 from prem_core._errors import ConfigurationError, PremError
 from prem_core._protocol.request_schema import PARAM_NAMES, TranscriptionParams, TranslationParams
 from prem_core._protocol.response_types import ChatCompletion, Model
+from prem_core._serving.coalesce import coalesce
 from prem_core._serving.request import BodyTooLarge, RequestBody, cancel_on_disconnect
 from prem_core._version import __version__
 from prem_core.proxy import dashboard, responses
 from prem_core.proxy.call import Call
 from prem_core.proxy.client_cache import ClientCache
-from prem_core.proxy.coalesce import coalesce
 from prem_core.proxy.errors import ErrorResponse, error_response
 from prem_core.proxy.forms import FormReader, parse_audio_form
 from prem_core.proxy.parameters import read_json, split_parameters
@@ -71,7 +71,7 @@ class Proxy:
         body_limit: Bytes of one request body.
         drop_unsupported: Drop parameters that Prem's API does not have, instead of rejecting them.
         audio_timeout: Seconds to wait for a transcription.
-        retries: Whether the clients retry. Callers are then told not to.
+        retries: Whether the clients retry. The responses then ask callers not to retry.
     """
 
     def __init__(

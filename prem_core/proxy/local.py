@@ -49,8 +49,8 @@ class LocalProxy(Service):
         allow_hosts: Further values of the Host header to accept, with a port or without.
         log: Receives a record of each request. By default a log of the last 200.
         **client_options: See `ClientOptions`. They apply to the client of each API key. `api_key` is used for every
-            caller; by default each caller's own key is used. Unless `max_retries` is 0, callers are told not to retry:
-            attempts would multiply.
+            caller; by default each caller's own key is used. Unless `max_retries` is 0, responses ask callers not to
+            retry: attempts would multiply.
 
     Raises:
         ConfigurationError: A value is not valid.

@@ -21,9 +21,9 @@ from support.scripted_upstream import chunk, delta, finish, tool_call, usage
 from support.waiting import eventually
 
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, read_json
+from prem_core._serving.coalesce import MAX_BUFFERED, coalesce
 from prem_core.enclave import Engine, EngineError, EngineRequest, LocalEnclave, ScriptedEngine, reply
 from prem_core.proxy import LocalProxy, responses
-from prem_core.proxy.coalesce import MAX_BUFFERED, coalesce
 
 CHAT = "/v1/chat/completions"
 
