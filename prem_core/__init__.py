@@ -56,8 +56,8 @@ if TYPE_CHECKING:
         TranscriptionWord,
         Usage,
     )
-    from prem_core._rate_limit.limiter import Stats
-    from prem_core._rate_limit.limits import Limits
+    from prem_core._rate_limit.admission import Stats
+    from prem_core._rate_limit.permits import Limits
 
 
 __all__ = [
@@ -114,8 +114,8 @@ _MODULES = {
     "_client.endpoints": ("agenerate_encryption_keys", "discover_endpoints", "generate_encryption_keys"),
     "_crypto.keys": ("EncryptionKeys",),
     "_crypto.xwing": ("PublicKey",),
-    "_rate_limit.limiter": ("Stats",),
-    "_rate_limit.limits": ("Limits",),
+    "_rate_limit.admission": ("Stats",),
+    "_rate_limit.permits": ("Limits",),
 }
 
 

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from prem_core import _config
 from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._crypto.redaction import without_traceback
-from prem_core._rate_limit.limits import Limits
+from prem_core._rate_limit.permits import Limits
 
 #: Clients that stay open though no model refers to them at the moment, the most recently used ones. A model that is
 #: constructed for each call finds a warm client. An idle client keeps a few sockets and its API key.

@@ -35,8 +35,8 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError, InvalidParameterError
 from prem_core._protocol.request_schema import chat_plaintext
-from prem_core._rate_limit.limiter import Stats
-from prem_core._rate_limit.limits import Limits, check_one_source
+from prem_core._rate_limit.admission import Stats
+from prem_core._rate_limit.permits import Limits, check_one_source
 
 #: Parameters of the published schema that are settings, sent under their own names.
 PARAM_FIELDS: Final = (

@@ -10,8 +10,8 @@ from prem_core._client.models import AsyncModels, Models
 from prem_core._client.options import AsyncClientOptions, SyncClientOptions, with_defaults
 from prem_core._client.requester import AsyncRequester, Requester
 from prem_core._crypto.redaction import without_traceback
-from prem_core._rate_limit.limiter import Stats
-from prem_core._rate_limit.limits import Limits
+from prem_core._rate_limit.admission import Stats
+from prem_core._rate_limit.permits import Limits
 
 RequesterT = TypeVar("RequesterT", Requester, AsyncRequester)
 

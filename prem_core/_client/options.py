@@ -11,7 +11,7 @@ from prem_core import _config
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
-from prem_core._rate_limit.limits import Limits
+from prem_core._rate_limit.permits import Limits
 
 
 class ClientOptions(TypedDict, total=False):

@@ -26,7 +26,7 @@ from prem_core._protocol.flow import Flow, FlowSettings, Send, fetch_public_key
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, RetryPolicy
-from prem_core._rate_limit.limits import resolve_limits
+from prem_core._rate_limit.permits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import POOL_LIMITS, BodyStream, no_cookies, ssl_context
 from prem_core._transport.loops import LoopClient, LoopClients

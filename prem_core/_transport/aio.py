@@ -25,7 +25,7 @@ from prem_core._protocol.flow import (
     Step,
 )
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
-from prem_core._rate_limit.limits import Limits, Permit
+from prem_core._rate_limit.permits import Limits, Permit
 from prem_core._transport.http import (
     DRAIN_MAX_READS,
     DRAIN_TIMEOUT,

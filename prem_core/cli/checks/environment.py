@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from prem_core import _config
 from prem_core._crypto.keyfile import KEK_BYTES, KEK_VARIABLE
-from prem_core._rate_limit.limits import Limits
+from prem_core._rate_limit.permits import Limits
 from prem_core.cli.checks.check import Check, Options, State, attempt
 from prem_core.cli.connection import find_kek
 

@@ -17,7 +17,7 @@ import pytest
 from support.waiting import SOON, eventually
 
 from prem_core import APITimeoutError, ConfigurationError, Limits, Stats
-from prem_core._rate_limit.limits import Permit, check_one_source, resolve_limits
+from prem_core._rate_limit.permits import Permit, check_one_source, resolve_limits
 
 
 def soon():
@@ -252,7 +252,7 @@ async def test_one_timer_thread_runs_while_callers_wait_for_a_time_and_none_afte
         return _thread.start_new_thread(counted, ())
 
     module = SimpleNamespace(start_new_thread=start_counted)
-    monkeypatch.setattr("prem_core._rate_limit.limits._thread", module)
+    monkeypatch.setattr("prem_core._rate_limit.permits._thread", module)
     limits = Limits()
     acquired(limits).release(pause=60.0)
     tasks = [asyncio.create_task(use(limits)) for _ in range(4)]

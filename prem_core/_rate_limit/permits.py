@@ -23,7 +23,7 @@ from typing import Final
 from prem_core import _config
 from prem_core._errors import APITimeoutError, ConfigurationError
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
-from prem_core._rate_limit.limiter import AdmissionQueue, Stats, Waiter
+from prem_core._rate_limit.admission import AdmissionQueue, Stats, Waiter
 
 #: Seconds: the timer may be this much late. Without it a rate that grows would set the timer anew at each call.
 TIMER_ACCURACY: Final = 0.001

@@ -9,7 +9,7 @@ import pytest
 
 from prem_core import RateLimitError, Stats
 from prem_core._protocol.retry import RetryPolicy, shared_backoff
-from prem_core._rate_limit.limiter import (
+from prem_core._rate_limit.admission import (
     FAST_INCREASE,
     INCREASE_SHARE,
     MAX_RATE,
