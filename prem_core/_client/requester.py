@@ -1,17 +1,13 @@
-"""Run flows with a client's options: the part of a client that its resources hold.
+"""Run flows with a client's options: the core of a client, which its `chat`, `audio` and `models` resources share.
 
-It holds the settings, the connections, the permit queue and the enclave's public key, which all callers share.
+It holds the settings, the connections, the limits and the enclave's key.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import functools
 import os
-import threading
-import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Final
@@ -19,13 +15,14 @@ from typing import Any, Final
 import httpx
 
 from prem_core import _config
+from prem_core._client.enclave_key import EnclaveKey
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
-from prem_core._errors import APITimeoutError, ConfigurationError, PremError
+from prem_core._errors import ConfigurationError
 from prem_core._protocol.flow import Flow, FlowSettings, Send, fetch_public_key
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
-from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, RetryPolicy
+from prem_core._protocol.retry import RetryPolicy
 from prem_core._rate_limit.permits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import POOL_LIMITS, BodyStream, no_cookies, ssl_context
@@ -44,7 +41,7 @@ _HEADERS: Final = {
 
 
 class _Requester:
-    """What both requesters make of the options; see `ClientOptions`."""
+    """What both requesters share: the checked options (see `ClientOptions`), and the HTTP request for a step."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         for name in ("total_timeout", "stream_chunk_timeout"):
@@ -72,8 +69,7 @@ class _Requester:
         }
         self._timeout = timeout
         pinned = options["enclave_public_key"]
-        #: The enclave's public key, once it is known.
-        self.public_key = None if pinned is None else parse_public_key(pinned)
+        self.key = EnclaveKey(None if pinned is None else parse_public_key(pinned))
         max_buffer_size = options["max_buffer_size"]
         _config.positive("max_buffer_size", _config.not_negative("max_buffer_size", max_buffer_size))
         self._own_chunk_timeout = options["stream_chunk_timeout"] is not None
@@ -90,9 +86,6 @@ class _Requester:
         self.limits = resolve_limits(
             options["limits"], options["max_concurrency"], options["requests_per_second"]
         )
-        #: How many fetches of the enclave's key have failed, and the last failure.
-        self._failures = 0
-        self._failure: PremError | None = None
 
     def call_settings(self, timeout: Timeout = None) -> FlowSettings:
         """The settings of a call that starts now."""
@@ -111,7 +104,7 @@ class _Requester:
         """The HTTP request for a step, with `timeout` in place of the client's own."""
         address = self._urls[step.party] + step.path
         url = self._parsed_urls.get(address)
-        if url is None:  # parsing one takes as long as sealing a prompt
+        if url is None:  # cached: parsing a URL is as slow as sealing a prompt
             url = self._parsed_urls[address] = httpx.URL(address)
         body = step.body
         large = isinstance(body, SealedBody)
@@ -129,28 +122,6 @@ class _Requester:
             request.stream = BodyStream(body)
             request.headers["content-length"] = str(body.length)
         return request
-
-    def _known_key(self, stale: PublicKey | None) -> PublicKey | None:
-        # Another caller may have fetched a new key since `stale` was refused.
-        return self.public_key if self.public_key is not None and self.public_key != stale else None
-
-    @contextlib.contextmanager
-    def _sharing_failure(self, deadline: float | None) -> Iterator[None]:
-        try:
-            yield
-        except PremError as error:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise  # this call ran out of its own time
-            # A copy has no traceback, and so none of the frames of a call that is over.
-            self._failure = copy.copy(error)
-            self._failures += 1
-            raise
-
-    def _raise_shared(self, failures: int) -> None:
-        # A fetch that failed while this caller waited has failed for it, too. If each fetched again in turn, the last
-        # would wait for the sum of all timeouts.
-        if self._failures != failures and self._failure is not None:
-            raise copy.copy(self._failure)
 
 
 class Requester(_Requester):
@@ -170,7 +141,6 @@ class Requester(_Requester):
         else:
             self._http = http_client
         self._process = os.getpid()
-        self._key_lock = threading.Lock()
 
     def _connect(self) -> None:
         self._http = httpx.Client(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
@@ -178,7 +148,7 @@ class Requester(_Requester):
         self._close_http = weakref.finalize(self, self._http.close)
 
     def close(self) -> None:
-        """Refuse further calls, and close the connections unless they are the caller's own."""
+        """Reject further calls. Close the connections, except those of an http_client that was passed in."""
         self._closed = True
         if self._close_http is not None:
             self._close_http()
@@ -200,41 +170,30 @@ class Requester(_Requester):
         if self._closed or self._http.is_closed:
             raise ConfigurationError("the client is closed")
         if self._process != os.getpid():
-            # After a fork: a thread of the parent may have held the lock, and two processes on one connection would mix
-            # their requests and share TLS keys. A caller's own http client is the caller's to replace.
+            # After a fork. Two processes on one connection would mix their requests and share TLS keys. If you
+            # passed an http_client, replace it yourself after a fork.
             self._process = os.getpid()
-            self._key_lock = threading.Lock()
+            self.key.renew_lock()
             if self._close_http is not None:
                 self._connect()
         return SyncDriver(
             self._http,
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
-            self,
+            self.key,
             self.fetch_key if deadline is None else functools.partial(self.fetch_key, deadline=deadline),
             self.limits,
             deadline,
         )
 
     def fetch_key(self, stale: PublicKey | None = None, deadline: float | None = None) -> PublicKey:
-        """The enclave's public key, fetched if it is not known or still `stale`. Callers share one fetch and its
-        failure."""
-        if (known := self._known_key(stale)) is not None:
-            return known
-        failures = self._failures
-        wait = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        lock = self._key_lock
-        if not lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX)):
-            raise APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
-        try:
-            # Again under the lock: its last holder was fetching for all who waited.
-            if (known := self._known_key(stale)) is None:
-                self._raise_shared(failures)
-                settings = dataclasses.replace(self._settings, deadline=deadline)
-                with self._sharing_failure(deadline):
-                    known = self.public_key = self._driver(None, deadline).run(fetch_public_key(settings))
-            return known
-        finally:
-            lock.release()
+        """The enclave's public key, fetched if it is not known or still `stale`."""
+
+        def fetch() -> PublicKey:
+            settings = dataclasses.replace(self._settings, deadline=deadline)
+            key: PublicKey = self._driver(None, deadline).run(fetch_public_key(settings))
+            return key
+
+        return self.key.get(fetch, stale, deadline)
 
 
 class AsyncRequester(_Requester):
@@ -249,7 +208,8 @@ class AsyncRequester(_Requester):
         self._closed = False
 
     async def close(self) -> None:
-        """Refuse further calls, and close the running loop's connections. Those of other loops close with these."""
+        """Reject further calls. Close the running loop's connections; those of other loops close when these loops
+        close."""
         self._closed = True
         await self._loops.close()
 
@@ -273,7 +233,7 @@ class AsyncRequester(_Requester):
         return AsyncDriver(
             loop.http,
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
-            self,
+            self.key,
             functools.partial(self._fetch_key, loop),
             self.limits,
             deadline,
@@ -284,16 +244,11 @@ class AsyncRequester(_Requester):
         return await self._fetch_key(await self._loops.current(), None)
 
     async def _fetch_key(self, loop: LoopClient, stale: PublicKey | None) -> PublicKey:
-        if (known := self._known_key(stale)) is not None:
-            return known
-        failures = self._failures
-        async with loop.key_lock:
-            if (known := self._known_key(stale)) is None:
-                self._raise_shared(failures)
-                with self._sharing_failure(None):
-                    driver = await self._driver(None, None)
-                    known = self.public_key = await driver.run(fetch_public_key(self._settings))
-            return known
+        async def fetch() -> PublicKey:
+            key: PublicKey = await (await self._driver(None, None)).run(fetch_public_key(self._settings))
+            return key
+
+        return await self.key.get_async(fetch, loop.key_lock, stale)
 
 
 def _checked(timeout: Timeout) -> Timeout:

@@ -131,7 +131,7 @@ def drive(flow, *, transport=None, url="https://gateway", **values):
     """The result of a flow, performed synchronously."""
     with httpx.Client(transport=transport) as client:
         requester = Requester(options(url, http_client=client, **values))
-        return SyncDriver(client, requester.build_request, requester, requester.fetch_key).run(flow)
+        return SyncDriver(client, requester.build_request, requester.key, requester.fetch_key).run(flow)
 
 
 def drive_async(flow, *, transport=None, url="https://gateway", **values):
@@ -140,7 +140,7 @@ def drive_async(flow, *, transport=None, url="https://gateway", **values):
     async def run():
         async with httpx.AsyncClient(transport=transport) as client:
             requester = AsyncRequester(options(url, http_client=client, **values))
-            return await AsyncDriver(client, requester.build_request, requester, requester.fetch_key).run(
+            return await AsyncDriver(client, requester.build_request, requester.key, requester.fetch_key).run(
                 flow
             )
 
@@ -388,7 +388,7 @@ def test_a_late_timer_cannot_shut_down_a_connection_that_serves_another_request(
     monkeypatch.setattr(sync, "_shut_down_socket", slowly)
     with FakeGateway(other=lambda call: call.reply(b"{}")) as gateway, httpx.Client() as client:
         requester = Requester(options(gateway.url, http_client=client))
-        driver = SyncDriver(client, requester.build_request, requester, requester.fetch_key)
+        driver = SyncDriver(client, requester.build_request, requester.key, requester.fetch_key)
         driver._send(Send("GET", "gateway", "/x"))
         timer = threading.Thread(target=driver._shut_down)
         timer.start()
