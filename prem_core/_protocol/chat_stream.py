@@ -1,7 +1,7 @@
-"""Encrypted events of a stream in, opened chunks out.
+"""Decode and open an encrypted event stream: bytes in, chunks out.
 
-A truncated answer is an error, however it was truncated. The ``done`` event travels in the clear, so a gateway could
-write one after half an answer. The finish reason travels sealed. An answer is complete only with both.
+Every truncated answer is an error. The ``done`` event is not encrypted, so a gateway could send one after half an
+answer. The finish reason is sealed. An answer is complete only if both arrived.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ChatStreamReader:
 
     Args:
         keys: The request's secret.
-        nonce: The request's nonce: every chunk is sealed with it.
-        max_buffer_size: Bytes of one event that may be held.
+        nonce: The request's nonce. Every chunk is sealed with it.
+        max_buffer_size: Maximum bytes of one event in memory.
     """
 
     __slots__ = ("_decoder", "_finished", "_keys", "_nonce", "_seen", "done")
@@ -35,23 +35,23 @@ class ChatStreamReader:
         self._decoder = EventDecoder(max_buffer_size)
         self._keys = keys
         self._nonce = nonce
-        self._seen: set[int] = set()  # choices, by index
-        self._finished: set[int] = set()  # those whose finish reason was seen
-        #: Whether the answer is complete. What follows is not read.
+        self._seen: set[int] = set()  # indexes of the choices that appeared
+        self._finished: set[int] = set()  # indexes of those with a finish reason
+        #: Whether the answer is complete. Data after its end is not read.
         self.done = False
 
     def feed(self, data: bytes) -> Iterator[ChatCompletionChunk]:
         """Take the next bytes; yield the chunks they complete.
 
-        An iterator, to be exhausted before the next call: chunks before a fault are delivered before it raises,
-        however the network cut the stream.
+        Exhaust this iterator before the next call. If a chunk is invalid, the chunks before it are yielded first, and
+        then the error is raised. The result does not depend on how the network splits the bytes.
 
         Raises:
-            DecryptionError: A chunk does not open.
-            APIError: The stream reports an error; its class is that error's.
-            StreamInterruptedError: ``done`` came before every choice had its finish reason.
+            DecryptionError: A chunk could not be opened.
+            APIError: The stream reports an error. The class depends on that error.
+            StreamInterruptedError: ``done`` arrived before every choice had a finish reason.
             ResponseTooLargeError: One event is larger than the buffer.
-            APIResponseValidationError: A chunk opens, but is not a chunk.
+            APIResponseValidationError: An opened chunk does not have the form of a chunk.
         """
         if self.done:
             return
@@ -67,7 +67,7 @@ class ChatStreamReader:
                 except ValidationError:
                     chunk = None
                 if chunk is None:
-                    # Leniently, and outside the handler: a ValidationError holds the plaintext.
+                    # Parse leniently. Outside the handler, because a ValidationError contains the plaintext.
                     chunk = read_json(ChatCompletionChunk, plaintext)
                 if chunk.error is not None:
                     raise stream_error(chunk.error)
@@ -85,10 +85,10 @@ class ChatStreamReader:
                     )
                 self.done = True
                 return
-            # The service may add other events. None of them can hold a part of the answer.
+            # Other events are ignored: the service may add some, but no part of the answer is in them.
 
     def finish(self) -> None:
-        """The connection ended.
+        """Check the answer when the connection has ended.
 
         Raises:
             StreamInterruptedError: The answer is not complete.
@@ -97,7 +97,7 @@ class ChatStreamReader:
             raise StreamInterruptedError("the stream ended without its done event: the answer is truncated")
 
     def _raise_error(self, data: bytes) -> NoReturn:
-        # Documented as "encrypted or plain JSON"; hex never begins with a brace.
+        # Documented as "encrypted or plain JSON". Hex never begins with a brace.
         plain = data
         if data.lstrip()[:1] != b"{":
             try:

@@ -1,6 +1,6 @@
 """Turn an HTTP error, or an error inside a stream, into one typed exception.
 
-Whatever the body holds (HTML, nothing, a list), reading it raises nothing but that error.
+The body may contain anything: JSON, HTML, nothing. Reading it never raises another error.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from prem_core._protocol.assumptions import (
 )
 from prem_core._protocol.retry import parse_retry_after
 
-#: Bytes of an error's body that are read. More would not make it clearer.
+#: Maximum bytes to read of an error's body.
 MAX_ERROR_BODY: Final = 64 * 1024
 
-#: Characters of an error's text that are kept: it comes from the network.
+#: Maximum characters of an error's text, which is untrusted input.
 MAX_MESSAGE: Final = 500
 
 _CONTEXT = re.compile(
@@ -40,14 +40,14 @@ def status_error(
     headers: Mapping[str, str] | None = None,
     now: float = 0.0,
 ) -> errors.APIStatusError:
-    """The error that an HTTP reply stands for.
+    """The error for an HTTP error response.
 
     Args:
         status: The HTTP status, 400 or more (or a redirect, which is not followed).
-        body: What came with it: the envelope, OpenAI's error object, HTML, nothing.
-        route: The path asked for; it names the scope where a 403 does not.
-        headers: The reply's headers, read for Retry-After.
-        now: When the reply came, seconds since the epoch.
+        body: The response's body: the envelope, OpenAI's error object, HTML or nothing.
+        route: The request's path. It determines the scope if a 403 does not name one.
+        headers: The response's headers, for Retry-After.
+        now: When the response arrived, in seconds since the epoch.
     """
     try:
         value = load_json(body)
@@ -77,7 +77,7 @@ def status_error(
 
 
 def stream_error(error: Any) -> errors.APIError:
-    """The error that an ``error`` event, or an ``error`` object inside a chunk, stands for."""
+    """The error for an ``error`` event, or for an ``error`` object inside a chunk."""
     if isinstance(error, dict) and isinstance(error.get("error"), dict | str):
         support_id = _text(error.get("support_id"))
         error = error["error"]
@@ -97,7 +97,7 @@ def stream_error(error: Any) -> errors.APIError:
 
 
 def is_key_rotation_error(error: errors.APIError) -> bool:
-    """Whether `error` means that the enclave no longer has the key the request was sealed to."""
+    """Whether `error` means that the enclave no longer has the key that the request was sealed to."""
     if isinstance(error, errors.APIStatusError) and error.status_code not in KEY_ROTATED_STATUSES:
         return False
     return bool(KEY_ROTATED_PATTERN.search(error.args[0]))
@@ -126,7 +126,7 @@ def _typed(status: int, message: str, route: str, **values: Any) -> errors.APISt
 
 
 def _one_line(text: str) -> str:
-    # JSON can spell a lone surrogate, which no log or terminal could write.
+    # JSON can contain a lone surrogate, which no log or terminal can print.
     text = " ".join(text.split()).encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
@@ -136,7 +136,7 @@ def _text(value: Any) -> str | None:
 
 
 def load_json(body: bytes) -> Any:
-    """`body` as JSON; ValueError if it is not, however deeply it is nested."""
+    """`body` as JSON; ValueError if it is not JSON, or is nested too deeply."""
     try:
         return json.loads(body)
     except RecursionError:

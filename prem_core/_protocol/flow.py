@@ -2,16 +2,17 @@
 
 A flow is a generator. It yields two kinds of things:
 
-- a `Step`: what the driver should do next (get a permit, send, read, …). The driver sends the outcome back into the
-  generator, or throws the `PremError` that the step failed with;
-- anything else: a result for the caller. A streamed chat yields its chunks, every other flow yields one result.
+- A `Step`: what the driver should do next (get a permit, send, read, …). The driver sends the outcome back into the
+  generator, or throws the `PremError` that the step failed with.
+- Anything else: a result for the caller. A streamed chat yields its chunks. Every other flow yields one result.
 
 All decisions are here: which key and nonce, whether to retry, when an answer is complete, what an error means. The
 drivers in `_transport` perform steps and decide nothing, so that `PremClient` and `AsyncPremClient` behave alike.
 
-One request is a straight line: permit → key → seal → send → read → decode → open → chunk.
+The steps of one request: key (if unknown) → permit → seal → send → read → decode → open → chunk.
 
-Pydantic reads the responses. It is imported with the first request, not with the package: it doubles the import time.
+Pydantic reads the responses. It is imported with the first request and not with the package, because it doubles the
+import time.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: Bytes of plaintext from which sealing would hold an event loop for longer than about a millisecond.
+#: Above this many bytes, sealing blocks the event loop for more than about 1 ms, so it runs in a thread.
 OFFLOAD_BYTES: Final = 256 * 1024
 
-#: Seconds for which the body of an error is read at most. The status is known, and says more than the rest of the text.
+#: Maximum seconds to spend reading an error's body. The status code matters more than the body.
 ERROR_BODY_SECONDS: Final = 5.0
 
 
@@ -61,8 +62,8 @@ class Step:
 class Acquire(Step):
     """Wait for a permit, keep it, and return the enclave's public key (None where `key` is False).
 
-    An unknown key is fetched before waiting for the permit, so that a caller that waits for the key keeps no other
-    caller from sending. It is looked up again once the permit is there: it may have been rotated in the meantime.
+    An unknown key is fetched before waiting for the permit, so that waiting for the key does not occupy a permit. The
+    key is read again after the permit is granted, because it may have been rotated meanwhile.
     """
 
     key: bool = True
@@ -70,7 +71,7 @@ class Acquire(Step):
 
 @dataclass(frozen=True, slots=True)
 class FetchKey(Step):
-    """Return the enclave's public key. It is fetched anew if the known one is still `stale`."""
+    """Return the enclave's public key. Fetch it again if the cached key is still `stale`."""
 
     stale: PublicKey
 
@@ -92,7 +93,7 @@ class Release(Step):
 
 @dataclass(frozen=True, slots=True)
 class Sleep(Step):
-    """Wait for so many seconds."""
+    """Wait this many seconds."""
 
     seconds: float
 
@@ -110,7 +111,7 @@ class Send(Step):
 
     Args:
         method: The HTTP method.
-        party: Where to: "gateway" or "enclave".
+        party: The destination: "gateway" or "enclave".
         path: The path below the party's URL.
         body: The request's body.
         query: The query parameters.
@@ -131,7 +132,7 @@ class Read(Step):
     __slots__ = ()
 
 
-#: Reading is done once for every network read, so the step is made once.
+#: One shared instance, because this step occurs for every network read.
 READ: Final = Read()
 
 
@@ -153,12 +154,12 @@ class FlowSettings:
 
     Args:
         retry: How often to retry, and after which delays.
-        max_buffer_size: Bytes of one event or one body that may be held.
-        keys: A KEM result for every request, in place of a fresh one for each.
-        pinned: Whether the enclave's key was given, and must never be fetched.
+        max_buffer_size: Maximum bytes of one event or one body in memory.
+        keys: One KEM result reused for all requests; None generates a fresh one per request.
+        pinned: Whether the caller set the enclave's key. It is then never fetched.
         chunk_timeout: Seconds between the chunks of a stream, or between the bytes of a body; None for no limit.
-        deadline: When the call has taken too long, by `clock`; None for never.
-        clock: Gives seconds that only grow.
+        deadline: The time by `clock` at which the call fails; None for no deadline.
+        clock: A monotonic clock, in seconds.
     """
 
     retry: RetryPolicy
@@ -176,8 +177,8 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
     Args:
         plaintext: The request's parameters, as JSON.
         settings: See `FlowSettings`.
-        stream: Whether a stream was asked for in `plaintext`. A whole answer is read in both forms that the service may
-            give it in: an event stream, or a JSON envelope.
+        stream: Whether `plaintext` requests a stream. Without it, the service may send the whole answer as an event
+            stream or as a JSON envelope. Both are read.
     """
     from prem_core._protocol.accumulator import CompletionBuilder
     from prem_core._protocol.chat_stream import ChatStreamReader
@@ -214,8 +215,8 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
                             yield chunk
                         else:
                             builder.add(chunk)
-                    # What the caller does with the chunks does not count. Bytes alone, such as a gateway's comments, do
-                    # not keep a stream alive.
+                    # Time the caller spends processing chunks is not counted. Bytes without a chunk, such as a
+                    # gateway's comments, do not reset the timeout.
                     if not idle:
                         waiting_since = clock()
                     elif (
@@ -234,7 +235,9 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
                     f"the response's content type is {_shown_type(content_type)}, neither an event stream nor JSON"
                 )
             if stream:
-                raise errors.APIResponseValidationError("a stream was asked for, but the response is not one")
+                raise errors.APIResponseValidationError(
+                    "the request asks for a stream, but the response is JSON"
+                )
             yield open_completion(keys, (yield from _body(settings)))
             return
         except errors.APIError as error:
@@ -247,13 +250,13 @@ def transcribe(
     recording: Recording,
     settings: FlowSettings,
 ) -> Flow:
-    """The opened answer to a recording, in bytes."""
+    """Transcribe or translate a recording; yields the decrypted response body."""
     attempts = _Attempts(settings)
     name = recording.name.encode("utf-8", "surrogateescape")
     while True:
         keys = attempts.keys((yield attempts.acquire))
         try:
-            # Sealed in the expression that sends it: the transport alone then holds the ciphertext, and drops it.
+            # Sealed inline, so that only the transport references the ciphertext and can free it.
             seal = functools.partial(audio_body, keys, plaintext, name, recording.data)
             answer = yield from _fetch(
                 Send(
@@ -272,17 +275,17 @@ def transcribe(
 
 
 def list_models(kind: str | None, settings: FlowSettings) -> Flow:
-    """The list of models the gateway offers: those of one type, or all."""
+    """List the gateway's models: those of one type, or all."""
     request = Send("GET", "gateway", MODELS_ROUTE, query={"type": kind} if kind else {})
     yield (yield from _fetch_with_retries(request, settings, read_models))
 
 
 def fetch_public_key(settings: FlowSettings) -> Flow:
-    """The enclave's `PublicKey`, from the enclave itself.
+    """Fetch the enclave's `PublicKey` from the enclave.
 
     Raises:
-        EnclaveKeyError: The enclave answered with something else.
-        APIConnectionError: It could not be reached.
+        EnclaveKeyError: The enclave's response contains no valid key.
+        APIConnectionError: The enclave could not be reached.
     """
     try:
         request = Send("GET", "enclave", PUBLIC_KEY_PATH)
@@ -294,7 +297,7 @@ def fetch_public_key(settings: FlowSettings) -> Flow:
 
 
 class _Attempts:
-    """The attempts of one sealed request: a secret for each, and what follows a failure."""
+    """The attempts of one sealed request: creates a secret per attempt and decides what to do after a failure."""
 
     __slots__ = ("_key", "_refetched", "_retries", "_settings", "acquire")
 
@@ -307,7 +310,7 @@ class _Attempts:
         self.acquire = _ACQUIRE_WITH_KEY if settings.keys is None else _ACQUIRE
 
     def keys(self, key: PublicKey) -> EncryptionKeys:
-        """The secret for the next attempt: a fresh one for `key`, unless the client has a pair for all requests."""
+        """The secret for the next attempt: a fresh one for `key`, unless the client reuses one for all requests."""
         self._key = key
         return self._settings.keys or EncryptionKeys.encapsulate(key)
 
@@ -316,18 +319,18 @@ class _Attempts:
 
         Args:
             error: How the attempt failed.
-            delivered: Whether a chunk reached the caller. A retry would repeat it.
+            delivered: Whether the caller already received a chunk. A retry would repeat it.
 
         Raises:
-            APIError: `error`; or the total timeout ends before the next attempt.
-            EnclaveKeyError: The enclave cannot open what is sealed to the key that has to be used.
+            APIError: `error`, or a timeout if the next attempt would start after the deadline.
+            EnclaveKeyError: The enclave cannot decrypt requests sealed with the pinned or refetched key.
         """
         settings = self._settings
         if not delivered and is_key_rotation_error(error):
             if self._refetched or settings.pinned or settings.keys:
                 raise errors.EnclaveKeyError(self._key_rotation_message()) from error
             self._refetched = True
-            # Fetched while the permit is still held: the next caller would seal to the same old key.
+            # Fetched before the permit is released; otherwise the next caller would seal to the same old key.
             yield FetchKey(stale=self._key)
             yield Release()
             return
@@ -339,18 +342,18 @@ class _Attempts:
             raise error
         _check_time(settings, delay, error)
         self._retries += 1
-        if pause is None:  # a pause holds all callers back, this one among them
+        if pause is None:  # a pause already delays every caller, including this one
             yield Sleep(delay)
 
     def _key_rotation_message(self) -> str:
         if self._settings.keys:
-            return "the enclave no longer opens what encryption_keys seal: generate new ones"
+            return "the enclave no longer accepts these encryption_keys: generate new ones"
         if self._settings.pinned:
             return (
                 "the enclave no longer has the private key of the pinned enclave_public_key: "
-                "check its new key, then pin that"
+                "check the enclave's new key, then pin it"
             )
-        return "the enclave could not open the request, nor the same one sealed to a freshly fetched key"
+        return "the enclave could not open the request, even after its key was fetched again"
 
 
 _ACQUIRE_WITH_KEY: Final = Acquire()
@@ -360,7 +363,7 @@ _ACQUIRE: Final = Acquire(key=False)
 def _fetch_with_retries(
     request: Send, settings: FlowSettings, read: Callable[[bytes], R]
 ) -> Generator[Step, Any, R]:
-    """The body of a response to a request that is not sealed, read by `read`: a 200 may report an error inside."""
+    """The response to an unsealed request, parsed with `read`, which raises if a 200 response contains an error."""
     retries = 0
     while True:
         try:
@@ -375,7 +378,7 @@ def _fetch_with_retries(
 
 
 def _fetch(request: Send, settings: FlowSettings) -> Generator[Step, Any, bytes]:
-    """Send `request` and return the body of its answer."""
+    """Send `request` and return the body of its response."""
     head: ResponseHead = yield request
     if not 200 <= head.status < 300:
         yield from _raise_for_status(request, head, settings)
@@ -392,24 +395,24 @@ def _body(settings: FlowSettings) -> Generator[Step, Any, bytes]:
 def _raise_for_status(
     request: Send, head: ResponseHead, settings: FlowSettings
 ) -> Generator[Step, Any, None]:
-    """Raise the error that a status stands for, with what its body says."""
+    """Raise the error for this status, with the message from its body."""
     body = b""
     until = settings.clock() + ERROR_BODY_SECONDS
     try:
         while len(body) < MAX_ERROR_BODY and settings.clock() < until and (data := (yield READ)):
             body += data
     except errors.APIConnectionError:
-        pass  # the status is known, and says more than how its body ended
+        pass  # the status code matters more than a truncated body
     raise status_error(
         head.status, body[:MAX_ERROR_BODY], route=request.path, headers=head.headers, now=head.received
     )
 
 
 def _check_time(settings: FlowSettings, delay: float, error: errors.APIError) -> None:
-    """Give up now if the next attempt would start after the deadline.
+    """Fail now if the next attempt would start after the deadline.
 
     Raises:
-        APITimeoutError: It would.
+        APITimeoutError: The next attempt would start after the deadline.
     """
     if settings.deadline is None or settings.clock() + delay < settings.deadline:
         return
@@ -419,5 +422,5 @@ def _check_time(settings: FlowSettings, delay: float, error: errors.APIError) ->
 
 
 def _shown_type(content_type: str) -> str:
-    # It comes from the network: printable, and not long.
+    # Untrusted input: show it only if printable, and at most 60 characters.
     return repr(content_type[:60]) if content_type.isprintable() and content_type else "missing"

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def read_public_key(body: bytes) -> PublicKey:
-    """The enclave's key out of its answer: JSON, bare or in the ``data`` envelope, or a bare text body.
+    """The enclave's key from its response: JSON with or without the ``data`` envelope, or plain text.
 
     Raises:
-        EnclaveKeyError: There is no key of exactly 1216 bytes in it.
+        EnclaveKeyError: The response contains no valid key of 1216 bytes.
     """
     try:
         value = load_json(body)
@@ -38,28 +38,29 @@ def read_public_key(body: bytes) -> PublicKey:
     if isinstance(value, dict):
         value = next((value[name] for name in PUBLIC_KEY_NAMES if name in value), None)
     if not isinstance(value, str):
-        raise errors.EnclaveKeyError("the enclave's response holds no public key")
+        raise errors.EnclaveKeyError("the enclave's response contains no public key (check the enclave URL)")
     return parse_public_key(value)
 
 
 def parse_public_key(value: PublicKey | bytes | str) -> PublicKey:
-    """A key as an object, 1216 raw bytes, hex or base64.
+    """A public key from an object, 1216 raw bytes, hex or base64.
 
     Raises:
-        EnclaveKeyError: It is none of these, or not exactly 1216 bytes.
+        EnclaveKeyError: `value` is none of these, not 1216 bytes, or not an X-Wing key.
     """
     if isinstance(value, PublicKey):
         return value
     raw = _hex_or_base64(value.strip()) if isinstance(value, str) else value
-    # bytes(1216) would be a key of zeros.
+    # PublicKey would call bytes() on an int, and bytes(1216) would be a key of zeros.
     if not isinstance(raw, bytes | bytearray) or len(raw) != PUBLIC_KEY_BYTES:
+        got = f", not {len(raw)}" if isinstance(raw, bytes | bytearray) else ""
         raise errors.EnclaveKeyError(
-            f"an enclave public key is exactly {PUBLIC_KEY_BYTES} bytes, given raw, in hex or in base64"
+            f"an enclave public key must be {PUBLIC_KEY_BYTES} bytes (raw, hex or base64){got}"
         )
     try:
         return PublicKey(raw)
     except ValueError:
-        raise errors.EnclaveKeyError("the bytes given are not an X-Wing public key") from None
+        raise errors.EnclaveKeyError("enclave_public_key is not a valid X-Wing public key") from None
 
 
 def _hex_or_base64(text: str) -> bytes | None:
@@ -78,8 +79,8 @@ def read_envelope(body: bytes) -> Any:
     """`data` of a success envelope.
 
     Raises:
-        APIStatusError: The envelope reports an error inside an HTTP success.
-        APIResponseValidationError: The body is no envelope.
+        APIStatusError: The envelope reports an error although the HTTP status is a success.
+        APIResponseValidationError: The body is not an envelope.
     """
     try:
         envelope = load_json(body)
@@ -100,13 +101,13 @@ def open_response(keys: EncryptionKeys, body: bytes) -> bytes:
 
     Raises:
         APIResponseValidationError: The two fields are missing.
-        DecryptionError: They do not open.
+        DecryptionError: The response could not be opened.
     """
     data = read_envelope(body)
     sealed = data.get("encryptedResponse") if isinstance(data, dict) else None
     nonce = data.get("nonce") if isinstance(data, dict) else None
     if not isinstance(sealed, str) or not isinstance(nonce, str):
-        raise errors.APIResponseValidationError("the response has no encryptedResponse and nonce")
+        raise errors.APIResponseValidationError("the response lacks encryptedResponse or nonce")
     try:
         return keys.open(decode_binary(sealed), decode_binary(nonce))
     except ValueError:
@@ -116,38 +117,38 @@ def open_response(keys: EncryptionKeys, body: bytes) -> bytes:
 class BodyReader:
     """Collects a whole body of up to `max_buffer_size` bytes."""
 
-    __slots__ = ("_max", "_pieces", "_size")
+    __slots__ = ("_max", "_parts", "_size")
 
     def __init__(self, max_buffer_size: int) -> None:
         self._max = max_buffer_size
-        self._pieces: list[bytes] = []
+        self._parts: list[bytes] = []
         self._size = 0
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Take the next bytes.
 
         Raises:
             ResponseTooLargeError: The body is larger than the buffer.
         """
-        self._size += len(piece)
+        self._size += len(data)
         if self._size > self._max:
             raise errors.ResponseTooLargeError(
                 f"the response is larger than max_buffer_size ({self._max} bytes)"
             )
-        self._pieces.append(piece)
+        self._parts.append(data)
 
     def body(self) -> bytes:
         """The body so far."""
-        return b"".join(self._pieces)
+        return b"".join(self._parts)
 
 
 def open_completion(keys: EncryptionKeys, body: bytes) -> ChatCompletion:
-    """The whole answer inside a JSON envelope.
+    """The whole answer from a JSON envelope.
 
     Raises:
-        DecryptionError: It does not open.
-        APIError: It reports an error.
-        StreamInterruptedError: A choice in it has no finish reason.
+        DecryptionError: The answer could not be opened.
+        APIError: The answer reports an error.
+        StreamInterruptedError: A choice has no finish reason.
     """
     from prem_core._protocol.response_types import ChatCompletion, read_json
 
@@ -163,29 +164,29 @@ def open_completion(keys: EncryptionKeys, body: bytes) -> ChatCompletion:
 
 
 def read_models(body: bytes) -> list[Model]:
-    """The models list in an envelope.
+    """The list of models from an envelope.
 
     Raises:
-        APIResponseValidationError: It is not a list of models.
+        APIResponseValidationError: The envelope does not contain a list of models.
     """
     from prem_core._protocol.response_types import Model, read_value
 
     data = read_envelope(body)
     entries = data.get("models", data.get("data")) if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise APIResponseValidationError("the models list is not a list")
+        raise APIResponseValidationError("the response does not contain a list of models")
     return [read_value(Model, entry) for entry in entries]
 
 
 def read_transcription(plaintext: bytes, response_format: str | None) -> Transcription | str:
-    """The service's answer to a recording, in the form of Whisper's models or of Deepgram's.
+    """The transcription in an opened response, which has Whisper's form or Deepgram's.
 
     Args:
-        plaintext: The opened answer.
-        response_format: What was asked for: with "text" the answer is the text itself.
+        plaintext: The opened response.
+        response_format: The requested format. With "text" the response is the text itself.
 
     Raises:
-        APIResponseValidationError: It is neither.
+        APIResponseValidationError: The response has neither form.
     """
     from prem_core._protocol.response_types import Transcription, read_json
 
@@ -194,7 +195,7 @@ def read_transcription(plaintext: bytes, response_format: str | None) -> Transcr
             return plaintext.decode()
         except UnicodeDecodeError:
             failure = APIResponseValidationError("the transcription is not text")
-        # Outside the handler: as its context, Python's error would bring the transcript along.
+        # Outside the handler: Python's error would become the context, and it contains the transcript.
         raise failure
     try:
         value = json.loads(plaintext)

@@ -11,11 +11,11 @@ from typing import Final
 
 from prem_core._errors import APIError, APIStatusError
 
-#: Seconds: the first and the longest delay. They are the OpenAI SDK's, whose users expect the same.
+#: The first and the longest delay, in seconds. They equal the OpenAI SDK's, because its users expect the same delays.
 FIRST_DELAY: Final = 0.5
 MAX_DELAY: Final = 8.0
 
-#: Seconds: a longer Retry-After is not slept through. The error is raised, with `retry_after` set.
+#: The longest Retry-After to wait for, in seconds. After a longer one the error is raised, with `retry_after` set.
 MAX_RETRY_AFTER: Final = 60.0
 
 #: The message of every call that exceeded its `total_timeout`.
@@ -28,7 +28,7 @@ class RetryPolicy:
 
     Args:
         max_retries: Retries after the first attempt; 3 means at most 4 requests.
-        rng: Gives a number in [0, 1) for the jitter.
+        rng: Returns a random number in [0, 1) for the jitter.
     """
 
     max_retries: int = 2
@@ -37,8 +37,8 @@ class RetryPolicy:
     def delay(self, retries: int, error: APIError) -> float | None:
         """Seconds to wait before retry number ``retries + 1``; None to raise `error` instead.
 
-        The delay doubles from `FIRST_DELAY` to `MAX_DELAY` and is shortened at random by up to a half, so that callers
-        that failed together do not return together. Jitter only ever lengthens a Retry-After.
+        The delay doubles from `FIRST_DELAY` to `MAX_DELAY`. Jitter shortens it by up to a half, so that callers that
+        failed at the same time do not retry at the same time. Jitter lengthens a Retry-After and never shortens it.
         """
         if retries >= self.max_retries or not error.is_retryable:
             return None
@@ -52,23 +52,23 @@ class RetryPolicy:
 
 
 def shared_backoff(error: APIError, delay: float | None) -> float | None:
-    """Seconds for which no caller should send a request, after one got `error`.
+    """Seconds for which no caller should send a request after one of them received `error`.
 
     Args:
-        error: What that caller got.
-        delay: Its own delay, as `RetryPolicy.delay` gives it.
+        error: The error that the caller received.
+        delay: The caller's own delay from `RetryPolicy.delay`.
 
     Returns:
-        None where the error concerns that caller alone, or where Retry-After is too long to sleep through: the other
-        callers then get the error, too.
+        None if the error may concern only that caller, or if Retry-After exceeds `MAX_RETRY_AFTER`: the other callers
+        then receive the error, too.
     """
     if not isinstance(error, APIStatusError) or error.status_code not in (429, 503):
         return None
     retry_after = error.retry_after
     if retry_after is None:
         if error.status_code != 429:
-            return None  # the failure may concern this request alone
-        # A limit concerns everybody, even if the service does not say when it ends.
+            return None  # the failure may concern only this request
+        # A rate limit concerns every caller, even without a Retry-After.
         retry_after = FIRST_DELAY
     if retry_after > MAX_RETRY_AFTER:
         return None
@@ -76,7 +76,7 @@ def shared_backoff(error: APIError, delay: float | None) -> float | None:
 
 
 def rate_limit_interval(error: APIError) -> float | None:
-    """Seconds that should lie between requests after `error`: a 429's Retry-After; None for any other error."""
+    """The interval between requests after a 429, in seconds: its Retry-After. None for any other error."""
     if not isinstance(error, APIStatusError) or error.status_code != 429:
         return None
     return FIRST_DELAY if error.retry_after is None else error.retry_after
@@ -87,10 +87,10 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
 
     Args:
         value: The header, or None.
-        now: The time the reply came, in seconds since the epoch.
+        now: When the response arrived, in seconds since the epoch.
 
     Returns:
-        Seconds from now, at least 0; None where the header is absent or unreadable.
+        Seconds from now, at least 0; None if the header is absent or invalid.
     """
     if value is None:
         return None
@@ -100,9 +100,9 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
-            # A form without a zone is in UTC too (RFC 9110, 5.6.7).
+            # A date without a time zone is in UTC (RFC 9110, 5.6.7).
             seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
         except (ValueError, TypeError, OverflowError):
             return None
-    # NaN compares false with everything, and a wait of NaN or infinity is no wait.
+    # Neither NaN nor infinity is a usable delay: NaN counts as invalid, infinity is capped.
     return min(max(seconds, 0.0), 1e9) if seconds == seconds else None

@@ -1,7 +1,7 @@
 """Decode server-sent events: bytes in, events out (WHATWG HTML standard, section 9.2).
 
-Pure and incremental: the events do not depend on how the network cut the stream, and at most `max_buffer_size` bytes
-of an incomplete event are held.
+The decoder is incremental. The events do not depend on how the network splits the stream. At most `max_buffer_size`
+bytes of an incomplete event are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prem_core._errors import ResponseTooLargeError
 _BOM: Final = b"\xef\xbb\xbf"
 
 
-#: One dispatched event: its name (``message`` where the stream gave none) and its data.
+#: One dispatched event: its name (``message`` if the stream has none) and its data.
 Event = tuple[bytes, bytes]
 
 
@@ -22,7 +22,7 @@ class EventDecoder:
     """Splits a byte stream into events.
 
     Args:
-        max_buffer_size: Bytes of an incomplete event that may be held.
+        max_buffer_size: Maximum bytes of an incomplete event in memory.
     """
 
     __slots__ = ("_cr", "_data", "_held", "_line", "_max", "_name", "_started")
@@ -33,13 +33,14 @@ class EventDecoder:
         self._data: list[bytes] = []  # data lines of the event being read
         self._name = b""
         self._held = 0
-        self._cr = False  # the last data ended in CR: a LF that follows belongs to it
+        self._cr = False  # the last bytes ended in CR; a LF at the start of the next bytes is part of the same line end
         self._started = False
 
     def feed(self, received: bytes) -> Iterator[Event]:
         """Take the next bytes; yield the events they complete.
 
-        An iterator, to be exhausted before the next call: events before a fault are delivered before it raises.
+        Exhaust this iterator before the next call. If an event is too large, the events before it are yielded first,
+        and then the error is raised.
 
         Raises:
             ResponseTooLargeError: An incomplete event is larger than the buffer.
@@ -53,10 +54,10 @@ class EventDecoder:
             received = received.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = received.split(b"\n")
         if len(lines) == 1:
-            # The parts of a long line are joined once, at its end: joining at each would be quadratic.
+            # The parts of a long line are joined once, at its end. Joining after each part would be quadratic.
             self._hold(received)
             return
-        # If these bytes fit with all that is held, no line of them can be too long: one check instead of one for each.
+        # If all of these bytes fit in the buffer, no line in them is too long. One check replaces one per line.
         tight = self._held + len(received) > self._max
         if self._line:
             self._line.append(lines[0])
@@ -66,11 +67,13 @@ class EventDecoder:
         rest = lines.pop()
         if not self._started:
             self._started = True
-            self._check(lines[0])  # with its byte order mark, as it is counted when it comes in parts
+            self._check(
+                lines[0]
+            )  # including its byte order mark, which also counts if the line arrives in parts
             lines[0] = lines[0].removeprefix(_BOM)
         for line in lines:
             if tight:
-                # Every line, not only data lines: one that comes in parts is counted, too.
+                # All lines, not only data lines: a line that arrives in parts counts whatever it contains.
                 self._check(line)
             if line[:6] == b"data: ":
                 self._data.append(line[6:])
