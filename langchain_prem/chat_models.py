@@ -35,9 +35,8 @@ from prem_core._adapters.settings import ModelSettings
 class ChatPremEncrypted(ModelSettings, BaseChatModel):
     """Chat models behind Prem's end-to-end encrypted API.
 
-    Prompts are encrypted in this process for a hardware enclave, and answers are decrypted in it. The gateway in
-    between authenticates and meters requests. A chat reply that arrives as an event stream is not confidential from it;
-    SECURITY.md has the details.
+    This process encrypts prompts for a hardware enclave, and decrypts the answers. The gateway between them
+    authenticates and meters requests. **The gateway can read** streamed answers; SECURITY.md has the details.
 
     Setup:
         Install ``prem-encrypted[langchain]`` and set ``PREM_API_KEY``.
@@ -117,7 +116,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
             llm.bind_tools([GetWeather]).invoke("What is the weather in Paris and in Tokyo?").tool_calls
 
         `tool_choice` is "auto", "none", "any", the name of a tool, or OpenAI's dict. The published schema has no
-        ``parallel_tool_calls``: True, which is what the service does, is accepted; False is an error.
+        ``parallel_tool_calls``: True is accepted (the service's behaviour); False raises an error.
 
     Structured output:
         .. code-block:: python
@@ -177,7 +176,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
     Pickle and copy:
         A pickle does not contain the API key; it is read from the environment again. Copies share the model's client
-        and limits. In another process an unpickled model has its own.
+        and limits. In another process, an unpickled model has its own client and limits.
 
     Errors are both `prem_core`'s and langchain-core's (`ModelRateLimitError` and so on).
     """
@@ -195,11 +194,11 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     plaintext_egress: PlaintextEgress = "warn"
     """What to do when tracing or a cache outside memory would receive prompts in plaintext."""
 
-    # Restated because pydantic would otherwise use the framework base class's looser one.
+    # Restated because pydantic would otherwise use the less strict config of the framework's base class.
     model_config = ModelSettings.model_config
 
     _http_fields: ClassVar[tuple[str, str]] = ("http_client", "http_async_client")
-    # `_serialized` is a cached property of langchain-core's with everything that identifies the model.
+    # `_serialized` is a cached property of langchain-core. It contains all parameters that identify the model.
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key", "_serialized"})
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter", "callbacks", "cache"})
 
@@ -256,8 +255,8 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     def get_num_tokens(self, text: str) -> int:
         """The approximate number of tokens in `text`.
 
-        Estimated at four characters per token: the models' own tokenizers would have to be downloaded. Uses
-        `custom_get_token_ids` if that is set.
+        The estimate is one token per four characters, because the models' tokenizers would have to be downloaded.
+        `custom_get_token_ids` is used if it is set.
         """
         if self.custom_get_token_ids is not None:
             return len(self.custom_get_token_ids(text))
@@ -330,7 +329,8 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         try:
             request, json_requested = self._request(messages, stop, kwargs, stream=True)
             converter = ChunkConverter(json_requested=json_requested)
-            client = self._client()  # kept to the end: another setting would give the model another one
+            # Hold the client until the stream ends; changing a setting meanwhile would switch clients.
+            client = self._client()
             with client.chat.completions.create(**request) as stream:
                 for chunk in stream:
                     generation = converter.convert(chunk)
@@ -385,7 +385,7 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
             tool_choice: "auto" (the service's default), "none"; "any", "required" or True for at least one call; the
                 name of one tool; or OpenAI's dict.
             strict: Whether arguments must match the tools' schemas exactly.
-            parallel_tool_calls: Decided by the service. True is accepted; False is an error.
+            parallel_tool_calls: The service decides. True is accepted; False raises an error.
             response_format: The form of the final answer: a schema, or OpenAI's dict.
             **kwargs: Further parameters to bind.
 
@@ -435,8 +435,8 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
 
         Raises:
             ValueError: The arguments contradict each other.
-            RefusalError: When run: the model refused.
-            LengthFinishReasonError: When run: the token limit truncated the answer.
+            RefusalError: Raised when the runnable runs: the model refused.
+            LengthFinishReasonError: Raised when the runnable runs: the token limit truncated the answer.
         """
         if method not in ("json_schema", "function_calling", "json_mode"):
             raise ValueError("method must be 'json_schema', 'function_calling' or 'json_mode'")

@@ -1,8 +1,8 @@
-"""Clients and limits of this process, shared by every model, parser and loader that has equal settings.
+"""Share clients and limits between all models, parsers and loaders of this process that have equal settings.
 
-Frameworks copy models freely: LangChain's `configurable_fields` builds one for each call, agents copy and unpickle
-them, web handlers construct one for each request. Each copy would otherwise open its own connections, fetch the
-enclave's key again and count its requests apart from the others.
+Frameworks copy models often: LangChain's `configurable_fields` builds one for each call, agents copy and unpickle
+them, and web handlers construct one for each request. Without this cache each copy would open its own connections,
+fetch the enclave's key again and count its requests separately.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._crypto.redaction import without_traceback
 from prem_core._rate_limit.permits import Limits
 
-#: Clients that stay open though no model refers to them at the moment, the most recently used ones. A model that is
-#: constructed for each call finds a warm client. An idle client keeps a few sockets and its API key.
+#: How many recently used clients stay open when no model refers to them. A model that is constructed for each call then
+#: reuses an open client. An idle client keeps a few sockets and its API key.
 MAX_IDLE_CLIENTS: Final = 8
 
 #: Options that `_service` resolves.
@@ -32,9 +32,10 @@ C = TypeVar("C", PremClient, AsyncPremClient)
 
 
 class ClientCache:
-    """Finds the client, or the limits, for given settings, and creates them if there are none.
+    """Returns the client or the limits for given settings, and creates them if there are none.
 
-    Entries are weak: a client is closed when neither a model nor the list of recently used clients refers to it.
+    References to entries are weak: a client is closed when neither a model nor the list of recently used clients refers
+    to it.
     """
 
     def __init__(self) -> None:
@@ -44,16 +45,16 @@ class ClientCache:
         self.renew_lock()
 
     def renew_lock(self) -> None:
-        """Replace the lock: in a forked process nothing releases one that another thread held."""
+        """Replace the lock, because after a fork, a lock that another thread held is never released."""
         # Reentrant, because the garbage collector may run a finalizer that uses a model.
         self._lock = threading.RLock()
 
     @without_traceback
     def client(self, kind: type[C], options: dict[str, Any]) -> C:
-        """The client of this kind for `options`, which are its arguments; `api_key` is a `SecretStr` or None.
+        """The client of class `kind` with the arguments `options`, in which `api_key` is a `SecretStr` or None.
 
         Raises:
-            ConfigurationError: An option cannot work; the message names it.
+            ConfigurationError: An option is invalid; the message names it.
         """
         service = _service(options)
         key = (kind, service, *(_hashable(options[name]) for name in sorted(options.keys() - _SERVICE)))
@@ -80,13 +81,13 @@ class ClientCache:
         """The limits of the clients for `options`.
 
         Raises:
-            ConfigurationError: An option cannot work; the message names it.
+            ConfigurationError: An option is invalid; the message names it.
         """
         with self._lock:
             return self._limits_of(_service(options), options)
 
     def clear(self) -> None:
-        """Forget every client and every limit. Models that have a client keep it."""
+        """Remove all clients and limits from the cache. A model that already has a client keeps it."""
         with self._lock:
             self._clients.clear()
             self._limits.clear()
@@ -96,7 +97,7 @@ class ClientCache:
         if options["limits"] is not None:
             given: Limits = options["limits"]
             return given
-        # The service's limits are the organisation's: they are counted by key and gateway, not by timeout or model.
+        # The service limits per organisation, so limits are keyed by API key and gateway only.
         key = (*service[:2], options["max_concurrency"], options["requests_per_second"])
         limits = self._limits.get(key)
         if limits is None:
@@ -105,7 +106,10 @@ class ClientCache:
 
 
 def _service(options: dict[str, Any]) -> tuple[SecretStr, str, str]:
-    """The key, gateway and enclave that `options` lead to: the environment may have changed since the last model."""
+    """The API key and the URLs of gateway and enclave for `options`.
+
+    They are resolved now, because the environment may have changed since the last model was made.
+    """
     given, insecure = options["api_key"], options["allow_insecure"]
     return (
         SecretStr(_config.resolve_api_key(None if given is None else given.get_secret_value())),

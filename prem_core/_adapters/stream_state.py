@@ -1,4 +1,4 @@
-"""What both adapters keep while an answer is streamed, and the checks at its end."""
+"""The state of a streamed answer in both adapters, and the checks at its end."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["StreamState", "ToolCall", "ToolCallDelta"]
 class StreamState:
     """The usage, finish reason, text and tool calls of one stream so far.
 
-    Usage and finish reason belong on a single message, the last one: some servers report them with several chunks, and
-    the frameworks add chunks up.
+    Some servers send usage and finish reason in several chunks. Frameworks would add them up, so they are attached only
+    to the last message.
 
     Args:
         json_requested: Whether the request asks for JSON, so that a truncated answer is an error.
@@ -28,9 +28,9 @@ class StreamState:
     """
 
     def __init__(self, *, json_requested: bool, first_call_only: bool = False) -> None:
-        #: The latest report, which is the total.
+        #: The last usage report; it is cumulative.
         self.usage: Usage | None = None
-        #: The chunk that holds the finish reason.
+        #: The chunk with the finish reason.
         self.final: ChatCompletionChunk | None = None
         self._text: list[str] = []
         self._tools: ToolCallMerger | None = None
@@ -39,7 +39,7 @@ class StreamState:
         self._first_call_only = first_call_only
 
     def read(self, chunk: ChatCompletionChunk) -> ChunkChoice | None:
-        """The choice in `chunk`; None if it has none, as the chunk that reports the usage."""
+        """Record `chunk` and return its choice. None for chunks without choices, such as the usage chunk."""
         if chunk.usage is not None:
             self.usage = chunk.usage
         if not chunk.choices:
@@ -59,7 +59,7 @@ class StreamState:
         return text
 
     def add_tool_call(self, delta: ToolCallDelta) -> tuple[int, str | None]:
-        """Merge a part of a tool call; return its position, and its name the first time that appears."""
+        """Merge a part of a tool call. Return its position, and its name when the name first appears."""
         if self._tools is None:
             self._tools = ToolCallMerger()
         index = self._tools.add(delta)
@@ -75,10 +75,10 @@ class StreamState:
         return self._tools.calls()[: 1 if self._first_call_only else None]
 
     def check_end(self) -> None:
-        """Check that the answer, which has ended, is complete.
+        """Check that the answer is complete, after its last chunk.
 
         Raises:
-            LengthFinishReasonError: The token limit truncated a tool call, or the JSON that was requested.
+            LengthFinishReasonError: The token limit truncated a tool call or the requested JSON.
             APIResponseValidationError: The arguments of a tool call are truncated, whatever the finish reason.
         """
         arguments = [call.function.arguments for call in self.tool_calls()]

@@ -1,4 +1,4 @@
-"""Decide when the next request may start, and whose it is. Pure: each call takes the time as `now` (seconds).
+"""Decide which request may start next, and when. Each call takes the time as `now` (seconds); no clock is read here.
 
 `RateLimiter` adapts to the service as TCP does, by additive increase and multiplicative decrease (AIMD). It is a token
 bucket: one token starts one request. Without a configured rate it is always full, until the service answers 429:
@@ -6,10 +6,10 @@ bucket: one token starts one request. Without a configured rate it is always ful
 - No request starts before the Retry-After is over.
 - The rate is halved (the first time: set to one request per Retry-After), and the bucket holds one token. Releasing
   all waiters at once would get all but one of them rejected again.
-- The rate then grows by the same amount every second: fast after the first 429, because a Retry-After in whole seconds
-  says little about a fast service; slowly after the second, which has shown where the limit is.
+- The rate then grows by a constant amount every second. It grows fast after the first 429, because a Retry-After in
+  whole seconds is too coarse for a fast service, and slowly after the second, when the limit is roughly known.
 
-`AdmissionQueue` adds the slots and the order: first come, first served, and a retry keeps its place.
+`AdmissionQueue` adds the slots and the order: requests start in the order of arrival, and a retry keeps its place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-#: Requests per second added each second after the first 429: ten a second are reached within 20 seconds.
+#: Requests per second added each second after the first 429. Ten per second are reached within 20 seconds.
 FAST_INCREASE: Final = 0.5
 
 #: The part of the halved rate that is added each second after a further 429. The service is then tested about every
@@ -32,21 +32,21 @@ INCREASE_SHARE: Final = 0.04
 #: The least increase, so that a rate that was halved many times recovers within minutes.
 MIN_INCREASE: Final = 0.01
 
-#: Requests per second. A longer Retry-After than a minute is not waited for, so no slower rate is needed; and at the
-#: highest rate a limit is no longer noticeable and is dropped.
+#: The lowest and the highest adapted rate, in requests per second. No lower rate is needed, because the client never
+#: waits for a Retry-After of more than a minute. At the highest rate the limit is dropped: it would not be noticeable.
 MIN_RATE: Final = 1 / 60
 MAX_RATE: Final = 50.0
 
-#: The part of a token that may be missing: a caller that waited exactly as long as computed passes despite rounding.
+#: The part of a token that may be missing, so that rounding does not delay a caller that waited the computed time.
 ROUNDING: Final = 1e-6
 
 
 class RateLimiter:
-    """Say how long the next request has to wait.
+    """Compute how long the next request has to wait.
 
     Args:
         requests_per_second: The configured rate; ``max(1, requests_per_second)`` tokens fit in its bucket. None for no
-            limit but the service's.
+            limit except the service's.
         now: The time.
     """
 
@@ -85,18 +85,18 @@ class RateLimiter:
             self._level -= 1
 
     def pause(self, now: float, seconds: float) -> None:
-        """Start no request for so many seconds."""
+        """Start no request for this many seconds."""
         self._advance(now)
         self._paused_until = max(self._paused_until, now + seconds)
 
     def slow_down(self, now: float, started: float, retry_after: float) -> None:
-        """Decrease the rate after an answer of 429.
+        """Decrease the rate after a 429.
 
         Args:
             now: The time.
-            started: When the request started. Requests that were open together count as one: if the rate was
-                decreased since, this answer adds no information.
-            retry_after: Seconds; what the service asked for.
+            started: When the request started. If the rate was decreased after that, this 429 is ignored: it adds no
+                information.
+            retry_after: The Retry-After, in seconds.
         """
         if started <= self._decreased:
             return
@@ -106,7 +106,7 @@ class RateLimiter:
             rate = min(rate / 2, 1 / max(retry_after, 1 / MAX_RATE))
             self._increase = FAST_INCREASE
         else:
-            # Retry-After is rounded up to whole seconds: less one, it is a bound for the rate.
+            # Retry-After is rounded up to whole seconds, so one second less is a safe bound for the rate.
             rate = min(rate / 2, 1 / max(retry_after - 1, 1 / MAX_RATE))
             self._increase = max(INCREASE_SHARE * rate, MIN_INCREASE)
         self._rate = max(rate, min(MIN_RATE, self._ceiling or MIN_RATE))
@@ -142,7 +142,7 @@ class Waiter:
 
     Attributes:
         granted: Whether the request was allowed to start. Stays true after it has ended.
-        wake: Called when that happens. Raises RuntimeError if the event loop that waited is closed.
+        wake: Called when the request is granted. Raises RuntimeError if the waiting event loop is closed.
     """
 
     __slots__ = ("granted", "is_retry", "position", "started", "wake")
@@ -162,8 +162,8 @@ class Stats:
     Attributes:
         requests: Requests that were started, retries included. `models.list()` and the fetch of the enclave's key are
             not counted.
-        retries: How many of them were retries.
-        rate_limited: Answers of 429.
+        retries: How many of these requests were retries.
+        rate_limited: How many responses were a 429.
         in_flight: Requests that are open now. A stream is open until it is read to its end, closed or
             garbage-collected.
         waiting: Requests that wait for a permit now.
@@ -177,10 +177,10 @@ class Stats:
 
 
 class AdmissionQueue:
-    """Say which requests may start: first come, first served.
+    """Decide which requests may start, in the order of arrival.
 
     Attributes:
-        waiting: The waiters that were not granted yet.
+        waiting: The waiters that are not granted yet.
 
     Args:
         max_concurrency: Slots; None for any number.
@@ -193,7 +193,7 @@ class AdmissionQueue:
         self._rate = RateLimiter(requests_per_second, now)
         self._positions = itertools.count()
         self._sequence = itertools.count()
-        # A waiter that was removed stays in the heap until it comes to its top; `waiting` has those that count.
+        # A removed waiter stays in the heap until it reaches the top; `waiting` has only those that still wait.
         self._heap: list[tuple[int, int, Waiter]] = []
         self.waiting: set[Waiter] = set()
         self._open: set[Waiter] = set()
@@ -205,19 +205,19 @@ class AdmissionQueue:
         return Stats(self._requests, self._retries, self._rate_limited, len(self._open), len(self.waiting))
 
     def enqueue(self, waiter: Waiter) -> None:
-        """Add a waiter: behind all others, or for a retry at its former place."""
+        """Add a waiter: last in the queue, or at its former place for a retry."""
         if waiter.position is None:
             waiter.position = next(self._positions)
         self.waiting.add(waiter)
         heapq.heappush(self._heap, (waiter.position, next(self._sequence), waiter))
 
     def remove(self, waiter: Waiter) -> None:
-        """Free its slot or its place; does nothing if it has neither."""
+        """Free the waiter's slot or place. Does nothing if it has neither."""
         self._open.discard(waiter)
         self.waiting.discard(waiter)
 
     def pop_ready(self, now: float) -> list[Waiter]:
-        """The waiters whose requests may start now. Each has a slot from here on."""
+        """Give a slot to each waiter whose request may start now, and return these waiters."""
         ready: list[Waiter] = []
         while self.waiting and self._has_candidate() and self._rate.wait(now) <= 0:
             waiter = heapq.heappop(self._heap)[-1]
@@ -231,20 +231,20 @@ class AdmissionQueue:
         return ready
 
     def wait(self, now: float) -> float | None:
-        """Seconds until `pop_ready` may return a waiter; None if first a waiter or a free slot is missing."""
+        """Seconds until `pop_ready` may return a waiter; None without a waiter or without a free slot."""
         return max(0.0, self._rate.wait(now)) if self._has_candidate() else None
 
     def pause(self, now: float, seconds: float) -> None:
-        """Start no request for so many seconds, because the service asked for it."""
+        """Start no request for this many seconds, because the service asked for it."""
         self._rate.pause(now, seconds)
 
     def count_rate_limit(self, waiter: Waiter, now: float, spacing: float | None) -> None:
-        """Count an answer of 429 to this waiter's request.
+        """Count a 429 for this waiter's request.
 
         Args:
-            waiter: Whose request was answered.
+            waiter: The waiter of that request.
             now: The time.
-            spacing: Its Retry-After in seconds, to which the rate adapts; None to count the answer only.
+            spacing: Retry-After in seconds, used to adapt the rate. None: count the 429 without adapting.
         """
         self._rate_limited += 1
         if spacing is not None:

@@ -1,9 +1,8 @@
-"""Threads and tasks wait here for permits; `AdmissionQueue` decides who gets the next one.
+"""Wait for a permit, on a thread or in a task. `AdmissionQueue` decides which request gets the next permit.
 
-The lock is never waited for. An operation is put into a list, and the thread that gets the lock does all that are in
-it. A thread that does not get the lock leaves its operation to the one that holds it, which looks into the list again
-after releasing the lock. So a permit can be released at any point, by a finalizer that Python's garbage collector runs
-in the middle of this module as well.
+No thread ever blocks on the lock. Operations are queued; the thread that gets the lock runs all of them. Other threads
+queue theirs and return, and the lock holder checks the queue again after releasing. A permit can therefore be released
+anywhere, even in a garbage-collector finalizer.
 """
 
 from __future__ import annotations
@@ -25,35 +24,35 @@ from prem_core._errors import APITimeoutError, ConfigurationError
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
 from prem_core._rate_limit.admission import AdmissionQueue, Stats, Waiter
 
-#: Seconds: the timer may be this much late. Without it a rate that grows would set the timer anew at each call.
+#: Allowed lateness of the timer, in seconds. It avoids rescheduling on every call while the rate grows.
 TIMER_ACCURACY: Final = 0.001
 
 
 class Limits:
     """How many requests may be open at once, and how many may start in a second.
 
-    Prem's limits apply per organisation. Each client has limits of its own, which its threads and tasks share. Models
-    and loaders share theirs with all others that have the same gateway, API key, `max_concurrency` and
-    `requests_per_second`. Pass one object to several clients and models to share it::
+    Prem's limits apply per organisation. Each client has its own `Limits`, which its threads and tasks share. Models
+    and loaders share one `Limits` with every model and loader that has the same gateway, API key, `max_concurrency`
+    and `requests_per_second`. Pass one object to several clients and models to share it::
 
         limits = Limits(max_concurrency=5)
         client, llm = AsyncPremClient(limits=limits), ChatPremEncrypted(model="…", limits=limits)
 
-    Waiting callers are served first come, first served. When the service answers 429, or 503 with a Retry-After, all
-    callers wait until the Retry-After is over. After a 429 later requests are spaced by about that interval, which
+    Permits are granted in the order of the requests. When the service answers 429, or 503 with a Retry-After, all
+    callers wait until the Retry-After is over. After a 429, the interval between requests is about the Retry-After. It
     shrinks while no further 429 arrives.
 
     An open stream holds a slot until it is read to its end, closed or garbage-collected. A thread that keeps
-    `max_concurrency` streams open and requests another deadlocks itself, unless `total_timeout` is set. A stream in a
+    `max_concurrency` streams open and requests another deadlocks, unless `total_timeout` is set. A stream in a
     reference cycle is released when Python's garbage collector runs.
 
-    Limits are not shared between processes. A copy, a pickle or a forked process has the same settings and its own
-    counts.
+    Processes do not share limits. A copy, an unpickled object or a forked process has the same settings, but counts
+    separately.
 
     Args:
         max_concurrency: Requests that may be open at once; None for no limit. The BASE tier allows 5.
         requests_per_second: Sustained rate of requests; ``max(1, requests_per_second)`` of them may start at once
-            after a pause. None for as many as the service accepts.
+            after a pause. None for no limit except the service's.
 
     Raises:
         ConfigurationError: A value is invalid; the message names the parameter.
@@ -99,14 +98,14 @@ class Limits:
         self._queue = AdmissionQueue(*self._settings, time.monotonic())
         self._timer: _Timer | None = None
 
-    # What a permit uses. Another kind of limits may grant its permits elsewhere.
+    # The interface that Permit uses. A subclass may override it.
 
     def _request(self, waiter: Waiter) -> None:
-        """Let `waiter` wait for a slot. If one is free, it is mostly granted before this returns."""
+        """Queue `waiter` for a slot. If one is free, it is usually granted before this returns."""
         self._do(partial(self._queue.enqueue, waiter))
 
     def _wake_when_granted(self, waiter: Waiter, wake: Callable[[], object]) -> None:
-        """Call `wake` when the request may start: on any thread, and at once if it may start already."""
+        """Call `wake` when the request may start, on any thread; immediately if it may start already."""
 
         def operation() -> None:
             waiter.wake = wake
@@ -121,7 +120,7 @@ class Limits:
         """See `Permit.release`."""
 
         def operation() -> None:
-            # First the pause: the slot must not be granted to a request that would be answered 429 as well.
+            # Apply the pause before freeing the slot; otherwise the next request would also get a 429.
             now = time.monotonic()
             if rate_limited:
                 self._queue.count_rate_limit(waiter, now, spacing)
@@ -133,7 +132,7 @@ class Limits:
         self._do(operation)
 
     def _do(self, operation: Callable[[], object] | None = None) -> None:
-        """Do an operation, or leave it to the thread that holds the lock; then grant what can be granted."""
+        """Queue an operation. If the lock is free, run all queued operations and grant the permits that are due."""
         self._operations.append(operation or _nothing)
         while self._operations and self._lock.acquire(blocking=False):
             try:
@@ -155,11 +154,12 @@ class Limits:
             self._timer.set(due)
         elif due < math.inf:
             self._timer = _Timer(due)
-            # A thread of its own: the first waiter may be a task of an event loop that is blocked. A finalizer may
-            # start it: unlike `threading.Thread.start`, this takes no lock and does not wait for the thread.
+            # Runs in its own thread because the first waiter may be a task on an event loop that is blocked.
+            # Uses _thread because a finalizer may start it: unlike `threading.Thread.start`, this takes no lock and
+            # does not wait for the thread.
             try:
                 _thread.start_new_thread(self._run_timer, (self._timer,))
-            except RuntimeError:  # the interpreter is shutting down, or the system has no thread left
+            except RuntimeError:  # the interpreter is shutting down, or no thread can be created
                 self._timer = None
         if due == math.inf:
             self._timer = None
@@ -178,9 +178,9 @@ class Limits:
 
 
 class _Timer:
-    """When the thread that runs `Limits._run_timer` has work; it ends when there is none.
+    """Wakes the `_run_timer` thread when it has work. That thread ends when there is none.
 
-    Not `threading.Timer`, whose `cancel` waits for a lock that a finalizer may find taken by its own thread.
+    Not a `threading.Timer`, because its cancel() can deadlock in a finalizer.
 
     Args:
         due: The time, on the clock of `time.monotonic`.
@@ -194,7 +194,7 @@ class _Timer:
         self._changed.acquire()
 
     def set(self, due: float) -> None:
-        """Change the time; infinity ends the thread. Called with the limits' lock held."""
+        """Change the time; infinity ends the thread. The caller must hold the limits' lock."""
         earlier = due < self._due - TIMER_ACCURACY or due == math.inf
         if earlier or due > self._due:
             self._due = due
@@ -202,9 +202,9 @@ class _Timer:
             self._changed.release()
 
     def wait(self) -> bool:
-        """Wait until the time has come; False if there is nothing to wait for any more."""
+        """Wait until the time is reached. False if there is nothing left to wait for."""
         while self._due < math.inf:
-            # At least a moment: another thread may be about to do what is due.
+            # Wait at least TIMER_ACCURACY, because another thread may be doing the due work.
             seconds = max(self._due - time.monotonic(), TIMER_ACCURACY)
             if not self._changed.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
                 return True
@@ -212,10 +212,9 @@ class _Timer:
 
 
 class Permit:
-    """Permission for one call to have a request open: waited for, held, released once.
+    """Permission for one call to have a request open. It is acquired, held and released once.
 
-    A call acquires it again for each retry, and keeps its place in the queue. It is released when it is
-    garbage-collected, too.
+    For a retry the call acquires it again and keeps its place in the queue. A garbage-collected permit is released.
     """
 
     __slots__ = ("_latest", "_limits", "_waiter")
@@ -226,13 +225,13 @@ class Permit:
         self._latest: Waiter | None = None
 
     def acquire(self, deadline: float | None = None) -> None:
-        """Wait for the permit, on this thread.
+        """Block this thread until the permit is granted.
 
         Args:
             deadline: When to give up, on the clock of `time.monotonic`.
 
         Raises:
-            APITimeoutError: The deadline came first.
+            APITimeoutError: The permit was not granted before the deadline.
         """
         waiter = self._enter()
         try:
@@ -247,12 +246,12 @@ class Permit:
             self._limits._wake_when_granted(waiter, granted.release)
             if not granted.acquire(timeout=timeout):
                 raise APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
-        except BaseException:  # a KeyboardInterrupt too
+        except BaseException:  # including KeyboardInterrupt
             self.release()
             raise
 
     async def acquire_async(self) -> None:
-        """`acquire`, awaited, on any event loop. A task that is cancelled gives its place up."""
+        """Wait until the permit is granted, on any event loop. A cancelled task loses its place."""
         waiter = self._enter()
         try:
             self._limits._request(waiter)
@@ -262,19 +261,19 @@ class Permit:
             granted = loop.create_future()
             self._limits._wake_when_granted(waiter, lambda: loop.call_soon_threadsafe(_resolve, granted))
             await granted
-        except BaseException:  # it may have been granted in the same moment
+        except BaseException:  # the permit may already have been granted
             self.release()
             raise
 
     def release(
         self, *, pause: float | None = None, rate_limited: bool = False, spacing: float | None = None
     ) -> None:
-        """Let the next request start. From any thread and any finalizer; does nothing the second time.
+        """Free the slot for the next request. Callable from any thread and finalizer; a second call does nothing.
 
         Args:
             pause: Seconds for which no request may start, because the service asked for it; None for no pause.
-            rate_limited: Whether the answer was 429.
-            spacing: Seconds; its Retry-After, to which the rate adapts. None to count the answer only.
+            rate_limited: Whether the response was a 429.
+            spacing: Retry-After in seconds, used to adapt the rate. None: count the 429 without adapting.
         """
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
@@ -291,10 +290,10 @@ class Permit:
 def resolve_limits(
     limits: Limits | None, max_concurrency: int | None, requests_per_second: float | None
 ) -> Limits:
-    """The limits that a client's arguments stand for.
+    """Build Limits from a client's arguments.
 
     Raises:
-        ConfigurationError: They contradict each other, or a value is invalid.
+        ConfigurationError: The arguments contradict each other, or a value is invalid.
     """
     if limits is None:
         return Limits(max_concurrency, requests_per_second)
@@ -310,7 +309,7 @@ def check_one_source(
     """Check that no setting of `limits` is passed a second time.
 
     Raises:
-        ConfigurationError: One is; the message names it.
+        ConfigurationError: A setting is passed twice; the message names it.
     """
     for name, value, default in (
         ("max_concurrency", max_concurrency, _config.DEFAULT_MAX_CONCURRENCY),
@@ -333,7 +332,7 @@ _all_limits: weakref.WeakSet[Limits] = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:
-    # The open requests are the parent's, and so are the threads that would release them, or the lock.
+    # The open requests belong to the parent process, and so do the threads that would release them or the lock.
     for limits in list(_all_limits):
         limits._reset()
 

@@ -42,9 +42,9 @@ R = TypeVar("R")
 
 
 class _ConnectionTracker:
-    """The connection that a request opened, if it opened one.
+    """Closes the connection that a cancelled request opened.
 
-    httpcore keeps a connection open, and never uses it again, if its request is cancelled before it was sent.
+    If a request is cancelled before it was sent, httpcore leaves its connection open and never uses it again.
     """
 
     __slots__ = ("_stream",)
@@ -87,14 +87,14 @@ class AsyncDriver:
         self._reading = False  # whether the latest request got a response
 
     async def run(self, flow: Flow) -> Any:
-        """The last result of `flow`."""
+        """Perform the steps of `flow` and return its last result."""
         result = None
         async for result in self.stream(flow):  # noqa: B007
             pass
         return result
 
     async def stream(self, flow: Flow) -> AsyncGenerator[Any, None]:
-        """Perform the steps of `flow`, and yield its results as they come."""
+        """Perform the steps of `flow` and yield each result."""
         outcome: Any = None
         try:
             step = next(flow)
@@ -118,11 +118,13 @@ class AsyncDriver:
                 if failure is None:
                     step = flow.send(outcome)
                     continue
-                # Outside the handlers, so that httpx's error is not kept as the context.
+                # Thrown outside the except blocks, so that the httpx error does not become its context.
                 try:
                     step = flow.throw(failure)
                 finally:
-                    del failure  # its traceback has this frame: a cycle, which would keep the connection
+                    del (
+                        failure
+                    )  # its traceback refers to this frame: this cycle would keep the connection open
         except StopIteration:
             await self._drain()
         finally:
@@ -156,7 +158,7 @@ class AsyncDriver:
     async def _send(self, step: Send) -> ResponseHead:
         await self._close_response()
         self._party, self._reading = step.party, False
-        if self._client.is_closed:  # while this call waited
+        if self._client.is_closed:  # it may have been closed while this call waited
             raise errors.ConfigurationError("the client is closed")
         request = self._build_request(self._client, step)
         connection = request.extensions["trace"] = _ConnectionTracker()
@@ -186,7 +188,7 @@ class AsyncDriver:
         """Read the response to its end, so that its connection can serve the next request."""
         if self._response is None:
             return
-        # The answer is complete. If this fails, only the connection is not worth keeping.
+        # The answer is complete. If this fails, only the connection is lost.
         with contextlib.suppress(*HTTPX_ERRORS, TimeoutError):
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 for _ in range(DRAIN_MAX_READS):
@@ -194,8 +196,10 @@ class AsyncDriver:
                         break
 
     async def close(self) -> None:
-        """Close the open response, if there is one, with its connection unless it was read to its end; release the
-        permit."""
+        """Close the open response and release the permit.
+
+        The connection is closed, too, unless the response was read to its end.
+        """
         try:
             await self._close_response()
         finally:
@@ -215,7 +219,7 @@ async def _before(deadline: float, work: Awaitable[R]) -> R:
         async with timeout:
             return await work
     except TimeoutError:
-        if not timeout.expired():  # the caller's own
+        if not timeout.expired():  # the timeout belongs to the caller
             raise
     raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
 

@@ -1,6 +1,6 @@
-"""What both drivers share of httpx: TLS, timeouts, large bodies, and the table of its errors.
+"""The use of httpx that both drivers share: TLS, timeouts, large bodies and the translation of errors.
 
-An httpx error never leaves this package, not even as a cause: it holds the request, and with it the API key.
+An httpx error never leaves this package, not even as a cause: it contains the request, and so the API key.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.flow import ResponseHead, Send
 from prem_core._protocol.request_body import SealedBody
 
-#: A stream holds its connection until it ends; with httpx's default of 100, the 101st would wait.
+#: A stream occupies its connection until it ends. With httpx's default of 100 connections, the 101st stream would wait.
 POOL_LIMITS: Final = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 
-#: Our error for each of httpx's, the first match counts. The texts are ours: httpx's can quote a header.
+#: Our error for each httpx error; the first match applies. The messages are ours, because httpx's can quote a header.
 HTTPX_ERROR_MAP: Final[tuple[tuple[type[Exception], type[errors.APIConnectionError], str], ...]] = (
     (httpx.ConnectTimeout, errors.APITimeoutError, "connecting timed out"),
     (httpx.PoolTimeout, errors.APITimeoutError, "no free connection within the timeout"),
     (httpx.WriteTimeout, errors.APITimeoutError, "sending the request timed out"),
     (httpx.ReadTimeout, errors.APITimeoutError, "waiting for the service timed out"),
     (httpx.TimeoutException, errors.APITimeoutError, "the request timed out"),
-    (httpx.ConnectError, errors.APIConnectionError, "the connection could not be made"),
-    (httpx.ProxyError, errors.APIConnectionError, "the HTTP proxy on the way refused the connection"),
+    (httpx.ConnectError, errors.APIConnectionError, "the connection could not be opened"),
+    (httpx.ProxyError, errors.APIConnectionError, "the HTTP proxy rejected the connection"),
     (httpx.HTTPError, errors.APIConnectionError, "the connection broke"),
-    (httpx.InvalidURL, errors.APIConnectionError, "the URL could not be used"),
+    (httpx.InvalidURL, errors.APIConnectionError, "the URL is invalid"),
     (httpx.StreamError, errors.APIConnectionError, "the stream was closed"),
 )
 
@@ -44,8 +44,8 @@ def translate(error: Exception, party: str, *, reading: bool) -> errors.APIConne
 
     Args:
         error: One of the classes in `HTTPX_ERROR_MAP`.
-        party: The other side: "gateway" or "enclave".
-        reading: Whether the response had started: a connection that breaks then has truncated the answer.
+        party: The destination: "gateway" or "enclave".
+        reading: Whether the response had started. A connection error then means that the answer is truncated.
     """
     kind, text = next((kind, text) for foreign, kind, text in HTTPX_ERROR_MAP if isinstance(error, foreign))
     if reading and kind is errors.APIConnectionError:
@@ -58,12 +58,12 @@ HTTPX_ERRORS: Final = tuple(foreign for foreign, _, _ in HTTPX_ERROR_MAP)
 
 @functools.cache
 def ssl_context() -> ssl.SSLContext:
-    """One TLS context for all clients: reading the certificates takes 10 to 40 ms.
+    """One TLS context for all clients, because reading the certificates takes 10 to 40 ms.
 
     SSL_CERT_FILE, or else SSL_CERT_DIR, replaces certifi's certificates, as it does for httpx.
 
     Raises:
-        ConfigurationError: The file that SSL_CERT_FILE names has no certificates.
+        ConfigurationError: No certificates can be read from the file in SSL_CERT_FILE.
     """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if not file:
@@ -75,26 +75,30 @@ def ssl_context() -> ssl.SSLContext:
 
 
 def no_cookies() -> CookieJar:
-    """A cookie jar that stays empty. httpx would send back what the gateway sets, and a cookie links requests that
-    the API key does not link."""
+    """A cookie jar that stays empty.
+
+    httpx would send the gateway's cookies back, and a cookie can link requests that the API key does not link.
+    """
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 class BuildRequest(Protocol):
-    """Makes the HTTP request for a `Send` step."""
+    """Builds the HTTP request for a `Send` step."""
 
     def __call__(self, client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request: ...
 
 
 class KnownKey(Protocol):
-    """Holds the enclave's public key, once it is known."""
+    """Has the enclave's public key; None until it was fetched."""
 
     public_key: PublicKey | None
 
 
 class BodyStream(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A large request body, written in parts. httpx has no form for a body that both kinds of client can send and whose
-    length is known."""
+    """A large request body, sent in parts.
+
+    httpx has no type for a body of known length that synchronous and asynchronous clients can both send.
+    """
 
     def __init__(self, body: SealedBody) -> None:
         self._body: Iterable[bytes] = body
@@ -107,15 +111,18 @@ class BodyStream(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield part
 
     def release(self) -> None:
-        """Drop the body once it was sent. httpx's response refers to itself and to its request: without this, a
-        recording would stay in memory until a full garbage collection."""
+        """Free the body after it was sent.
+
+        httpx's response is in a reference cycle with its request. Without this call a recording would stay in memory
+        until a full garbage collection.
+        """
         self._body = ()
 
 
 def response_head(response: httpx.Response, read_timeout: float | None) -> ResponseHead:
-    """Status and headers of `response`; its body is read with `read_timeout` where that is shorter than the call's."""
+    """Status and headers of `response`. `read_timeout` applies to its body if it is shorter than the call's timeout."""
     if read_timeout is not None:
-        # httpcore reads this when the body's first bytes are asked for, which they have not been yet.
+        # httpcore reads this value when the first read of the body starts, which is later.
         timeout = response.request.extensions["timeout"]
         read = timeout.get("read")
         timeout["read"] = read_timeout if read is None else min(read, read_timeout)
@@ -127,25 +134,25 @@ def response_head(response: httpx.Response, read_timeout: float | None) -> Respo
 def is_decoded(response: httpx.Response) -> bool:
     """Whether httpx has to decode the body.
 
-    We ask for no content coding, but a gateway may apply one all the same. Without one, the raw bytes are the body, and
-    reading them directly is faster. A body that a transport delivered whole was consumed already; only httpx's decoding
-    iterator gives it again.
+    The request accepts no content coding, but a gateway may still apply one. Without a coding the raw bytes are the
+    body, and reading them directly is faster. If a transport already read the whole body, only httpx's decoding
+    iterator can return it again.
     """
     return "content-encoding" in response.headers or response.is_stream_consumed
 
 
-#: Seconds, and reads, for which a driver waits for the end of the connection's response after the answer is complete.
+#: After the answer is complete, a driver waits for the end of the response for at most these seconds and reads.
 DRAIN_TIMEOUT: Final = 0.25
 DRAIN_MAX_READS: Final = 16
 
 
 def limit_to_deadline(request: httpx.Request, deadline: float) -> None:
-    """Let no step of `request` (connecting, writing, waiting for the response) last beyond `deadline`."""
-    # httpcore has the same object, and reads the timeout of each step when that step starts.
+    """Limit each step of `request` (connecting, sending, waiting for the response) to the time before `deadline`."""
+    # httpcore uses this same object, and reads the timeout of each step when the step starts.
     timeout: dict[str, float | None] = request.extensions["timeout"]
 
     def shorten(*_: object) -> None:
-        left = max(deadline - time.monotonic(), 0.001)  # 0 would mean: do not block
+        left = max(deadline - time.monotonic(), 0.001)  # 0 would make the socket non-blocking
         for name, seconds in timeout.items():
             timeout[name] = left if seconds is None else min(seconds, left)
 

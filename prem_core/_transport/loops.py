@@ -17,12 +17,12 @@ from prem_core._transport.http import POOL_LIMITS, no_cookies, ssl_context
 
 @dataclass(slots=True)
 class LoopClient:
-    """What an async client keeps for one event loop."""
+    """The state of an async client for one event loop."""
 
     http: httpx.AsyncClient
     key_lock: asyncio.Lock
     lifetime: AsyncGenerator[None, None] | None
-    #: Set when `http` is closed: a loop that shuts down waits for a closing that has started.
+    #: Set when `http` is closed. A loop that shuts down waits for it if closing has started.
     closed: asyncio.Event
 
 
@@ -32,16 +32,16 @@ _LoopMap = dict[asyncio.AbstractEventLoop, LoopClient]
 class LoopClients:
     """One httpx client and one lock for each event loop that an async client is used on.
 
-    Both belong to the loop they were made on: an object used over several `asyncio.run` calls needs one for each. A
-    loop closes its client when it shuts down, by finalizing an asynchronous generator, which `asyncio.run` awaits.
-    If the owner is garbage-collected first, it schedules the closing on the loop.
+    Both can be used only on the loop that they were created on, and each `asyncio.run` creates a loop. A client is
+    closed when its loop shuts down: `asyncio.run` then finalizes the asynchronous generator `_lifetime`. If the owner
+    is garbage-collected first, a finalizer schedules the closing on the loop.
     """
 
     def __init__(self, http_client: httpx.AsyncClient | None) -> None:
         self._given = http_client
         self._clients: _LoopMap = {}
-        # The finalizer keeps the clients alive: otherwise a garbage collection would find their open sockets
-        # together with the owner, and nothing could close them any more.
+        # The finalizer refers to the clients. Otherwise they would be collected together with the owner, and nothing
+        # could close their sockets.
         weakref.finalize(self, _close_all, self._clients).atexit = False
 
     async def current(self) -> LoopClient:
@@ -49,7 +49,7 @@ class LoopClients:
         loop = asyncio.get_running_loop()
         state = self._clients.get(loop)
         if state is None:
-            # Copied first: another thread may add its own loop.
+            # Copied first, because another thread may add its own loop meanwhile.
             for other in list(self._clients):
                 if other.is_closed():
                     self._clients.pop(other, None)
@@ -59,14 +59,14 @@ class LoopClients:
                 http = httpx.AsyncClient(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
                 closed = asyncio.Event()
                 state = LoopClient(http, asyncio.Lock(), _lifetime(http, closed, self._clients, loop), closed)
-            # Stored before the await below: a second task must find it.
+            # Stored before the await below, so that a second task finds it.
             self._clients[loop] = state
             if state.lifetime is not None:
                 await anext(state.lifetime)
         return state
 
     async def close(self) -> None:
-        """Close the running loop's client; those of other loops close with them."""
+        """Close the running loop's client. The clients of other loops close when those loops shut down."""
         state = self._clients.pop(asyncio.get_running_loop(), None)
         if state is not None and state.lifetime is not None:
             await state.lifetime.aclose()
@@ -95,7 +95,7 @@ async def _aclose(http: httpx.AsyncClient, closed: asyncio.Event) -> None:
 def _close_all(clients: _LoopMap) -> None:
     for loop, state in list(clients.items()):
         if state.lifetime is not None and not loop.is_closed():
-            # The garbage collector may run on any thread.
+            # Thread-safe, because the garbage collector may run on any thread.
             loop.call_soon_threadsafe(_close_soon, loop, state, state.lifetime)
 
 
@@ -103,13 +103,13 @@ def _close_soon(
     loop: asyncio.AbstractEventLoop, state: LoopClient, lifetime: AsyncGenerator[None, None]
 ) -> None:
     task = loop.create_task(_close(state, lifetime))
-    # A loop references its tasks weakly; this one references itself until it is done.
+    # A loop refers to its tasks only weakly. This callback keeps a reference until the task is done.
     task.add_done_callback(lambda _, held=task: None)  # type: ignore[misc]
 
 
 async def _close(state: LoopClient, lifetime: AsyncGenerator[None, None]) -> None:
     if not state.http.is_closed:
         await _aclose(state.http, state.closed)
-    # RuntimeError: the loop is shutting down, and waits in this generator for the line above.
+    # RuntimeError: the loop is shutting down and already finalizes this generator.
     with contextlib.suppress(RuntimeError):
         await lifetime.aclose()

@@ -47,10 +47,10 @@ class SyncDriver:
     Args:
         client: The httpx client that sends the requests.
         build_request: Makes the HTTP request for a `Send` step.
-        keys: The enclave's key, where it is known.
-        fetch_key: Fetches it; with an argument, only if that one is still the known one.
-        limits: Where the flow gets its permit; None for a flow without one.
-        deadline: When the call has taken too long, by `time.monotonic`; None for never.
+        keys: The cached enclave key; None until it was fetched.
+        fetch_key: Fetches the key. With an argument: only if that key is still the cached one.
+        limits: The limits that grant the permit; None for a flow without a permit.
+        deadline: The time by `time.monotonic` at which the call fails; None for no deadline.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class SyncDriver:
         self._fetch_key = fetch_key
         self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
-        # Only the code that took the response from here, under the lock, may close it or shut its socket down. So a
-        # late timer cannot hit a connection that already serves another request.
+        # Only the code that takes the response out under this lock may close it. Otherwise a timer could shut down a
+        # connection that already serves another request.
         self._lock = threading.Lock()
         self._response: httpx.Response | None = None
         self._data: Iterator[bytes] = iter(())
@@ -78,14 +78,14 @@ class SyncDriver:
         self._deadline_timer: threading.Timer | None = None
 
     def run(self, flow: Flow) -> Any:
-        """The last result of `flow`."""
+        """Perform the steps of `flow` and return its last result."""
         result = None
         for result in self.stream(flow):  # noqa: B007
             pass
         return result
 
     def stream(self, flow: Flow) -> Iterator[Any]:
-        """Perform the steps of `flow`, and yield its results as they come."""
+        """Perform the steps of `flow` and yield each result."""
         outcome: Any = None
         try:
             step = next(flow)
@@ -109,11 +109,13 @@ class SyncDriver:
                 if failure is None:
                     step = flow.send(outcome)
                     continue
-                # Outside the handlers, so that httpx's error is not kept as the context.
+                # Thrown outside the except blocks, so that the httpx error does not become its context.
                 try:
                     step = flow.throw(failure)
                 finally:
-                    del failure  # its traceback has this frame: a cycle, which would keep the connection
+                    del (
+                        failure
+                    )  # its traceback refers to this frame: this cycle would keep the connection open
         except StopIteration:
             self._drain()
         finally:
@@ -147,7 +149,7 @@ class SyncDriver:
     def _send(self, step: Send) -> ResponseHead:
         self._close_response()
         self._party, self._reading = step.party, False
-        if self._client.is_closed:  # while this call waited
+        if self._client.is_closed:  # it may have been closed while this call waited
             raise errors.ConfigurationError("the client is closed")
         request = self._build_request(self._client, step)
         if self._deadline is not None:
@@ -166,7 +168,7 @@ class SyncDriver:
     def _check_read(self, data: bytes) -> None:
         if not data:
             self._end_response()
-        # After the deadline, an end of the response may be the work of the timer.
+        # After the deadline the timer may have ended the read, so the data cannot be trusted.
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
 
@@ -179,8 +181,8 @@ class SyncDriver:
         """Read the response to its end, so that its connection can serve the next request."""
         if self._response is None:
             return
-        # The end is mostly here already. But a gateway that keeps the response open would hold the caller for the whole
-        # timeout, or, with comments, for ever. Shutting the socket down ends a blocked read.
+        # Usually the end has arrived. A gateway that keeps the response open would block the caller until the timeout,
+        # or forever if it sends comments. Shutting the socket down ends a blocked read.
         timer = self._shut_down_after(DRAIN_TIMEOUT)
         try:
             for _ in range(DRAIN_MAX_READS):
@@ -188,12 +190,12 @@ class SyncDriver:
                     self._end_response()
                     break
         except HTTPX_ERRORS:
-            pass  # the answer is complete; only the connection is not worth keeping
+            pass  # the answer is complete; only the connection is lost
         finally:
             timer.cancel()
 
     def _end_response(self) -> None:
-        """The response was read to its end: return its connection to the pool."""
+        """Return the connection to the pool after the response was read to its end."""
         with self._lock:
             response, self._response = self._response, None
         if response is not None:
@@ -211,8 +213,10 @@ class SyncDriver:
                 _shut_down_socket(self._response)
 
     def close(self) -> None:
-        """Close the open response, if there is one, with its connection unless it was read to its end; release the
-        permit."""
+        """Close the open response and release the permit.
+
+        The connection is closed, too, unless the response was read to its end.
+        """
         try:
             self._close_response()
         finally:
@@ -229,13 +233,14 @@ class SyncDriver:
             _abort(response)
 
     def abandon(self) -> None:
-        """`close`, for a finalizer.
+        """Close from a finalizer, without blocking.
 
         A garbage collection can run inside httpcore, on a thread that holds the connection pool's lock. Closing a
-        response there would wait for that lock for ever.
+        response there would deadlock, so another thread closes it.
         """
         response, self._response = self._response, None
-        # Passed on as well: freeing the iterator closes the response too, and the permit lasts until it is closed.
+        # The thread also gets the iterator (freeing it would close the response here) and the permit (released only
+        # after closing).
         data, self._data = self._data, iter(())
         permit, self._permit = self._permit, None
         if self._deadline_timer is not None:
@@ -249,7 +254,7 @@ def _abort(
 ) -> None:
     del data
     try:
-        # Closing a socket neither wakes a thread that reads from it nor informs the other side. This does both.
+        # shutdown() wakes a blocked reader and notifies the peer; close() alone does neither.
         _shut_down_socket(response)
         response.close()
     finally:
@@ -258,17 +263,17 @@ def _abort(
 
 
 def _raw_data(response: httpx.Response) -> Iterator[bytes]:
-    # httpx's own iter_raw does the same with more bookkeeping for each read.
+    # Equals httpx's iter_raw, which does more bookkeeping for each read.
     return iter(cast("httpx.SyncByteStream", response.stream))
 
 
 def _shut_down_socket(response: httpx.Response) -> None:
     if response.is_closed:
         return
-    # HTTP/2 has other responses on the same socket.
+    # With HTTP/2, other responses use the same socket.
     stream = response.extensions.get("network_stream")
     sock = stream.get_extra_info("socket") if stream and response.http_version.startswith("HTTP/1") else None
     if sock is not None:
         with contextlib.suppress(OSError):
-            # Not SSLSocket's own method, after which a thread inside it would read unencrypted bytes.
+            # SSLSocket.shutdown would let a thread that is reading continue with unencrypted bytes.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)

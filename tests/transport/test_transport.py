@@ -287,7 +287,7 @@ def test_reading_without_a_response_gives_its_end(drive):
 def test_a_closed_port_is_a_connection_error(drive):
     with FakeGateway() as gateway:
         url = gateway.url
-    with pytest.raises(errors.APIConnectionError, match="could not be made") as caught:
+    with pytest.raises(errors.APIConnectionError, match="could not be opened") as caught:
         drive(one_request(), url=url)
     assert type(caught.value) is errors.APIConnectionError
 
