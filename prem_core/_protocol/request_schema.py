@@ -1,11 +1,12 @@
-"""Request parameters: the published schemas as types, and their validation before anything is sent.
+"""The published schemas of request parameters as types, and the check of parameters before anything is sent.
 
-Written from Prem's published OpenAPI documents (`rvencInferenceParams` and `rvencAudioTranslationInferenceParams`).
-Tests compare it with those schemas, chat's in both directions. For transcriptions there is no schema: the documents
-say that they take the parameters of translations, `language` and `timestamp_granularities`.
+The types follow Prem's published OpenAPI documents (`rvencInferenceParams` and
+`rvencAudioTranslationInferenceParams`). Tests compare them with those schemas, chat's in both directions. There is no
+schema for transcriptions. According to the documents they accept the parameters of translations, `language` and
+`timestamp_granularities`.
 
 Forms that OpenAI users write (None, a ``developer`` message, a message object from an earlier response) are first
-converted to the schema's. An error names the parameter and what is allowed, never the value given.
+converted to the schema's forms. An error names the parameter and what is allowed, never the value.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _OPEN = ConfigDict(extra="allow", strict=True)
 
 @with_config(_OPEN)
 class TextPart(TypedDict):
-    """A piece of text."""
+    """Text."""
 
     type: Literal["text"]
     text: str
@@ -322,7 +323,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class ChatOptions(TypedDict, total=False):
-    """Every parameter of the published schema, except the three that `create` names."""
+    """Every parameter of the published schema, except the three that `create` has in its signature."""
 
     temperature: Annotated[float, Field(ge=0, le=2)]
     top_p: Annotated[float, Field(ge=0, le=1)]
@@ -370,7 +371,7 @@ class ChatParams(ChatOptions):
 
 @with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class TranslationOptions(TypedDict, total=False):
-    """Every parameter of a translation into English, except the two that `create` names."""
+    """Every parameter of a translation into English, except the two that `create` has in its signature."""
 
     prompt: str
     temperature: Annotated[float, Field(ge=0, le=1)]
@@ -426,8 +427,8 @@ def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | No
 
     Args:
         params: Parameters as the caller wrote them. A None means "not given".
-        extra_body: Further top-level parameters, merged over `params` without a check: for a service newer than its
-            published schema.
+        extra_body: Further top-level parameters, merged over `params` without a check. For parameters that the service
+            supports but its published schema does not list.
 
     Raises:
         InvalidParameterError: The published schema does not allow a parameter.
@@ -450,7 +451,7 @@ def audio_plaintext(
     """The UTF-8 JSON that is sealed as ``encryptedInference`` with a recording.
 
     Raises:
-        InvalidParameterError: The service does not take a parameter.
+        InvalidParameterError: The service does not accept a parameter.
     """
     given = {name: value for name, value in params.items() if value is not None}
     if isinstance(given.get("timestamp_granularities"), tuple):
@@ -458,7 +459,7 @@ def audio_plaintext(
     check(_audio_adapter(task), given)
     if "timestamp_granularities" in given and given.get("response_format") != "verbose_json":
         raise InvalidParameterError(
-            "timestamp_granularities: timestamps need response_format='verbose_json'",
+            "timestamp_granularities: timestamps require response_format='verbose_json'",
             param="timestamp_granularities",
         )
     return text_of(given, extra_body)
@@ -468,27 +469,27 @@ def text_of(checked: Mapping[str, Any], extra_body: Mapping[str, Any] | None) ->
     """`checked`, with `extra_body` merged over it, as UTF-8 JSON.
 
     Raises:
-        InvalidParameterError: Something in it cannot be written as JSON.
+        InvalidParameterError: A value cannot be written as JSON.
     """
     if extra_body is not None:
         if not isinstance(extra_body, Mapping) or not all(isinstance(name, str) for name in extra_body):
             raise InvalidParameterError("extra_body must be a mapping with string keys", param="extra_body")
         checked = {**checked, **extra_body}
     try:
-        # ensure_ascii would make text outside ASCII up to six times as long before it is sealed.
+        # ensure_ascii=True would make non-ASCII text up to six times as long.
         return json.dumps(checked, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
         name = _unwritable(checked)
         message = f"{name} cannot be written as JSON: {_reason(error)}"
-    # Raised outside the handler: a UnicodeEncodeError holds the text it could not encode.
+    # Raised outside the handler, because a UnicodeEncodeError contains the text that it could not encode.
     raise InvalidParameterError(message, param=name)
 
 
 def normalise(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` in the published schema's forms. The caller's objects are not changed."""
+    """Convert `params` to the published schema's forms. The caller's objects are not changed."""
     fixed = {name: value for name, value in params.items() if value is not None}
     if fixed.get("parallel_tool_calls") is True:
-        # The service's default; its schema has no name for it.
+        # True is the service's default, and the schema does not have this parameter.
         del fixed["parallel_tool_calls"]
     messages = fixed.get("messages")
     if isinstance(messages, Iterable) and not isinstance(messages, str | bytes | Mapping):
@@ -511,9 +512,30 @@ def _message(message: Any) -> Any:
     return message
 
 
+#: What is allowed, by pydantic's type of error. The placeholders are the error's own context.
+_ALLOWED: Final = {
+    "missing": "is required",
+    "less_than_equal": "must be at most {le:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "finite_number": "must be a finite number",
+    "too_short": "must have {min_length} or more items",
+    "too_long": "must have at most {max_length} items",
+    "string_too_long": "must be at most {max_length} characters long",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be {expected}",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be a boolean",
+    "list_type": "must be a list",
+    "dict_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+}
+
+
 @functools.cache
 def _adapter() -> TypeAdapter[ChatParams]:
-    # Built at first use: it takes some 10 ms.
+    # Built at first use, because it takes about 10 ms.
     return TypeAdapter(ChatParams)
 
 
@@ -521,7 +543,7 @@ def check(adapter: TypeAdapter[Any], params: dict[str, Any]) -> None:
     """Validate `params` against a schema.
 
     Raises:
-        InvalidParameterError: Names the first problem by its path, and what is allowed there.
+        InvalidParameterError: A parameter is not allowed. The message has its path and what is allowed there.
     """
     try:
         adapter.validate_python(params)
@@ -529,27 +551,28 @@ def check(adapter: TypeAdapter[Any], params: dict[str, Any]) -> None:
         found = error.errors(include_url=False, include_input=False)
     else:
         return
-    # Of a union's errors, the deepest one explains the problem best; at the same depth, one about the value and not
-    # about its type.
+    # Of a union's errors, the deepest explains the problem best. At equal depth, an error about the value is better
+    # than one about its type.
     first = max(found, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type"), "tag" in e["type"]))
     unknown = next((e for e in found if e["type"] == "extra_forbidden"), None)
     if unknown is not None:
         name = str(unknown["loc"][-1])
         why = _NOT_IN_SCHEMA.get(
-            name, "the published schema has no such parameter (extra_body sends it all the same)"
+            name, "the published schema has no such parameter (pass it in extra_body to send it anyway)"
         )
         raise InvalidParameterError(f"{name}: {why}", param=name)
     path = _path(params, first["loc"], missing=first["type"] == "missing")
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         discriminator = first["ctx"]["discriminator"].strip("'")
         path = f"{path}.{discriminator}"
-        allowed = first["ctx"].get("expected_tags") or "one of the documented types"
-        raise InvalidParameterError(f"{path}: must be {allowed}", param=path)
-    raise InvalidParameterError(f"{path}: {first['msg']}", param=path)
+        allowed = first["ctx"].get("expected_tags") or "the documented types"
+        raise InvalidParameterError(f"{path}: must be one of {allowed}", param=path)
+    allowed = _ALLOWED.get(first["type"], "{}").format(first["msg"], **first.get("ctx", {}))
+    raise InvalidParameterError(f"{path}: {allowed}", param=path)
 
 
 def _path(value: Any, loc: tuple[int | str, ...], *, missing: bool) -> str:
-    # pydantic's locations also name the union members it tried: steps that do not lead into the value.
+    # pydantic's locations also contain the names of union members. They are skipped, because they are not in the value.
     steps: list[str] = []
     for position, step in enumerate(loc):
         last = position == len(loc) - 1
@@ -573,11 +596,10 @@ def _unwritable(params: Mapping[str, Any]) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
-        # Its own message would quote the text around the surrogate.
-        return "the text has a lone surrogate"
+        # The error's own message would quote the text around the surrogate.
+        return "the text contains a lone surrogate"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    # json's own messages name a type or say NaN; they do not quote values.
     if isinstance(error, ValueError):
-        return "it holds NaN or infinity, or refers to itself"
-    return "it holds an object that is not JSON"
+        return "it contains NaN, infinity or a circular reference"
+    return "it contains a value that JSON cannot represent"

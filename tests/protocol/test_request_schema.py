@@ -12,7 +12,7 @@ from support.fake_gateway import COMPLETION, PARAMS, error_text
 from support.paths import SCHEMAS
 
 from prem_core._errors import InvalidParameterError
-from prem_core._protocol.request_schema import PARAM_NAMES, ChatOptions, chat_plaintext
+from prem_core._protocol.request_schema import PARAM_NAMES, ChatOptions, audio_plaintext, chat_plaintext
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionMessage
 
 SCHEMA = json.loads((SCHEMAS / "chat-inference-params.schema.json").read_text())
@@ -754,6 +754,39 @@ def test_a_lone_surrogate_in_a_message_is_rejected(text):
     error = refusal({**PARAMS, "messages": user(text)})
     assert error.param.startswith("messages")
     assert W not in error_text(error)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"temperature": 3}, "temperature: must be at most 2"),
+        ({"presence_penalty": -2.5}, "presence_penalty: must be at least -2"),
+        ({"temperature": float("nan")}, "temperature: must be a finite number"),
+        ({"temperature": W}, "temperature: must be a number"),
+        ({"seed": 1.5}, "seed: must be an integer"),
+        ({"logprobs": 1}, "logprobs: must be a boolean"),
+        ({"model": 5}, "model: must be a string"),
+        ({"model": None}, "model: is required"),
+        ({"messages": []}, "messages: must have 1 or more items"),
+        ({"messages": [W]}, "messages.0: must be a JSON object"),
+        ({"tools": W}, "tools: must be a list"),
+        ({"stop": [W] * 5}, "stop: must have at most 4 items"),
+        ({"metadata": W}, "metadata: must be a JSON object"),
+        ({"metadata": {"a": W * 513}}, "metadata.a: must be at most 512 characters long"),
+        ({"verbosity": W}, "verbosity: must be 'low', 'medium' or 'high'"),
+        ({"tool_choice": {"type": W}}, "tool_choice.type: must be one of 'function', 'custom'"),
+    ],
+)
+def test_the_error_for_an_invalid_parameter_states_what_is_allowed(params, message):
+    with pytest.raises(InvalidParameterError) as caught:
+        chat_plaintext({**PARAMS, **params})
+    assert caught.value.args[0] == message
+
+
+def test_the_error_for_an_invalid_language_states_the_pattern():
+    with pytest.raises(InvalidParameterError) as caught:
+        audio_plaintext("transcribe", {"model": "whisper", "language": W})
+    assert caught.value.args[0] == "language: must match ^[a-z]{2}$"
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "frequency_penalty", "presence_penalty"])
