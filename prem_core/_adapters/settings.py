@@ -208,7 +208,7 @@ class ClientSettings(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         if any(getattr(self, name) is not None for name in self._http_fields):
-            raise TypeError("a model with an http client of its own cannot be pickled: the client cannot be")
+            raise TypeError("a model with its own http client cannot be pickled: httpx clients are not picklable")
         if getattr(self, "rate_limiter", None) is not None:
             raise TypeError(
                 "a model with a rate_limiter cannot be pickled: another process could not share it"

@@ -41,10 +41,8 @@ def tool_choice(
         name = named.get("name") if isinstance(named, Mapping) else None
     names = [(tool.get("function") or tool.get("custom") or {}).get("name") for tool in tools]
     if name not in names:
-        raise InvalidParameterError(
-            f"tool_choice: names none of the tools; these are {', '.join(map(str, names)) or 'none'}",
-            param="tool_choice",
-        )
+        problem = f"must name one of the tools: {', '.join(map(str, names))}" if names else "no tools were given"
+        raise InvalidParameterError(f"tool_choice: {problem}", param="tool_choice")
     return {"type": kind, kind: {"name": name}}
 
 

@@ -61,14 +61,14 @@ class EncryptionKeys:
         """A fresh pair for the enclave that holds `public_key`'s match.
 
         Raises:
-            EnclaveKeyError: The key has the right size and cannot be used.
+            EnclaveKeyError: The key has the right size but is invalid.
         """
         made = cls.__new__(cls)
         try:
             # Not through __init__: these lengths are right, and this runs once for every request.
             made._shared_secret, made._cipher_text = public_key.encapsulate()
         except ValueError:
-            raise EnclaveKeyError("the enclave's public key cannot be used") from None
+            raise EnclaveKeyError("the enclave's public key is invalid") from None
         made._enclave_fingerprint = public_key.fingerprint()
         return made
 
@@ -145,7 +145,7 @@ class EncryptionKeys:
         return hash(self._cipher_text)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("EncryptionKeys hold a secret and are not pickled")
+        raise TypeError("EncryptionKeys cannot be pickled: they contain a secret")
 
     # Immutable, so a copy is the object itself; copying would otherwise go through pickle.
     def __copy__(self) -> EncryptionKeys:

@@ -25,8 +25,8 @@ _GLOBAL_USAGE: Final = {
 }
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 broken pipe (the program that reads "
-    "standard output has ended)."
+    "Exit codes: 0 success, 1 failure, 2 usage error, 3 truncated answer (prem chat only), 130 interrupted, 141 broken "
+    "pipe (the program that reads standard output has ended)."
 )
 
 

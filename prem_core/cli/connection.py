@@ -155,7 +155,7 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
         metavar="FILE",
     ),
     "kek_file": _option(
-        str | None, "File with the KEK that opens --keys. Default: CLIENT_KEK.", metavar="FILE"
+        str | None, "File with the KEK (key-encryption key) that opens --keys. Default: the variable CLIENT_KEK.", metavar="FILE"
     ),
     "timeout": _option(
         float,

@@ -178,7 +178,7 @@ def test_a_header_that_states_too_little_audio_is_an_error(tmp_path, seconds):
     data[at : at + 4] = struct.pack("<I", RATE * 2 * seconds)
     path.write_bytes(data)
     with pytest.raises(
-        InvalidParameterError, match=r"ward\.wav: its header states less audio than the file holds"
+        InvalidParameterError, match=r"ward\.wav: its header declares less audio than the file contains"
     ):
         chunks_of(path)
 

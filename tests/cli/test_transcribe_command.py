@@ -154,7 +154,7 @@ def test_options_are_sent_with_the_transcription_request(
         ([], "FILE"),
         (["a.wav", "--format", "doc"], "--format"),
         (["a.wav", "b.mp3", "--format", "srt"], "--output-dir"),
-        (["a.wav", "--translate", "--language", "de"], "--language does not go with --translate"),
+        (["a.wav", "--translate", "--language", "de"], "--language cannot be combined with --translate"),
         (["a.wav", "--temperature", "2"], "temperature"),
         (["a.wav", "--jobs", "0"], "--jobs"),
         (["a.wav", "--force"], "--output-dir"),

@@ -161,7 +161,7 @@ class Engine(Protocol):
         Raises:
             EngineError: The request is refused, or no answer came of it.
         """
-        raise EngineError("this engine takes no recordings")
+        raise EngineError("this engine does not support audio")
 
     async def models(self) -> Sequence[str] | None:
         """The names that ``GET /models`` lists; None, the default, for the names the `LocalEnclave` has.

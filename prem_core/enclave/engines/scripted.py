@@ -244,8 +244,7 @@ class ScriptedEngine(Engine):
         if not scripted:
             if self.respond is None:
                 raise EngineError(
-                    f"{_counted(self._replies_used, 'reply was', 'replies were')} given, and this is request "
-                    f"{number}: add a reply, or pass respond="
+                    f"no reply left for request {number} ({self._replies_used} given): add a reply, or pass respond="
                 )
             value = await self._call(self.respond, request)
         answer = _scripted_reply(value)
@@ -373,10 +372,6 @@ def _audio_reply(request: EngineRequest, answer: ScriptedReply) -> AudioReply:
     segment = {"id": 0, "start": 0.0, "end": seconds, "text": text}
     transcript = {"task": request.task, "language": "english", "duration": seconds, "text": text}
     return AudioReply({**transcript, "segments": [segment] if text else []}, seconds)
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _place(error: BaseException) -> str:

@@ -238,7 +238,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], No
                             pass
                 return
             yield _object(data, "an event")
-    raise _broken("ended its stream before it was done")
+    raise _broken("closed the stream before the answer was complete")
 
 
 def _object(data: bytes, called: str) -> dict[str, Any]:

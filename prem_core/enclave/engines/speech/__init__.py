@@ -26,12 +26,10 @@ _LANGUAGE: Final = "en"
 def refuse(task: AudioTask, params: Mapping[str, Any]) -> None:
     """Raise EngineError for a task or a language that the recogniser lacks."""
     if task == "translate":
-        raise EngineError(
-            "the embedded enclave does not translate: with --upstream, a server that does can answer",
-        )
+        raise EngineError("the embedded enclave cannot translate. Use --upstream with a server that can")
     if params.get("language", _LANGUAGE) != _LANGUAGE:
         raise EngineError(
-            "the embedded enclave transcribes English (en) only: with --upstream, another server can answer",
+            "the embedded enclave transcribes English (en) only. Use --upstream with a server that supports this language",
             param="language",
         )
 
