@@ -41,7 +41,9 @@ def tool_choice(
         name = named.get("name") if isinstance(named, Mapping) else None
     names = [(tool.get("function") or tool.get("custom") or {}).get("name") for tool in tools]
     if name not in names:
-        problem = f"must name one of the tools: {', '.join(map(str, names))}" if names else "no tools were given"
+        problem = (
+            f"must name one of the tools: {', '.join(map(str, names))}" if names else "no tools were given"
+        )
         raise InvalidParameterError(f"tool_choice: {problem}", param="tool_choice")
     return {"type": kind, kind: {"name": name}}
 

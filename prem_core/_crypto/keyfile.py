@@ -168,7 +168,9 @@ def resolve_kek(kek: bytes | bytearray | str | None = None) -> bytes:
     name = KEK_VARIABLE if kek is None else "kek"
     value = os.environ.get(KEK_VARIABLE, "").strip() or None if kek is None else kek
     if value is None:
-        raise ConfigurationError("no KEK: pass kek=… or set CLIENT_KEK (generate one with: openssl rand -hex 32)")
+        raise ConfigurationError(
+            "no KEK: pass kek=… or set CLIENT_KEK (generate one with: openssl rand -hex 32)"
+        )
     raw = bytes(value) if isinstance(value, bytes | bytearray) else None
     if isinstance(value, str):
         raw = decode_kek(value.strip())

@@ -176,7 +176,7 @@ def _report_usage_error(error: Any) -> int:
         error.show()
         return EXIT_USAGE
     path = error.ctx.command_path if error.ctx is not None else "prem"
-    text = one_line(error.format_message()).rstrip(".")
+    text = one_line(error.format_message()).rstrip(".").replace("Value error, ", "")
     if usage := _GLOBAL_USAGE.get(getattr(error, "option_name", None) or ""):
         hint = f"it goes before the command: prem {usage} {path.partition(' ')[2]}"
     else:

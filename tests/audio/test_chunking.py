@@ -197,7 +197,9 @@ def test_a_file_without_audio_is_an_error(tmp_path):
 
 
 def test_a_limit_that_is_too_small_is_an_error(tmp_path):
-    with pytest.raises(InvalidParameterError, match=r"ward\.flac: a chunk of 20,000 bytes"):
+    with pytest.raises(
+        InvalidParameterError, match=r"ward\.flac: the chunk limit of 20,000 bytes is too small"
+    ):
         chunks_of(write_beeps(tmp_path / "ward.flac", BEEP_TIMES, 40), 20_000)
 
 

@@ -592,7 +592,7 @@ class TestKeys:
         assert loaded == EncryptionKeys(SECRET, CIPHER_TEXT)
         for show in (repr, str):
             assert not any(form in show(loaded) for form in spelled(SECRET))
-        with pytest.raises(TypeError, match="not pickled"):
+        with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(loaded)
 
 

@@ -1,4 +1,4 @@
-"""What no check verifies, listed so that it is not taken for checked."""
+"""Lists what is not verified, so that a user does not assume that it was."""
 
 from __future__ import annotations
 

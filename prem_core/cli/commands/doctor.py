@@ -119,7 +119,7 @@ def _print_counts(results: list[Check]) -> None:
 
 
 def _print(*parts: tuple[str, str]) -> None:
-    """Write text with styles, which only a terminal gets."""
+    """Write text; styles are used on a terminal only."""
     if not is_terminal(sys.stdout):
         write("".join(text for text, _ in parts))
         return

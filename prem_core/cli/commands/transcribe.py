@@ -107,7 +107,9 @@ def transcribe(
     from prem_core._protocol.request_schema import audio_plaintext
 
     if translate and language is not None:
-        raise CliError("--language cannot be combined with --translate, which detects the language", EXIT_USAGE)
+        raise CliError(
+            "--language cannot be combined with --translate, which detects the language", EXIT_USAGE
+        )
     if force and output_dir is None:
         raise CliError("--force needs --output-dir", EXIT_USAGE)
     request = TranscriptionRequest(
@@ -210,7 +212,7 @@ def _formatted(
     """The output for a recording.
 
     Raises:
-        PremError: The service's response lacks what the format needs.
+        PremError: The service's response has no times, which the format needs.
     """
     from prem_core._audio.subtitles import srt, vtt
     from prem_core._audio.transcripts import segments

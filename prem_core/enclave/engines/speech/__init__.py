@@ -29,7 +29,7 @@ def refuse(task: AudioTask, params: Mapping[str, Any]) -> None:
         raise EngineError("the embedded enclave cannot translate. Use --upstream with a server that can")
     if params.get("language", _LANGUAGE) != _LANGUAGE:
         raise EngineError(
-            "the embedded enclave transcribes English (en) only. Use --upstream with a server that supports this language",
+            "the embedded enclave transcribes English (en) only. Use --upstream with a server that supports others",
             param="language",
         )
 
