@@ -1,6 +1,6 @@
 """Messages and their content parts in the published schema's forms, for both adapters.
 
-Content that the schema cannot express is an error that says what to do instead; nothing is dropped silently.
+Content that the schema cannot express is an error that explains what to do instead; nothing is dropped silently.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class SndfileDecoder:
             for at in range(0, len(read), frames):
                 yield read[at : at + frames]
         expected = int(self._file.frames)
-        # One second of tolerance: some formats only estimate their length. A huge length stands for "unknown".
+        # One second of tolerance: some formats only estimate their length. A huge length means "unknown".
         if self.rate < expected - decoded < 2**62:
             raise invalid_file(
                 f"{self._label}: truncated, it ends after {decoded / self.rate:.0f} of {expected / self.rate:.0f} s"

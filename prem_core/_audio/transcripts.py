@@ -39,7 +39,7 @@ class TranscriptionRequest:
         temperature: 0 to 1.
         mode: "document" makes one text per recording, "segments" one per segment.
         max_segment_seconds: In mode "segments": join segments up to this length. A segment is never split, and a
-            longer one is a text of its own.
+            longer one is a separate text.
         max_chunk_bytes: A recording of more bytes is sent in chunks.
     """
 

@@ -1,9 +1,9 @@
 """The shared secret of one KEM run, and what is sealed and opened with it.
 
 XChaCha20-Poly1305 with a 24-byte nonce and no associated data. The protocol fixes this construction, including that a
-whole streamed response is sealed with the request's own nonce; SECURITY.md says what follows from that.
+whole streamed response is sealed with the request's own nonce; SECURITY.md explains the consequences.
 
-A secret is `bytes` here: PyNaCl takes no other form, and Python cannot overwrite it. Wiping a buffer after each use
+A secret is `bytes` here: PyNaCl accepts nothing else, and Python cannot overwrite it. Wiping a buffer after each use
 would leave the copies that hashlib and PyNaCl make, and would slow down every chunk. A secret is dropped with its
 object.
 """
@@ -74,12 +74,12 @@ class EncryptionKeys:
 
     @property
     def shared_secret(self) -> bytes:
-        """The secret, 32 bytes. It never goes on the wire; keep it out of logs."""
+        """The secret, 32 bytes. It is never sent; keep it out of logs."""
         return self._shared_secret
 
     @property
     def cipher_text(self) -> bytes:
-        """What goes on the wire, 1120 bytes."""
+        """The X-Wing cipher text that is sent, 1120 bytes."""
         return self._cipher_text
 
     @property

@@ -25,7 +25,7 @@ from prem_core.enclave.engines.base import (
 )
 from prem_core.enclave.engines.stream import Choice, StreamedCall, prompt_tokens, stream
 
-#: Functions given as `respond` run in threads of their own, so that one that blocks holds up no other request.
+#: Functions given as `respond` run in separate threads, so that one that blocks does not delay other requests.
 _THREADS: Final = 64
 
 #: The length of a recording whose transcript does not state it: 128 kbit/s.

@@ -5,7 +5,7 @@ split at its pauses, and each utterance is recognised on its own. The same recor
 
 It is not Whisper: it has one language and about 130,000 words, writes neither capitals nor punctuation, does not
 translate, and makes more mistakes than a modern model. `prompt` and `temperature` are accepted and change nothing.
-What it cannot do is refused with an EngineError that names the parameter.
+Unsupported parameters raise an EngineError that names the parameter.
 """
 
 from __future__ import annotations
