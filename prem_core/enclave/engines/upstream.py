@@ -1,7 +1,8 @@
 """The engine that passes requests on to an OpenAI-compatible server: Ollama, vLLM, llama.cpp and others.
 
-The opened request is forwarded unchanged. The response is adapted to the published chunk schema. The
-server's own error texts may repeat the request, so they only leave the enclave sealed, as an error's `detail`.
+A chat request is forwarded with its parameters, always as a stream with usage. The response is adapted to the published
+chunk schema. The server's own error texts may repeat the request, so they leave the enclave only sealed, as an error's
+`detail`.
 """
 
 from __future__ import annotations
