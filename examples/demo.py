@@ -1,12 +1,11 @@
 """The main job, end to end, on the embedded enclave: `make demo`.
 
 A streamed chat, a tool-calling agent and a structured extraction through LangChain, a recording and a
-question over it through LlamaIndex, and beside each what the gateway saw of it. Everything runs on this
+question over it through LlamaIndex, and after each, what the gateway saw of it. Everything runs on this
 machine: real keys, real sealing, real HTTP on loopback. Only the models are small: the embedded enclave's
-own engine quotes and extracts what the prompt holds, and says nothing of its own; recordings are heard by
-pocketsphinx.
+default engine only quotes and extracts from the prompt; recordings are transcribed by pocketsphinx.
 
-With PREM_API_KEY set and ``--live``, the same code asks Prem's service instead.
+With PREM_API_KEY set and ``--live``, the same code uses Prem's service instead.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def upstream_server() -> Iterator[list[Upstream]]:
         return await stubs[-1].complete(request)
 
     async def transcribe(request: Request) -> Response:
-        return await stubs[-1].hear(request)
+        return await stubs[-1].receive_recording(request)
 
     async def models(request: Request) -> Response:
         return stubs[-1].models
@@ -139,7 +139,7 @@ def upstream(upstream_server: list[Upstream]) -> Iterator[Upstream]:
 
 
 def _respond_hello(stub: Upstream) -> None:
-    stub.says(delta(content="Hello"), finish(), usage(6, 1))
+    stub.respond_with(delta(content="Hello"), finish(), usage(6, 1))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Messages and their content parts in the published schema's forms, for both adapters.
 
-Content that the schema cannot express is an error that says what to do instead; nothing is dropped silently.
+Content that the schema cannot express is an error that explains what to do instead; nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def audio_part(data: str | bytes, media_type: str | None) -> Part:
     name = AUDIO_FORMATS.get((media_type or "").partition(";")[0].strip().lower())
     if name is None:
         raise InvalidParameterError(
-            "audio must be wav or mp3, with a media type that says which", param="messages"
+            "audio must be wav or mp3, with media type audio/wav or audio/mpeg", param="messages"
         )
     return {"type": "input_audio", "input_audio": {"data": _base64(data), "format": name}}
 

@@ -1,6 +1,6 @@
-"""Settings of models, parsers and loaders, for both frameworks: declared and checked once.
+"""The settings of models, parsers and loaders in both frameworks, declared and checked in one place.
 
-Secrets appear in no repr, no pickle and no serialised form.
+Secrets are left out of reprs, pickles and serialised forms.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _RENAMED: Final = {"request_metadata": "metadata"}
 
 
 class _Derived:
-    """What is computed from the settings at the first call. A changed setting replaces the whole object."""
+    """Values computed from the settings at the first call. Changing a setting replaces this object."""
 
     __slots__ = ("async_client", "client", "params")
 
@@ -66,14 +66,14 @@ class ClientSettings(BaseModel):
 
     Models, parsers and loaders with equal settings share one client, and with it connections and the enclave's key.
     Those with the same gateway, API key, `max_concurrency` and `requests_per_second` share one `Limits`, because the
-    service's limits are the organisation's. Pass `limits` to decide yourself who shares them.
+    service's limits apply to the whole organisation. Pass `limits` to choose yourself what shares them.
 
-    This class stands before the framework's own base class. Private attributes need a default factory:
-    copies start afresh.
+    List this class before the framework's own base class. Private attributes need a default factory, because copies
+    start with new ones.
     """
 
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """API key, begins with ``sk_live`` or ``sk_test``. Default: PREM_API_KEY. Not serialised."""
+    """API key; it starts with ``sk_live`` or ``sk_test``. Default: PREM_API_KEY. Not serialised."""
     gateway_url: str | None = None
     """Prem's gateway. Default: PREM_GATEWAY_URL, then Prem's production gateway. `proxy_url`, the name in Prem's own
     SDK, is accepted too."""
@@ -83,14 +83,14 @@ class ClientSettings(BaseModel):
     """The enclave's X-Wing public key, pinned instead of fetched: hex or base64; bytes and `prem_core.PublicKey` are
     accepted too."""
     encryption_keys: EncryptionKeys | None = Field(default=None, exclude=True, repr=False)
-    """One KEM result for every request, instead of a fresh one each. Not serialised."""
+    """Encryption keys to use for every request, instead of fresh ones for each. Not serialised."""
     timeout: float = Field(default=DEFAULT_TIMEOUT, gt=0)
     """Seconds to wait for a connection, for the response to start, and between its bytes."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
     """Retries after the first attempt. Nothing is retried once a chunk has arrived."""
     total_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds for a whole call, until the response is complete: waiting for a permit and all retries included, and for
-    a stream also the time its consumer takes."""
+    """Seconds for a whole call, until the response is complete. This includes waiting for a permit and all retries, and
+    for a stream also the time its consumer takes."""
     stream_chunk_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds between the chunks of a stream; keep-alive comments do not count as chunks. Default: `timeout`."""
     max_concurrency: int | None = Field(default=DEFAULT_MAX_CONCURRENCY, ge=1, strict=True)
@@ -99,12 +99,12 @@ class ClientSettings(BaseModel):
     requests_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Requests started per second, on average. None for as many as the service accepts."""
     limits: Limits | None = Field(default=None, exclude=True, repr=False)
-    """A `prem_core.Limits`, instead of the two settings above, shared with whatever else it is passed to. Not
+    """A `prem_core.Limits`, instead of the two settings above. Everything it is passed to shares it. Not
     serialised."""
     max_buffer_size: int = Field(default=DEFAULT_MAX_BUFFER_SIZE, gt=0)
     """Bytes of one event, or of one response body, that may be held in memory."""
     allow_insecure: bool = False
-    """Allow plain http to another machine, where the API key can be read on the way."""
+    """Allow plain http to another machine; the API key can then be read on the way."""
 
     model_config = ConfigDict(
         # A misspelt parameter must be an error, not ignored.
@@ -117,11 +117,11 @@ class ClientSettings(BaseModel):
 
     #: The fields that hold the caller's own httpx clients, synchronous and asynchronous.
     _http_fields: ClassVar[tuple[str, str]]
-    #: Fields that are left out of pickles and take their defaults again.
+    #: Fields that are left out of pickles; they have their defaults after unpickling.
     _unpickled: ClassVar[frozenset[str]] = frozenset({"api_key"})
-    #: Fields that may hold parts of a prompt, and appear in no repr.
+    #: Fields that may contain parts of a prompt, and are left out of the repr.
     _unshown: ClassVar[frozenset[str]] = frozenset()
-    #: Fields whose objects a deep copy shares: they belong to the process, or to the caller.
+    #: Fields whose objects are shared with deep copies, because they belong to the process or the caller.
     _shared: ClassVar[frozenset[str]] = frozenset({"rate_limiter"})
 
     _derived: _Derived = PrivateAttr(default_factory=_Derived)
@@ -173,7 +173,7 @@ class ClientSettings(BaseModel):
 
     @property
     def stats(self) -> Stats:
-        """Counts of requests, retries and rate limits so far, over everything that shares these limits."""
+        """Counts of requests, retries and rate limits so far, for everything that shares these limits."""
         derived = self._derived
         if shared := self.limits or derived.client or derived.async_client:
             return shared.stats
@@ -208,7 +208,9 @@ class ClientSettings(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         if any(getattr(self, name) is not None for name in self._http_fields):
-            raise TypeError("a model with an http client of its own cannot be pickled: the client cannot be")
+            raise TypeError(
+                "a model with its own http client cannot be pickled: httpx clients are not picklable"
+            )
         if getattr(self, "rate_limiter", None) is not None:
             raise TypeError(
                 "a model with a rate_limiter cannot be pickled: another process could not share it"
@@ -246,7 +248,7 @@ class ClientSettings(BaseModel):
 
 
 def _with_gateway_url(values: Any) -> Any:
-    """The settings, with `proxy_url` under its name here.
+    """The settings, with `proxy_url` renamed to `gateway_url`.
 
     Raises:
         InvalidParameterError: Both names are given.
@@ -301,7 +303,7 @@ class ModelSettings(ClientSettings):
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     """How the request is processed."""
     store: bool | None = None
-    """Whether the service may store the answer, which an encrypted service is usually used to avoid."""
+    """Whether the service may store the answer. Usually not set: avoiding storage is a reason to use encryption."""
     modalities: list[Literal["text", "audio"]] | None = None
     """Kinds of output."""
     audio: dict[str, Any] | None = None
@@ -335,7 +337,7 @@ class ModelSettings(ClientSettings):
     # --- requests -------------------------------------------------------------------------------------
 
     def _params(self) -> dict[str, Any]:
-        """The request's parameters that are set on the model. Not to be changed: it is kept until a setting changes."""
+        """The request parameters set on the model. Do not modify it: it is cached until a setting changes."""
         derived = self._derived
         if derived.params is None:
             named = {**{name: name for name in PARAM_FIELDS}, **_RENAMED}
@@ -350,13 +352,13 @@ class ModelSettings(ClientSettings):
         """Arguments of `chat.completions.create`. Parameters of the call replace those of the model.
 
         Raises:
-            InvalidParameterError: `n` is above 1, and the answer is to be streamed.
+            InvalidParameterError: `n` is above 1 for a streamed answer.
         """
         request: dict[str, Any] = {**self._params(), **given, "messages": messages, "stream": stream}
         usage = request.pop("stream_usage", None)
         if self.extra_body:
             request["extra_body"] = {**self.extra_body, **(request.get("extra_body") or {})}
-        # Callers write "none" as an empty list too, which the service refuses.
+        # Some callers pass an empty list for "none", which the service rejects.
         if "stop" in request and not request["stop"]:
             del request["stop"]
         if "tools" in request and not request["tools"]:
@@ -384,5 +386,5 @@ def check_params(params: Mapping[str, Any]) -> None:
     Raises:
         InvalidParameterError: The schema does not allow one of them.
     """
-    # The schema is that of a whole request, which needs these two names.
+    # The schema describes a whole request, which requires these two.
     chat_plaintext({"model": "m", "messages": [{"role": "user", "content": ""}], **params})

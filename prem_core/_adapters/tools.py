@@ -27,7 +27,7 @@ def tool_choice(
         tools: The tools offered, in the request's form.
 
     Raises:
-        InvalidParameterError: It names none of these tools.
+        InvalidParameterError: It does not name one of these tools.
     """
     if choice is True or choice in ("any", "required"):
         return "required"
@@ -41,10 +41,10 @@ def tool_choice(
         name = named.get("name") if isinstance(named, Mapping) else None
     names = [(tool.get("function") or tool.get("custom") or {}).get("name") for tool in tools]
     if name not in names:
-        raise InvalidParameterError(
-            f"tool_choice: names none of the tools; these are {', '.join(map(str, names)) or 'none'}",
-            param="tool_choice",
+        problem = (
+            f"must name one of the tools: {', '.join(map(str, names))}" if names else "no tools were given"
         )
+        raise InvalidParameterError(f"tool_choice: {problem}", param="tool_choice")
     return {"type": kind, kind: {"name": name}}
 
 
@@ -78,7 +78,7 @@ def json_schema_format(
 
 
 def requests_json(request: Mapping[str, Any]) -> bool:
-    """Whether the request asks for JSON, so that a truncated answer is of no use."""
+    """Whether the request asks for JSON, in which case a truncated answer is unusable."""
     form = request.get("response_format")
     return isinstance(form, Mapping) and form.get("type") in ("json_object", "json_schema")
 

@@ -1,4 +1,4 @@
-"""Transcribes one recording or many. Errors name their recording, and no recording is left out without one."""
+"""Transcribes one recording or many. Every error names its recording, and no recording is skipped without an error."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._config import DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import AuthenticationError, ConfigurationError, PermissionDeniedError, PremError
 
-#: Gets a recording, and how much of it is done: 0 when it starts, 1 once when it has ended, with or without an error.
+#: Called with a recording and how much of it is done: 0 when it starts, and 1 once when it ends, even with an error.
 OnProgress = Callable[[AudioSource, float], None]
 
-#: Gets a recording that could not be transcribed, and its error. It may raise the error to end the batch.
+#: Called with a recording that could not be transcribed, and its error. It may raise the error to end the batch.
 OnFailure = Callable[[AudioSource, PremError], None]
 
 OnError = Literal["raise", "collect"]
 
-#: Errors that every recording of a batch would get: a wrong setting, key or permission. They always end the batch.
+#: Errors that every recording of a batch would have: a wrong setting, key or permission. They always end the batch.
 FATAL_ERRORS: Final = (ConfigurationError, AuthenticationError, PermissionDeniedError)
 
 
 class TranscriptionFailedWarning(UserWarning):
-    """Some recordings could not be transcribed; `errors` of the loader or reader has each with its error."""
+    """Some recordings could not be transcribed; `errors` of the loader or reader lists each with its error."""
 
 
 def _ignore_progress(source: AudioSource, done: float) -> None:
@@ -122,7 +122,7 @@ def transcribe_many(
     on_failure: OnFailure,
     on_progress: OnProgress = _ignore_progress,
 ) -> Iterator[tuple[AudioSource, list[ChunkTranscript]]]:
-    """Each recording with its transcripts, in order. A recording is transcribed when it is asked for."""
+    """Each recording with its transcripts, in order. A recording is transcribed only when the iterator reaches it."""
     for source in sources:
         try:
             transcripts = transcribe(client, source, request, on_progress)
@@ -144,7 +144,7 @@ async def atranscribe_many(
     max_recordings: int = DEFAULT_MAX_CONCURRENCY,
     max_ahead: int | None = None,
 ) -> AsyncGenerator[tuple[AudioSource, list[ChunkTranscript]], None]:
-    """`transcribe_many`, with several recordings at once. The order is that of `sources` all the same.
+    """`transcribe_many`, with several recordings at once. Results still come in the order of `sources`.
 
     When the generator is closed, or an error is raised, transcriptions in progress are cancelled.
 

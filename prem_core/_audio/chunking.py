@@ -138,7 +138,7 @@ def _split_at_pauses(
     # The blocks that are held back for the search fill at most half a chunk: every chunk makes progress.
     held = min(round(SEARCH_SECONDS / BLOCK_SECONDS), limit // (2 * block_bytes))
     if held < 4 or decoder.overhead + 2 * block_bytes > limit // 2:
-        raise invalid_file(f"{label}: a chunk of {limit:,} bytes would hold almost nothing of it")
+        raise invalid_file(f"{label}: the chunk limit of {limit:,} bytes is too small for this recording")
     writer = decoder.writer()
     frames = 0
     waiting: deque[Any] = deque()

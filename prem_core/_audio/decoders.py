@@ -54,7 +54,7 @@ def open_decoder(file: IO[bytes], label: str) -> WavDecoder | SndfileDecoder:
             if decoder.header_bytes > 0 and size - decoder.header_bytes <= MAX_NON_AUDIO_BYTES:
                 return decoder
     if suffix in _NOT_DECODED:
-        raise _too_long(
+        raise _too_large(
             label,
             size,
             f"{_NOT_DECODED[suffix]} files cannot be split here: split it yourself, or convert it",
@@ -62,8 +62,8 @@ def open_decoder(file: IO[bytes], label: str) -> WavDecoder | SndfileDecoder:
     return SndfileDecoder(file, size, label)
 
 
-def _too_long(label: str, size: int, problem: str) -> InvalidParameterError:
-    return invalid_file(f"{label}: {size:,} bytes is too long for one request, and {problem}")
+def _too_large(label: str, size: int, problem: str) -> InvalidParameterError:
+    return invalid_file(f"{label}: {size:,} bytes is too large for one request; {problem}")
 
 
 class WavDecoder:
@@ -159,8 +159,8 @@ class SndfileDecoder:
         try:
             import soundfile  # type: ignore[import-untyped, unused-ignore]
         except (ImportError, OSError):  # OSError: the package is installed, but its library is missing
-            raise _too_long(
-                label, size, 'splitting this format needs an extra: pip install "prem-encrypted[audio]"'
+            raise _too_large(
+                label, size, 'to split this format, install the extra: pip install "prem-encrypted[audio]"'
             ) from None
         self._soundfile = soundfile
         self._label = label
@@ -177,10 +177,10 @@ class SndfileDecoder:
         try:
             self._file = Streamed(file)
         except (soundfile.SoundFileError, TypeError):
-            raise _too_long(
+            raise _too_large(
                 label,
                 size,
-                "it cannot be decoded here for splitting: split it yourself, or convert it to flac, ogg, mp3 or wav",
+                "it cannot be decoded here: split it yourself, or convert it to flac, ogg, mp3 or wav",
             ) from None
         self.rate = int(self._file.samplerate)
         self._channels = int(self._file.channels)
@@ -192,7 +192,7 @@ class SndfileDecoder:
         if self._file.format in ("WAV", "WAVEX") and width and size - header_bytes > MAX_NON_AUDIO_BYTES:
             self._file.close()
             raise invalid_file(
-                f"{label}: its header states less audio than the file holds; repair the file first"
+                f"{label}: its header declares less audio than the file contains; repair the file first"
             )
 
     def frames(self, block: Any) -> int:
@@ -209,17 +209,17 @@ class SndfileDecoder:
                 read = self._file.read(frames * 64, dtype="float32", always_2d=True)
             except self._soundfile.SoundFileError:
                 raise invalid_file(
-                    f"{self._label}: it cannot be decoded beyond {decoded / self.rate:.0f} s"
+                    f"{self._label}: it cannot be decoded after {decoded / self.rate:.0f} s"
                 ) from None
             if not len(read):
                 break
             if not math.isfinite(float(read.max()) - float(read.min())):
-                raise invalid_file(f"{self._label}: it holds samples that are not numbers")
+                raise invalid_file(f"{self._label}: it contains NaN or infinite samples")
             decoded += len(read)
             for at in range(0, len(read), frames):
                 yield read[at : at + frames]
         expected = int(self._file.frames)
-        # One second of tolerance: some formats only estimate their length. A huge length stands for "unknown".
+        # One second of tolerance: some formats only estimate their length. A huge length means "unknown".
         if self.rate < expected - decoded < 2**62:
             raise invalid_file(
                 f"{self._label}: truncated, it ends after {decoded / self.rate:.0f} of {expected / self.rate:.0f} s"

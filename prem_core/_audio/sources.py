@@ -35,7 +35,7 @@ class AudioSource:
 
     Attributes:
         source: What identifies it in metadata, ids and errors.
-        name: The file name that is sent (sealed). `chunking.chunks_of` adds a suffix if it has none that is known.
+        name: The file name that is sent (sealed). `chunking.chunks_of` adds a suffix if it has no known one.
         open_file: Opens it in binary mode, seekable.
         metadata: The caller's own metadata for the recording's documents.
     """
@@ -65,7 +65,7 @@ def source_of(
         metadata: See `AudioSource`.
 
     Raises:
-        InvalidParameterError: `file` is none of these, or cannot be read.
+        InvalidParameterError: `file` has another type, or cannot be read.
     """
     given, recording = split_name(file)
     source = source or given

@@ -1,6 +1,6 @@
 """Makes subtitles, SubRip (srt) and WebVTT (vtt), from the segments of a recording.
 
-Players accept every file: whatever times the service returned, cues are in order, do not overlap, and have a length.
+Whatever times the service returned, cues are in order, do not overlap and have a length, so players accept the file.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def vtt(segments: Iterable[TimedText]) -> str:
 def cues(segments: Iterable[TimedText]) -> Sequence[Cue]:
     """One cue for each segment with words.
 
-    A cue that overlaps the next one ends where the next one starts. A cue that does not start after the one before
-    it shares that one's time.
+    A cue that overlaps the next one ends where the next one starts. A cue that does not start after the previous
+    one takes the second half of its time.
     """
     made: list[Cue] = []
     for segment in segments:
@@ -76,7 +76,7 @@ def _milliseconds(segment: TimedText, name: str) -> int:
     seconds: float | None = segment.metadata.get(name)
     if seconds is None:
         raise APIResponseValidationError(
-            "the service returned no times, which subtitles need; use the text format"
+            "the service returned no timestamps, which subtitles need; use the text format"
         )
     return max(0, round(seconds * 1000))
 

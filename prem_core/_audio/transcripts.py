@@ -1,7 +1,7 @@
 """Turns the service's transcriptions of a recording into texts with times, for documents and subtitles.
 
-Every recording gives at least one text, even an empty one: an index must not miss a recording only because nothing in
-it was understood.
+Every recording has at least one text, which may be empty: an index must not miss a recording in which no speech was
+recognised.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from prem_core._protocol.routes import MAX_AUDIO_BYTES
 Task = Literal["transcribe", "translate"]
 Mode = Literal["document", "segments"]
 
-#: Metadata that says where a text is and how it was made, not what it is about. It does not belong in an embedding, or
-#: in what an LLM reads.
+#: Metadata about a text's position and origin, not its content. It should not be embedded or sent to an LLM.
 EXCLUDED_METADATA_KEYS: Final = ("segment", "start", "end", "duration", "model", "task")
 
 #: The namespace of the texts' ids.
@@ -36,11 +35,11 @@ class TranscriptionRequest:
         model: Name of the model.
         task: "transcribe", or "translate" into English.
         language: The spoken language, an ISO-639-1 code; None lets the model detect it. Transcriptions only.
-        prompt: Text that guides the model's style. Every chunk of a long recording gets it.
+        prompt: Text that guides the model's style. It is sent with every chunk of a long recording.
         temperature: 0 to 1.
-        mode: "document" makes one text of a recording, "segments" one of each segment.
+        mode: "document" makes one text per recording, "segments" one per segment.
         max_segment_seconds: In mode "segments": join segments up to this length. A segment is never split, and a
-            longer one is a text of its own.
+            longer one is a separate text.
         max_chunk_bytes: A recording of more bytes is sent in chunks.
     """
 
@@ -81,11 +80,11 @@ class ChunkTranscript(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TimedText:
-    """What was said in a part of a recording, and when. Its repr does not show the text.
+    """The speech in a part of a recording, with its times. Its repr does not show the text.
 
     Attributes:
-        id: The same whenever the same source is transcribed in the same way.
-        text: What was said.
+        id: The same each time the same source is transcribed in the same way.
+        text: The words spoken.
         metadata: source, segment (counted from 0), start, end and duration (of the recording) in seconds, language,
             model and task. Unknown values are left out, because vector stores reject None.
     """

@@ -50,7 +50,7 @@ def read_recording(file: AudioFile) -> Recording:
     elif hasattr(content, "read"):
         path = name_of(content)
         name = name or (None if path is None else Path(path).name)
-        # One byte more than allowed tells a file that is too large from one that just fits.
+        # One byte more than allowed distinguishes a file that is too large from one that just fits.
         data = content.read(MAX_AUDIO_BYTES + 1)
         if not isinstance(data, bytes):
             raise invalid_file("must be open in binary mode")

@@ -10,7 +10,7 @@ import secrets
 def write_atomically(
     path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666, overwrite: bool = False
 ) -> None:
-    """Write a file that appears complete or not at all.
+    """Write a file atomically: it appears complete or not at all.
 
     If a file is replaced, every other process sees the old content or the new, never a mix. A symbolic link at
     `path` is replaced, not followed.

@@ -129,16 +129,16 @@ def write(
 
 
 def read_header(path: Path) -> KeyFile:
-    """What a key file says of itself, whatever its permissions.
+    """Read the unencrypted part of a key file, whatever its permissions.
 
     Raises:
-        ConfigurationError: There is no such file, or it is none of this kind and version.
+        ConfigurationError: The file does not exist, is not a key file, or has another version.
     """
     path = os.fsdecode(path)
     buffer, length, mode = _read(path, FILE_BYTES)
     image = bytes(buffer[:length])
     if not image.startswith(MAGIC) or len(image) < _VERSION_END:
-        raise ConfigurationError(f"{quote_path(path)} is no file of encryption keys, or is damaged")
+        raise ConfigurationError(f"{quote_path(path)} is not an encryption-key file, or is damaged")
     version = int.from_bytes(image[len(MAGIC) : _VERSION_END])
     if version != VERSION:
         raise ConfigurationError(
@@ -150,7 +150,7 @@ def read_header(path: Path) -> KeyFile:
     try:
         created = _EPOCH + timedelta(seconds=seconds)
     except OverflowError:
-        raise ConfigurationError(f"{quote_path(path)} is damaged: its date is impossible") from None
+        raise ConfigurationError(f"{quote_path(path)} is damaged: it contains an invalid date") from None
     known = fingerprint.hex() if any(fingerprint) else None
     return KeyFile(path, created, known, cipher_text, mode, image)
 
@@ -163,12 +163,14 @@ def resolve_kek(kek: bytes | bytearray | str | None = None) -> bytes:
         kek: 32 bytes; or 64 hex digits, or base64.
 
     Raises:
-        ConfigurationError: There is none, or it is none of these. The message never quotes it.
+        ConfigurationError: There is no KEK, or it has another form. The message never quotes it.
     """
     name = KEK_VARIABLE if kek is None else "kek"
     value = os.environ.get(KEK_VARIABLE, "").strip() or None if kek is None else kek
     if value is None:
-        raise ConfigurationError("no KEK: pass kek=… or set CLIENT_KEK (openssl rand -hex 32 makes one)")
+        raise ConfigurationError(
+            "no KEK: pass kek=… or set CLIENT_KEK (generate one with: openssl rand -hex 32)"
+        )
     raw = bytes(value) if isinstance(value, bytes | bytearray) else None
     if isinstance(value, str):
         raw = decode_kek(value.strip())
@@ -197,7 +199,7 @@ def new_kek() -> bytes:
 
 @without_traceback
 def write_kek(path: Path, kek: bytes) -> None:
-    """Keep a KEK in a file of its own, in hex. It never replaces a file: that one may open others.
+    """Write a KEK in hex to a new file. An existing file is never replaced: its KEK may open other key files.
 
     Raises:
         ConfigurationError: There is a file already, or it cannot be written.
@@ -210,8 +212,8 @@ def read_kek(path: Path) -> bytes:
     """The KEK that a file holds as 64 hex digits or in base64.
 
     Raises:
-        ConfigurationError: There is no such file; others than its owner may read or write it; it holds
-            something else.
+        ConfigurationError: The file does not exist, other users can read or write it, or it does not
+            contain a KEK.
     """
     path = os.fsdecode(path)
     text, length, mode = _read(path, _KEK_FILE_BYTES)
@@ -225,26 +227,26 @@ def read_kek(path: Path) -> bytes:
         text[:] = bytes(len(text))
     if kek is None:
         raise ConfigurationError(
-            f"{quote_path(path)} holds no KEK: {KEK_BYTES} bytes as 64 hex digits, or in base64"
+            f"{quote_path(path)} does not contain a KEK ({KEK_BYTES} bytes, as 64 hex digits or base64)"
         )
     return kek
 
 
 def check_not_exists(path: Path, *, overwrite: bool = False) -> None:
-    """Raises `ConfigurationError` where something stands at `path` that may not be replaced."""
+    """Raise `ConfigurationError` if `path` exists and may not be replaced."""
     path = os.fsdecode(path)
     try:
         mode = os.lstat(path).st_mode
     except (OSError, ValueError):
-        return  # free, or not to be written at all, which writing says
-    if not stat.S_ISREG(mode):  # a link would be replaced, not what it points to; neither is meant
+        return  # it does not exist; if it cannot be written either, the write reports that
+    if not stat.S_ISREG(mode):  # a rename would replace a link, not its target
         raise ConfigurationError(f"{quote_path(path)} is a link, a folder or a device, and is not replaced")
     if not overwrite:
         raise ConfigurationError(_exists(path))
 
 
 def quote_path(path: Path) -> str:
-    """A path to print: on one line, and as a shell takes it."""
+    """A path to print: on one line, and quoted for a shell."""
     text = os.fsdecode(path)
     return shlex.quote(text) if text.isprintable() else repr(text)
 
@@ -284,10 +286,10 @@ def _read(path: str, limit: int) -> tuple[bytearray, int, int]:
 
 
 def _check_mode(path: str, mode: int) -> None:
-    # Windows keeps no such bits: what it reports there says nothing of who may read the file.
+    # Windows keeps no such bits: the mode it reports does not show who can read the file.
     if os.name != "nt" and mode & 0o077:
         raise ConfigurationError(
-            f"{quote_path(path)} is open to others than its owner (mode {mode:04o}): chmod 600 {quote_path(path)}"
+            f"{quote_path(path)} can be accessed by other users (mode {mode:04o}); run: chmod 600 {quote_path(path)}"
         )
 
 

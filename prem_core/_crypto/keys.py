@@ -1,9 +1,9 @@
 """The shared secret of one KEM run, and what is sealed and opened with it.
 
 XChaCha20-Poly1305 with a 24-byte nonce and no associated data. The protocol fixes this construction, including that a
-whole streamed response is sealed with the request's own nonce; SECURITY.md says what follows from that.
+whole streamed response is sealed with the request's own nonce; SECURITY.md explains the consequences.
 
-A secret is `bytes` here: PyNaCl takes no other form, and Python cannot overwrite it. Wiping a buffer after each use
+A secret is `bytes` here: PyNaCl accepts nothing else, and Python cannot overwrite it. Wiping a buffer after each use
 would leave the copies that hashlib and PyNaCl make, and would slow down every chunk. A secret is dropped with its
 object.
 """
@@ -61,25 +61,25 @@ class EncryptionKeys:
         """A fresh pair for the enclave that holds `public_key`'s match.
 
         Raises:
-            EnclaveKeyError: The key has the right size and cannot be used.
+            EnclaveKeyError: The key has the right size but is invalid.
         """
         made = cls.__new__(cls)
         try:
             # Not through __init__: these lengths are right, and this runs once for every request.
             made._shared_secret, made._cipher_text = public_key.encapsulate()
         except ValueError:
-            raise EnclaveKeyError("the enclave's public key cannot be used") from None
+            raise EnclaveKeyError("the enclave's public key is invalid") from None
         made._enclave_fingerprint = public_key.fingerprint()
         return made
 
     @property
     def shared_secret(self) -> bytes:
-        """The secret, 32 bytes. It never goes on the wire; keep it out of logs."""
+        """The secret, 32 bytes. It is never sent; keep it out of logs."""
         return self._shared_secret
 
     @property
     def cipher_text(self) -> bytes:
-        """What goes on the wire, 1120 bytes."""
+        """The X-Wing cipher text that is sent, 1120 bytes."""
         return self._cipher_text
 
     @property
@@ -145,7 +145,7 @@ class EncryptionKeys:
         return hash(self._cipher_text)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("EncryptionKeys hold a secret and are not pickled")
+        raise TypeError("EncryptionKeys cannot be pickled: they contain a secret")
 
     # Immutable, so a copy is the object itself; copying would otherwise go through pickle.
     def __copy__(self) -> EncryptionKeys:

@@ -63,7 +63,7 @@ def ssl_context() -> ssl.SSLContext:
     SSL_CERT_FILE, or else SSL_CERT_DIR, replaces certifi's certificates, as it does for httpx.
 
     Raises:
-        ConfigurationError: No certificates can be read from the file in SSL_CERT_FILE.
+        ConfigurationError: The certificates in SSL_CERT_FILE cannot be read.
     """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if not file:
@@ -71,7 +71,7 @@ def ssl_context() -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=file)
     except OSError as error:
-        raise errors.ConfigurationError(f"SSL_CERT_FILE: no certificates can be read: {error}") from None
+        raise errors.ConfigurationError(f"could not read certificates from SSL_CERT_FILE: {error}") from None
 
 
 def no_cookies() -> CookieJar:

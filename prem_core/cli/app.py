@@ -25,8 +25,8 @@ _GLOBAL_USAGE: Final = {
 }
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 broken pipe (the program that reads "
-    "standard output has ended)."
+    "Exit codes: 0 success, 1 failure, 2 usage error, 3 truncated answer (prem chat only), 130 interrupted, 141 broken "
+    "pipe (the program that reads standard output has ended)."
 )
 
 
@@ -176,7 +176,7 @@ def _report_usage_error(error: Any) -> int:
         error.show()
         return EXIT_USAGE
     path = error.ctx.command_path if error.ctx is not None else "prem"
-    text = one_line(error.format_message()).rstrip(".")
+    text = one_line(error.format_message()).rstrip(".").replace("Value error, ", "")
     if usage := _GLOBAL_USAGE.get(getattr(error, "option_name", None) or ""):
         hint = f"it goes before the command: prem {usage} {path.partition(' ')[2]}"
     else:

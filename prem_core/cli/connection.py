@@ -1,4 +1,4 @@
-"""The options that say where the service is, how to authenticate and how long to wait.
+"""The connection options: the service's URLs, authentication and timeouts.
 
 No option takes a secret, because other users can read a command line and shells keep a history. An option names the
 variable or the file that holds the secret.
@@ -131,13 +131,10 @@ def _option(kind: Any, help: str, *names: str, **more: Any) -> Any:  # noqa: A00
     return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=_SECTION, **more)]
 
 
-#: The type and help of each field of `Connection`.
+_API_KEY_ENV_HELP: Final = "Read the API key from this environment variable instead of PREM_API_KEY."
+
+#: The type and help of each field of `Connection`, except `api_key_env`.
 _ANNOTATIONS: Final[dict[str, Any]] = {
-    "api_key_env": _option(
-        str | None,
-        "Read the API key from this environment variable instead of PREM_API_KEY.",
-        metavar="NAME",
-    ),
     "gateway_url": _option(
         str | None, "URL of the gateway. Default: PREM_GATEWAY_URL, or Prem's gateway.", metavar="URL"
     ),
@@ -155,7 +152,9 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
         metavar="FILE",
     ),
     "kek_file": _option(
-        str | None, "File with the KEK that opens --keys. Default: CLIENT_KEK.", metavar="FILE"
+        str | None,
+        "File with the KEK (key-encryption key) that opens --keys. Default: the variable CLIENT_KEK.",
+        metavar="FILE",
     ),
     "timeout": _option(
         float,
@@ -173,12 +172,13 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
 
 
 def with_connection_options(
-    *, timeout: float = DEFAULT_TIMEOUT
+    *, timeout: float = DEFAULT_TIMEOUT, api_key_env_help: str = _API_KEY_ENV_HELP
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the connection options to a command, which receives them as its parameter `connection`.
 
     Args:
         timeout: The command's default of ``--timeout``.
+        api_key_env_help: The command's help for ``--api-key-env``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -191,9 +191,13 @@ def with_connection_options(
             connection = Connection(**{name: arguments.pop(name) for name in defaults})
             command(connection=connection, **arguments)
 
+        annotations = {
+            **_ANNOTATIONS,
+            "api_key_env": _option(str | None, api_key_env_help, metavar="NAME"),
+        }
         kind = inspect.Parameter.KEYWORD_ONLY
         shared = [
-            inspect.Parameter(name, kind, default=default, annotation=_ANNOTATIONS[name])
+            inspect.Parameter(name, kind, default=default, annotation=annotations[name])
             for name, default in defaults.items()
         ]
         parameters = [

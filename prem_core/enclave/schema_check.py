@@ -95,7 +95,7 @@ def _property_names(schema: Any) -> Iterator[str]:
 def problems(schema_name: SchemaName, instance: Any) -> list[Problem]:
     """The rules of a published schema that `instance` breaks, at most `MAX_PROBLEMS`.
 
-    In a path, ``*`` stands for a key of the instance that the schema does not define.
+    In a path, ``*`` replaces a key of the instance that the schema does not define.
     """
     schema = _schema(schema_name)
     found = (_problem(error, schema.names) for error in _explained(schema.validator.iter_errors(instance)))

@@ -42,10 +42,10 @@ def test_every_form_of_tool_choice_is_converted_to_the_schemas(choice, wire):
 
 @pytest.mark.parametrize("choice", ["g", {"name": "g"}, {"type": "function", "function": {"name": "g"}}, {}])
 def test_a_tool_choice_that_names_no_tool_is_an_error(choice):
-    with pytest.raises(InvalidParameterError, match="these are f, c") as caught:
+    with pytest.raises(InvalidParameterError, match="must name one of the tools: f, c") as caught:
         tool_choice(choice, TOOLS)
     assert caught.value.param == "tool_choice"
-    with pytest.raises(InvalidParameterError, match="these are none"):
+    with pytest.raises(InvalidParameterError, match="no tools were given"):
         tool_choice(choice, [])
 
 

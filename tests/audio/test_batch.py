@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from support.beep_audio import BEEP, BEEP_TIMES, RATE, transcribe_beeps, write_beeps
 from support.paths import CLINIC_NOTE
 from support.recordings import WAV, LastFirst, Overlap
-from support.scripted_upstream import Heard, Upstream
+from support.scripted_upstream import ReceivedRecording, Upstream
 
 from prem_core import (
     AsyncPremClient,
@@ -50,7 +50,7 @@ CHUNKED = TranscriptionRequest(mode="segments", max_chunk_bytes=80 * 1024)
 
 @pytest.fixture
 def client(upstream_enclave: LocalEnclave, upstream: Upstream) -> Iterator[PremClient]:
-    upstream.transcribes(transcribe_beeps)
+    upstream.transcribe_with(transcribe_beeps)
     with PremClient(**upstream_enclave.client_options, max_retries=0) as client:
         yield client
 
@@ -81,8 +81,8 @@ async def test_a_long_recording_is_transcribed_in_chunks_and_its_times_continue(
 ):
     source = source_of(write_beeps(tmp_path / f"ward{suffix}", BEEP_TIMES, 40))
     found = texts(client, source, CHUNKED)
-    assert len(upstream.heard) > 2
-    assert all(len(each.data) <= CHUNKED.max_chunk_bytes for each in upstream.heard)
+    assert len(upstream.recordings) > 2
+    assert all(len(each.data) <= CHUNKED.max_chunk_bytes for each in upstream.recordings)
     assert starts(found) == beeps_at(BEEP_TIMES)
     for each in found:
         assert each.metadata["end"] - each.metadata["start"] == pytest.approx(BEEP, abs=0.05)
@@ -111,21 +111,21 @@ def test_a_recording_of_more_than_25_mb_is_transcribed(tmp_path, client, upstrea
     at = [1.0, 400.0, seconds - 16.0, seconds - 2.0]
     source = source_of(write_beeps(tmp_path / "ward.wav", at, seconds))
     assert starts(texts(client, source, SEGMENTS)) == beeps_at(at)
-    assert [each.name for each in upstream.heard] == ["ward.part001.wav", "ward.part002.wav"]
+    assert [each.name for each in upstream.recordings] == ["ward.part001.wav", "ward.part002.wav"]
 
 
 def test_a_recording_of_25_mb_is_sent_unchanged(client, upstream):
     data = b"RIFF" + bytes(MAX_AUDIO_BYTES - 4)
-    upstream.transcribes({"text": "Hello."})
+    upstream.transcribe_with({"text": "Hello."})
     (found,) = texts(client, source_of(("7.wav", data)), DOCUMENT)
-    assert found.text == "Hello." and upstream.heard[0].data == data
+    assert found.text == "Hello." and upstream.recordings[0].data == data
 
 
 def test_a_long_recording_that_cannot_be_split_is_named_and_nothing_is_sent(client, upstream):
     data = b"\0\0\0\x20ftypM4A " + bytes(MAX_AUDIO_BYTES)
     with pytest.raises(InvalidParameterError, match=r"s3://ward/7\.m4a: .*split it"):
         transcribe(client, source_of(data, source="s3://ward/7.m4a"), DOCUMENT)
-    assert upstream.heard == []
+    assert upstream.recordings == []
 
 
 async def test_the_request_has_every_parameter(client, aclient, upstream):
@@ -133,7 +133,7 @@ async def test_the_request_has_every_parameter(client, aclient, upstream):
     request = TranscriptionRequest("my/whisper", language="de", prompt="Ramipril", temperature=0.5)
     transcribe(client, source, request)
     await atranscribe(aclient, source, TranscriptionRequest(task="translate", prompt="Ramipril"))
-    first, second = upstream.heard
+    first, second = upstream.recordings
     assert first.task == "transcribe"
     assert first.params == {
         "model": "my/whisper",
@@ -146,7 +146,9 @@ async def test_the_request_has_every_parameter(client, aclient, upstream):
 
 
 async def test_the_services_error_names_the_recording_and_keeps_its_class(client, aclient, upstream):
-    upstream.hears = lambda heard: JSONResponse({"error": {"message": "cannot decode", "param": "file"}}, 400)
+    upstream.transcribe = lambda recording: JSONResponse(
+        {"error": {"message": "cannot decode", "param": "file"}}, 400
+    )
     source = source_of(("ward/7.wav", WAV))
     for call in (
         lambda: asyncio.to_thread(transcribe, client, source, DOCUMENT),
@@ -161,12 +163,12 @@ async def test_the_services_error_names_the_recording_and_keeps_its_class(client
 async def test_a_cancelled_transcription_closes_its_file(tmp_path, aclient, upstream):
     arrived, cancelled = threading.Event(), threading.Event()
 
-    def waits(heard: Heard) -> dict[str, Any]:
+    def waits(recording: ReceivedRecording) -> dict[str, Any]:
         arrived.set()
         assert cancelled.wait(30)
-        return transcribe_beeps(heard)
+        return transcribe_beeps(recording)
 
-    upstream.transcribes(waits)
+    upstream.transcribe_with(waits)
     path = write_beeps(tmp_path / "ward.wav", BEEP_TIMES, 40)
     opened: list[Any] = []
 
@@ -215,8 +217,8 @@ def seven(*empty: int) -> list[AudioSource]:
     return [source_of((f"{n}.wav", b"" if n in empty else WAV)) for n in range(7)]
 
 
-def name_as_text(heard: Heard) -> dict[str, Any]:
-    return {"text": heard.name}
+def name_as_text(recording: ReceivedRecording) -> dict[str, Any]:
+    return {"text": recording.name}
 
 
 def raise_error(source: AudioSource, error: Exception) -> None:
@@ -228,16 +230,16 @@ def text_of(transcripts: list[ChunkTranscript]) -> str:
 
 
 def test_a_recording_is_transcribed_when_it_is_requested(client, upstream):
-    upstream.transcribes(name_as_text)
+    upstream.transcribe_with(name_as_text)
     found = transcribe_many(client, seven(), DOCUMENT, raise_error)
-    assert upstream.heard == []
-    assert text_of(next(found)[1]) == "0.wav" and len(upstream.heard) == 1
+    assert upstream.recordings == []
+    assert text_of(next(found)[1]) == "0.wav" and len(upstream.recordings) == 1
     assert [text_of(transcripts) for _, transcripts in found] == [f"{n}.wav" for n in range(1, 7)]
 
 
 async def test_no_more_than_max_recordings_are_transcribed_at_once(aclient, upstream):
     overlap = Overlap(3, name_as_text)
-    upstream.transcribes(overlap)
+    upstream.transcribe_with(overlap)
     opened = most_opened = 0
 
     def counted(number: int) -> AudioSource:
@@ -262,19 +264,19 @@ async def test_no_more_than_max_recordings_are_transcribed_at_once(aclient, upst
 
 
 async def test_results_keep_the_order_of_the_recordings(aclient, upstream):
-    upstream.transcribes(LastFirst("0.wav", "2.wav", name_as_text))
+    upstream.transcribe_with(LastFirst("0.wav", "2.wav", name_as_text))
     found = atranscribe_many(aclient, seven(), DOCUMENT, raise_error, max_recordings=3)
     assert [text_of(transcripts) async for _, transcripts in found] == [f"{n}.wav" for n in range(7)]
 
 
 async def test_with_max_ahead_a_long_recording_does_not_hold_up_the_others(aclient, upstream):
-    upstream.transcribes(LastFirst("0.wav", "6.wav", name_as_text))
+    upstream.transcribe_with(LastFirst("0.wav", "6.wav", name_as_text))
     found = atranscribe_many(aclient, seven(), DOCUMENT, raise_error, max_recordings=2, max_ahead=7)
     assert [text_of(transcripts) async for _, transcripts in found] == [f"{n}.wav" for n in range(7)]
 
 
 async def test_no_more_recordings_are_started_until_the_next_one_is_requested(aclient, upstream):
-    upstream.transcribes(name_as_text)
+    upstream.transcribe_with(name_as_text)
     sources = iter(seven())
     found = atranscribe_many(aclient, sources, DOCUMENT, raise_error, max_recordings=2)
     await anext(found)
@@ -284,7 +286,7 @@ async def test_no_more_recordings_are_started_until_the_next_one_is_requested(ac
 
 async def test_an_error_cancels_the_transcriptions_in_progress(aclient, upstream):
     released = threading.Event()
-    upstream.transcribes(lambda heard: name_as_text(heard) if released.wait(30) else None)
+    upstream.transcribe_with(lambda recording: name_as_text(recording) if released.wait(30) else None)
     with pytest.raises(InvalidParameterError, match=r"empty: 0\.wav"):
         async for _ in atranscribe_many(aclient, seven(0), DOCUMENT, raise_error, max_recordings=3):
             pass
@@ -296,7 +298,7 @@ async def test_an_error_cancels_the_transcriptions_in_progress(aclient, upstream
 async def test_failures_are_collected_and_the_other_recordings_are_transcribed(
     client, aclient, upstream, at_once
 ):
-    upstream.transcribes(name_as_text)
+    upstream.transcribe_with(name_as_text)
     for way in ("sync", "async"):
         errors: list[Any] = []
         with pytest.warns(TranscriptionFailedWarning, match="2 of 7 recordings"):  # noqa: PT031
@@ -322,14 +324,16 @@ def collect(client: PremClient, sources: list[AudioSource], errors: list[Any], *
 
 
 def test_no_warning_without_a_failure(client, upstream):
-    upstream.transcribes(name_as_text)
+    upstream.transcribe_with(name_as_text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert collect(client, seven(), []) == 7
 
 
 def test_the_services_errors_are_collected_too(client, upstream):
-    upstream.hears = lambda heard: JSONResponse({}, 429) if heard.name == "1.wav" else name_as_text(heard)
+    upstream.transcribe = lambda recording: (
+        JSONResponse({}, 429) if recording.name == "1.wav" else name_as_text(recording)
+    )
     errors: list[Any] = []
     with pytest.warns(TranscriptionFailedWarning, match="1 of 7"):
         assert collect(client, seven(), errors) == 6
@@ -354,7 +358,7 @@ def test_a_missing_permission_is_raised_and_not_collected():
 
 
 def test_the_progress_bar_counts_recordings(client, upstream, capsys):
-    upstream.transcribes(name_as_text)
+    upstream.transcribe_with(name_as_text)
     with pytest.warns(TranscriptionFailedWarning):
         collect(client, seven(2), [], show_progress=True, total=7)
     shown = capsys.readouterr()

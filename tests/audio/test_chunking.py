@@ -178,7 +178,7 @@ def test_a_header_that_states_too_little_audio_is_an_error(tmp_path, seconds):
     data[at : at + 4] = struct.pack("<I", RATE * 2 * seconds)
     path.write_bytes(data)
     with pytest.raises(
-        InvalidParameterError, match=r"ward\.wav: its header states less audio than the file holds"
+        InvalidParameterError, match=r"ward\.wav: its header declares less audio than the file contains"
     ):
         chunks_of(path)
 
@@ -197,7 +197,9 @@ def test_a_file_without_audio_is_an_error(tmp_path):
 
 
 def test_a_limit_that_is_too_small_is_an_error(tmp_path):
-    with pytest.raises(InvalidParameterError, match=r"ward\.flac: a chunk of 20,000 bytes"):
+    with pytest.raises(
+        InvalidParameterError, match=r"ward\.flac: the chunk limit of 20,000 bytes is too small"
+    ):
         chunks_of(write_beeps(tmp_path / "ward.flac", BEEP_TIMES, 40), 20_000)
 
 

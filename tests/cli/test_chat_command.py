@@ -165,7 +165,9 @@ def test_an_image_of_more_than_20_mb_is_a_usage_error(
 def test_json_is_the_complete_response_as_one_object(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    upstream.says(delta(reasoning_content="Hm."), delta(content=CONTROLS), finish(), usage(3, 4, reasoning=1))
+    upstream.respond_with(
+        delta(reasoning_content="Hm."), delta(content=CONTROLS), finish(), usage(3, 4, reasoning=1)
+    )
     result = prem("chat", "Hi", "--json", **upstream_env)
     assert (result.status, result.err) == (0, "")
     answer = json.loads(result.out)
@@ -179,7 +181,7 @@ def test_json_is_the_complete_response_as_one_object(
 def test_reasoning_goes_to_standard_error_on_request(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    upstream.says(
+    upstream.respond_with(
         delta(reasoning_content="Let me"), delta(reasoning_content=" see."), delta(content="Yes."), finish()
     )
     assert prem("chat", "Hi", **upstream_env) == Result(0, "Yes.\n", "")
@@ -190,7 +192,7 @@ def test_reasoning_goes_to_standard_error_on_request(
 def test_stats_are_one_line_on_standard_error(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    upstream.says(delta(content="Yes."), finish(), usage(12, 34, reasoning=5))
+    upstream.respond_with(delta(content="Yes."), finish(), usage(12, 34, reasoning=5))
     result = prem("chat", "Hi", "--stats", **upstream_env)
     assert result.out == "Yes.\n"
     result.err = f"prem chat: {result.err}"
@@ -202,7 +204,7 @@ def test_stats_are_one_line_on_standard_error(
 def test_an_answer_that_breaks_off_is_an_error_after_the_part_that_arrived(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    upstream.says(delta(content="Half of"), done=False)
+    upstream.respond_with(delta(content="Half of"), done=False)
     result = prem("chat", "Hi", **upstream_env)
     assert result.out == "Half of\n"
     result.assert_error(1, "the answer above is incomplete")
@@ -211,7 +213,7 @@ def test_an_answer_that_breaks_off_is_an_error_after_the_part_that_arrived(
 def test_an_answer_that_breaks_off_writes_no_json(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    upstream.says(delta(content="Half of"), done=False)
+    upstream.respond_with(delta(content="Half of"), done=False)
     result = prem("chat", "Hi", "--json", **upstream_env)
     assert result.out == ""
     result.assert_error(1, "prem chat: ")
@@ -223,14 +225,14 @@ def test_an_answer_that_breaks_off_writes_no_json(
 def test_a_truncated_answer_has_its_own_exit_code(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, reason: str, message: str
 ) -> None:
-    upstream.says(delta(content="So far"), finish(reason))
+    upstream.respond_with(delta(content="So far"), finish(reason))
     result = prem("chat", "Hi", **upstream_env)
     assert result.out == "So far\n"
     result.assert_error(3, message)
 
 
 def test_a_refusal_is_an_error(prem: Prem, upstream_env: dict[str, str], upstream: Upstream) -> None:
-    upstream.says(delta(refusal="I will not\n"), delta(refusal="\x1b[2J."), finish())
+    upstream.respond_with(delta(refusal="I will not\n"), delta(refusal="\x1b[2J."), finish())
     result = prem("chat", "Hi", **upstream_env)
     assert result.out == ""
     result.assert_error(1, "the model refused: I will not [2J.")
@@ -285,7 +287,7 @@ def test_keys_from_a_file_are_used(
 def test_on_a_terminal_reasoning_is_dim_and_control_characters_are_removed(
     upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    upstream.says(
+    upstream.respond_with(
         delta(reasoning_content="[bold]Hm\x1b[2J"),
         delta(content=CONTROLS[:9]),
         delta(content=CONTROLS[9:]),
@@ -300,7 +302,7 @@ def test_on_a_terminal_reasoning_is_dim_and_control_characters_are_removed(
 def test_a_terminal_without_colours_gets_none(
     upstream_env: dict[str, str], upstream: Upstream, looks: dict[str, str]
 ) -> None:
-    upstream.says(delta(reasoning_content="Hm."), delta(content="Yes."), finish())
+    upstream.respond_with(delta(reasoning_content="Hm."), delta(content="Yes."), finish())
     shown = run_on_terminal("chat", "Hi", **upstream_env, **looks)
     plain = shown.terminal
     if "NO_COLOR" in looks:  # dim is no colour
@@ -311,7 +313,7 @@ def test_a_terminal_without_colours_gets_none(
 def test_a_pipe_gets_the_exact_text_in_utf_8_in_any_locale(
     upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
-    upstream.says(delta(reasoning_content="Hm."), delta(content=CONTROLS + " 5 €"), finish())
+    upstream.respond_with(delta(reasoning_content="Hm."), delta(content=CONTROLS + " 5 €"), finish())
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     shown = run_on_terminal("chat", "Hi", piped="stdout", **upstream_env, **plain)
     assert (shown.status, shown.terminal) == (0, "")

@@ -95,7 +95,7 @@ def test_a_wrong_api_key_fails_and_skips_the_calls(prem: Prem, enclave_env: dict
 
 def test_a_missing_api_key_fails_with_a_remedy(prem: Prem, enclave_env: dict[str, str]) -> None:
     checks = run_doctor(prem, status=1, **{**enclave_env, "PREM_API_KEY": ""})
-    assert checks["settings"][1] == "PREM_API_KEY is not set"
+    assert checks["API key"] == ("failed", "PREM_API_KEY is not set")
     assert "not set: PREM_API_KEY" in checks["environment"][1]
 
 

@@ -134,7 +134,7 @@ def test_inspect_reports_a_mode_that_lets_others_read_the_file(keys: Prem, tmp_p
 def test_inspect_reports_a_file_that_is_not_a_key_file(keys: Prem, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("PREM_API_KEY=sk_live_1")
     (tmp_path / "later").write_bytes(b"PREMKEYS\0\2")
-    assert_error(keys("inspect", "text"), 1, "no file of encryption keys")
+    assert_error(keys("inspect", "text"), 1, "not an encryption-key file")
     assert_error(keys("inspect", "later"), 1, "version 2")
     assert_error(keys("inspect", "none"), 1, "No such file")
     assert_error(keys("inspect", "."), 1, "directory")

@@ -316,7 +316,7 @@ def test_help_into_a_broken_pipe_is_quiet() -> None:
 def test_every_command_that_calls_the_service_works_with_a_local_upstream(
     prem: Prem, upstream: Upstream, arguments: list[str], output: str
 ) -> None:
-    upstream.transcribes({"text": "Good morning."})
+    upstream.transcribe_with({"text": "Good morning."})
     result = prem("--local", "--upstream", upstream.url, *arguments)
     assert (result.status, result.err) == (0, "")
     assert output in result.out

@@ -19,7 +19,7 @@ from support.paths import CLINIC_NOTE, ROOT
 from support.prem_program import Prem, Result, TerminalProcess, run, run_on_terminal
 from support.recordings import LastFirst, Overlap
 from support.screen import screen_rows
-from support.scripted_upstream import Heard, Upstream
+from support.scripted_upstream import ReceivedRecording, Upstream
 
 from prem_core._protocol.routes import MAX_AUDIO_BYTES
 
@@ -47,11 +47,11 @@ def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def transcribes(upstream: Upstream) -> None:
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
 
 
-def by_name(heard: Heard) -> dict[str, Any]:
-    return {**TRANSCRIPTION, "text": f"This is {heard.name}.", "segments": None}
+def by_name(recording: ReceivedRecording) -> dict[str, Any]:
+    return {**TRANSCRIPTION, "text": f"This is {recording.name}.", "segments": None}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_json_has_the_transcript_and_its_segments(
 def test_transcripts_of_several_recordings_have_their_name_above_in_the_given_order(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    upstream.transcribes(LastFirst("b.mp3", "a.wav", by_name))
+    upstream.transcribe_with(LastFirst("b.mp3", "a.wav", by_name))
     result = prem("transcribe", "b.mp3", "a.wav", **upstream_env)
     assert result == Result(0, "==> b.mp3 <==\nThis is b.mp3.\n\n==> a.wav <==\nThis is a.wav.\n", "")
 
@@ -105,7 +105,7 @@ def test_transcripts_of_several_recordings_have_their_name_above_in_the_given_or
 def test_json_of_several_recordings_is_one_object_per_line(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    upstream.transcribes(by_name)
+    upstream.transcribe_with(by_name)
     result = prem("transcribe", "a.wav", "b.mp3", "c.flac", "--format", "json", **upstream_env)
     objects = [json.loads(line) for line in result.out.splitlines()]
     assert [each["text"] for each in objects] == ["This is a.wav.", "This is b.mp3.", "This is c.flac."]
@@ -116,7 +116,7 @@ def test_a_directory_stands_for_its_recordings(
 ) -> None:
     (recordings / "note.txt").write_text("no recording")
     assert prem("transcribe", ".", "--format", "json", **upstream_env).out.count("\n") == 3
-    assert sorted(each.name for each in upstream.heard) == ["a.wav", "b.mp3", "c.flac"]
+    assert sorted(each.name for each in upstream.recordings) == ["a.wav", "b.mp3", "c.flac"]
 
 
 def test_standard_input_can_be_a_recording(
@@ -124,9 +124,9 @@ def test_standard_input_can_be_a_recording(
 ) -> None:
     result = prem("transcribe", "-", stdin=CLINIC_NOTE.read_bytes(), **upstream_env)
     assert result == Result(0, "Hello there. 1 < 2.\n", "")
-    (heard,) = upstream.heard
-    assert heard.data == CLINIC_NOTE.read_bytes()
-    assert heard.name.endswith(".wav")
+    (recording,) = upstream.recordings
+    assert recording.data == CLINIC_NOTE.read_bytes()
+    assert recording.name.endswith(".wav")
 
 
 def test_options_are_sent_with_the_transcription_request(
@@ -135,7 +135,7 @@ def test_options_are_sent_with_the_transcription_request(
     options = ["--language", "de", "--prompt", "Ramipril", "--temperature", "0.25", "--model", "m"]
     assert prem("transcribe", "a.wav", *options, **upstream_env).status == 0
     assert prem("transcribe", "a.wav", "--translate", **upstream_env).status == 0
-    first, second = upstream.heard
+    first, second = upstream.recordings
     assert first.task == "transcribe"
     assert {name: first.params[name] for name in ("language", "prompt", "temperature", "model")} == {
         "language": "de",
@@ -154,7 +154,7 @@ def test_options_are_sent_with_the_transcription_request(
         ([], "FILE"),
         (["a.wav", "--format", "doc"], "--format"),
         (["a.wav", "b.mp3", "--format", "srt"], "--output-dir"),
-        (["a.wav", "--translate", "--language", "de"], "--language does not go with --translate"),
+        (["a.wav", "--translate", "--language", "de"], "--language cannot be combined with --translate"),
         (["a.wav", "--temperature", "2"], "temperature"),
         (["a.wav", "--jobs", "0"], "--jobs"),
         (["a.wav", "--force"], "--output-dir"),
@@ -177,7 +177,7 @@ def test_invalid_arguments_are_one_line_and_no_recording_is_sent(
     (recordings / "taken").mkdir()
     (recordings / "taken" / "b.txt").write_text("mine")
     prem("transcribe", *arguments, **upstream_env).assert_error(2, "prem transcribe: ", message)
-    assert upstream.heard == []
+    assert upstream.recordings == []
     assert (recordings / "taken" / "b.txt").read_text() == "mine"
 
 
@@ -213,11 +213,11 @@ def test_an_existing_file_is_replaced_only_with_force(
 def test_a_file_that_appears_during_the_transcription_is_not_replaced(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    def meanwhile(heard: Heard) -> dict[str, Any]:
+    def meanwhile(recording: ReceivedRecording) -> dict[str, Any]:
         (recordings / "a.txt").write_text("mine")
         return TRANSCRIPTION
 
-    upstream.transcribes(meanwhile)
+    upstream.transcribe_with(meanwhile)
     result = prem("transcribe", "a.wav", "--output-dir", ".", **upstream_env)
     assert result.status == 1
     assert "a.txt already exists" in result.err
@@ -228,12 +228,12 @@ def test_a_file_that_appears_during_the_transcription_is_not_replaced(
 def test_a_failed_recording_is_one_line_and_the_others_are_transcribed(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    def rejects_b(heard: Heard) -> Any:
-        if heard.name == "b.mp3":
+    def rejects_b(recording: ReceivedRecording) -> Any:
+        if recording.name == "b.mp3":
             return JSONResponse({"error": {"message": "too\nnoisy\x1b[2J"}}, 400)
-        return by_name(heard)
+        return by_name(recording)
 
-    upstream.transcribes(rejects_b)
+    upstream.transcribe_with(rejects_b)
     (recordings / "empty.wav").write_bytes(b"")
     result = prem(
         "transcribe", "none.wav", "a.wav", "b.mp3", "empty.wav", "c.flac", "--format", "json", **upstream_env
@@ -260,17 +260,17 @@ def test_a_wrong_key_is_reported_once_for_all_recordings(
 def test_subtitles_without_times_are_an_error(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
-    upstream.transcribes({"text": "Hello."})
+    upstream.transcribe_with({"text": "Hello."})
     result = prem("transcribe", "a.wav", "--format", "srt", **upstream_env)
     assert (result.status, result.out) == (1, "")
-    assert "prem transcribe: a.wav: the service returned no times" in result.err
+    assert "prem transcribe: a.wav: the service returned no timestamps" in result.err
 
 
 def test_jobs_limits_the_recordings_that_are_transcribed_at_once(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     overlap = Overlap(2)
-    upstream.transcribes(overlap)
+    upstream.transcribe_with(overlap)
     names = [shutil.copy("a.wav", f"{number}.wav") for number in range(6)]
     assert prem("transcribe", *names, "--jobs", "2", **upstream_env).status == 0
     assert overlap.most == 2
@@ -280,7 +280,7 @@ def test_a_long_recording_does_not_hold_up_the_others(
     prem: Prem, upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     names = [shutil.copy("a.wav", f"{number}.wav") for number in range(6)]
-    upstream.transcribes(LastFirst("0.wav", "5.wav", by_name))
+    upstream.transcribe_with(LastFirst("0.wav", "5.wav", by_name))
     result = prem("transcribe", *names, "--jobs", "2", "--format", "json", **upstream_env)
     assert [json.loads(line)["file"] for line in result.out.splitlines()] == names
 
@@ -292,7 +292,7 @@ def test_progress_bars_are_on_the_terminal_and_only_transcripts_in_the_file(
     upstream_env: dict[str, str], upstream: Upstream, recordings: Path
 ) -> None:
     bars_shown = threading.Event()
-    upstream.transcribes(lambda heard: TRANSCRIPTION if bars_shown.wait(60) else None)
+    upstream.transcribe_with(lambda recording: TRANSCRIPTION if bars_shown.wait(60) else None)
     os.rename("a.wav", "a\x1b[31m.wav")
     out = recordings / "out.txt"
     running = TerminalProcess("transcribe", "a\x1b[31m.wav", "b.mp3", stdout=out, **upstream_env)
@@ -326,12 +326,12 @@ def test_a_recording_of_more_than_25_mb_is_split_its_times_continue_and_its_bar_
 ) -> None:
     bar_shown = threading.Event()
 
-    def waits_for_bar(heard: Heard) -> dict[str, Any]:
-        if len(upstream.heard) == 2:
+    def waits_for_bar(recording: ReceivedRecording) -> dict[str, Any]:
+        if len(upstream.recordings) == 2:
             assert bar_shown.wait(60)
-        return transcribe_beeps(heard)
+        return transcribe_beeps(recording)
 
-    upstream.transcribes(waits_for_bar)
+    upstream.transcribe_with(waits_for_bar)
     long = write_beeps(tmp_path / "long.wav", [3.0, 400.0, 770.0, 835.25, 850.5], 860)
     assert long.stat().st_size > MAX_AUDIO_BYTES
     out = tmp_path / "out.srt"
@@ -341,7 +341,7 @@ def test_a_recording_of_more_than_25_mb_is_split_its_times_continue_and_its_bar_
     finally:
         bar_shown.set()
     assert running.end().status == 0
-    assert len(upstream.heard) == 2
+    assert len(upstream.recordings) == 2
     cues = out.read_text().split("\n\n")
     assert cues[3] == "4\n00:13:55,250 --> 00:13:55,750\nbeep3"
     assert [cue.split()[-1] for cue in cues] == [f"beep{n}" for n in range(5)]
@@ -352,12 +352,12 @@ def test_ctrl_c_ends_a_transcription_without_output(
 ) -> None:
     requested, released = threading.Event(), threading.Event()
 
-    def waits(heard: Heard) -> dict[str, Any]:
+    def waits(recording: ReceivedRecording) -> dict[str, Any]:
         requested.set()
         released.wait(20)
         return TRANSCRIPTION
 
-    upstream.transcribes(waits)
+    upstream.transcribe_with(waits)
     running = TerminalProcess("transcribe", "a.wav", "b.mp3", piped="stderr", **upstream_env)
     try:
         assert requested.wait(20)
@@ -379,12 +379,12 @@ def test_local_transcribes_with_the_embedded_enclave() -> None:
 def test_every_transcript_and_error_stays_on_the_terminal_next_to_progress_bars(
     upstream_env: dict[str, str], upstream: Upstream, recordings: Path, columns: int
 ) -> None:
-    def rejects_b(heard: Heard) -> Any:
-        if heard.name == "b.mp3":
+    def rejects_b(recording: ReceivedRecording) -> Any:
+        if recording.name == "b.mp3":
             return JSONResponse({}, 400)
-        return by_name(heard)
+        return by_name(recording)
 
-    upstream.transcribes(rejects_b)
+    upstream.transcribe_with(rejects_b)
     names = ["a.wav", "missing.wav", "b.mp3", "c.flac", "a.wav"]
     shown = run_on_terminal("transcribe", *names, columns=columns, **upstream_env)
     assert shown.status == 1

@@ -177,7 +177,7 @@ class TestDamage:
         image = path.read_bytes()
         for length in range(len(image)):
             path.write_bytes(image[:length])
-            with pytest.raises(ConfigurationError, match="damaged|no file of encryption keys"):
+            with pytest.raises(ConfigurationError, match="damaged|not an encryption-key file"):
                 EncryptionKeys.load(path, KEK)
 
     @pytest.mark.parametrize("more", [b"\0", bytes(10_000)])
@@ -209,7 +209,7 @@ class TestDamage:
         for seconds in (1 << 40, 1 << 63, (1 << 64) - 1):
             image = path.read_bytes()
             path.write_bytes(image[:10] + seconds.to_bytes(8) + image[18:])
-            refused(lambda: keyfile.read_header(path), match="date is impossible")
+            refused(lambda: keyfile.read_header(path), match="invalid date")
 
 
 class TestRefused:
@@ -556,7 +556,7 @@ class TestKekFile:
     def test_a_kek_file_with_other_content_is_rejected_without_quoting_it(self, tmp_path, text):
         (tmp_path / "kek").write_text(text)
         (tmp_path / "kek").chmod(0o600)
-        with pytest.raises(ConfigurationError, match="holds no KEK") as caught:
+        with pytest.raises(ConfigurationError, match="does not contain a KEK") as caught:
             keyfile.read_kek(tmp_path / "kek")
         assert KEK.hex()[:16] not in error_text(caught.value) + locals_of(caught.value)
 
@@ -592,7 +592,7 @@ class TestKeys:
         assert loaded == EncryptionKeys(SECRET, CIPHER_TEXT)
         for show in (repr, str):
             assert not any(form in show(loaded) for form in spelled(SECRET))
-        with pytest.raises(TypeError, match="not pickled"):
+        with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(loaded)
 
 

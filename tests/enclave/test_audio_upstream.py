@@ -46,7 +46,7 @@ class Listener:
     stalls: bool = False
     left: threading.Event = field(default_factory=threading.Event)
 
-    async def hear(self, request: Request) -> Response:
+    async def receive_recording(self, request: Request) -> Response:
         body = await request.body()
         self.asked.append((request.url.path, dict(request.headers), _parts(request, body)))
         if self.stalls:
@@ -55,7 +55,7 @@ class Listener:
             self.left.set()
         return self.answer()
 
-    def says(self, answer: Any, status: int = 200, **headers: str) -> None:
+    def respond_with(self, answer: Any, status: int = 200, **headers: str) -> None:
         """Answer with JSON, or with a text."""
         kind = PlainTextResponse if isinstance(answer, str) else JSONResponse
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -94,10 +94,10 @@ def server() -> Iterator[list[Listener]]:
     """The server's URL is the first listener's; the last one answers."""
     listeners = [Listener()]
 
-    async def hear(request: Request) -> Response:
-        return await listeners[-1].hear(request)
+    async def receive_recording(request: Request) -> Response:
+        return await listeners[-1].receive_recording(request)
 
-    app = Starlette(routes=[Route(path, hear, methods=["POST"]) for _, path in ROUTES])
+    app = Starlette(routes=[Route(path, receive_recording, methods=["POST"]) for _, path in ROUTES])
     with Server((app, listen())) as server:
         listeners[0].url = server.urls[0]
         yield listeners
@@ -214,14 +214,14 @@ def test_json_is_passed_through_whole(wire: RawClient, listener: Listener, form:
         "words": [{"word": "zebra"}],
         "usage": {"seconds": 4},
     }
-    listener.says(said)
+    listener.respond_with(said)
     sealed, response = wire.audio(AUDIO, response_format=form)
     assert json.loads(sealed.opened(response)) == said
     assert b"zebra" not in response.content
 
 
 def test_text_is_passed_through_as_it_is(wire: RawClient, listener: Listener) -> None:
-    listener.says('{"zebra": größer}\n')
+    listener.respond_with('{"zebra": größer}\n')
     sealed, response = wire.audio(AUDIO, response_format="text")
     assert sealed.opened(response).decode() == '{"zebra": größer}\n'
 
@@ -230,7 +230,7 @@ def test_text_is_passed_through_as_it_is(wire: RawClient, listener: Listener) ->
 def test_an_answer_in_another_form_than_was_asked_for_is_503(
     wire: RawClient, listener: Listener, answer: Any
 ) -> None:
-    listener.says(answer)
+    listener.respond_with(answer)
     _, response = wire.audio(AUDIO)
     assert refused(response, 503)["log"] == {"type": "service_unavailable"}
 
@@ -239,7 +239,7 @@ def test_an_answer_without_end_is_503(
     wire: RawClient, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prem_core.enclave.engines.upstream.MAX_EVENT_BYTES", 1_000)
-    listener.says({"text": "x" * 2_000})
+    listener.respond_with({"text": "x" * 2_000})
     _, response = wire.audio(AUDIO)
     assert "too large" in refused(response, 503)["error"]
 
@@ -254,7 +254,7 @@ def test_an_answer_without_end_is_503(
 def test_an_http_error_keeps_its_class_and_loses_its_words(
     wire: RawClient, listener: Listener, status: int, seen: int
 ) -> None:
-    listener.says({"error": {"message": "the zebra", "param": "zebra", "code": "zebra"}}, status)
+    listener.respond_with({"error": {"message": "the zebra", "param": "zebra", "code": "zebra"}}, status)
     _, response = wire.audio(AUDIO)
     assert "upstream" in refused(response, seen)["error"]
 
@@ -267,7 +267,7 @@ def test_a_redirect_is_not_followed(wire: RawClient, listener: Listener) -> None
 
 
 def test_retry_after_is_passed_on(wire: RawClient, listener: Listener) -> None:
-    listener.says({}, 429, Retry_After="17")
+    listener.respond_with({}, 429, Retry_After="17")
     _, response = wire.audio(AUDIO)
     assert refused(response, 429)["log"] == {"type": "rate_limit_error"}
     assert response.headers["retry-after"] == "17"
@@ -286,7 +286,7 @@ def test_retry_after_is_passed_on(wire: RawClient, listener: Listener) -> None:
 def test_a_refused_parameter_is_named_when_the_schema_knows_it(
     wire: RawClient, listener: Listener, param: Any, named: str | None
 ) -> None:
-    listener.says({"error": {"message": "maximum context length, zebra", "param": param}}, 400)
+    listener.respond_with({"error": {"message": "maximum context length, zebra", "param": param}}, 400)
     _, response = wire.audio(AUDIO)
     envelope = refused(response, 400)
     assert list(envelope["validator"] or ()) == ([named] if named else [])
@@ -343,10 +343,10 @@ def test_neither_the_gateway_nor_the_log_nor_an_error_holds_anything_that_was_se
     caplog.set_level("DEBUG", "prem_core")
     seen: list[Exchange] = []
     wire = run(upstream=listener.url, on_exchange=seen.append)
-    listener.says({"text": "the zebra said"})
+    listener.respond_with({"text": "the zebra said"})
     sealed, response = wire.audio(AUDIO, name=b"zebra.wav", prompt="zebra")
     assert b"zebra" in sealed.opened(response)
-    listener.says({"error": {"message": "zebra"}}, 400)
+    listener.respond_with({"error": {"message": "zebra"}}, 400)
     _, response = wire.audio(AUDIO, name=b"zebra.wav", prompt="zebra")
     refused(response, 400)
     assert len(seen) == 2

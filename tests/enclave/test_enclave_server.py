@@ -251,7 +251,7 @@ def test_usage_is_sent_where_requested_and_in_every_response_without_stream(
     run: Run, upstream: Upstream
 ) -> None:
     wire = run(upstream=upstream.url)
-    upstream.says(chunk("hi", usage=usage_chunk(3)["usage"]), chunk(finish="stop"), usage_chunk(7))
+    upstream.respond_with(chunk("hi", usage=usage_chunk(3)["usage"]), chunk(finish="stop"), usage_chunk(7))
 
     def totals(**more: Any) -> list[int]:
         sealed, response = wire.chat(params(**more))
@@ -323,7 +323,7 @@ def test_without_stream_the_response_can_be_an_envelope_sealed_under_a_fresh_non
 
 def test_a_truncated_response_is_never_a_complete_envelope(run: Run, upstream: Upstream) -> None:
     wire = run(response_form="envelope", upstream=upstream.url)
-    upstream.says(chunk("zebra"), {"error": {"message": "zebra", "type": "overloaded_error"}})
+    upstream.respond_with(chunk("zebra"), {"error": {"message": "zebra", "type": "overloaded_error"}})
     _, response = wire.chat(params(stream=False))
     assert error_envelope(response, 503)["data"] is None
     assert "zebra" not in response.text
@@ -339,7 +339,7 @@ def test_the_envelope_has_complete_tool_calls(run: Run, upstream: Upstream) -> N
         return {**chunk(), "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
 
     wire = run(response_form="envelope", upstream=upstream.url)
-    upstream.says(
+    upstream.respond_with(
         piece(0, '{"a"', name="f"),
         piece(1, "{", name="g"),
         piece(0, ":1}"),

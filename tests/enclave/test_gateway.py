@@ -334,7 +334,7 @@ def test_the_base_tier_answers_429_with_retry_after_and_then_recovers(run: Run, 
 
 def test_tokens_used_are_charged_to_the_tier(run: Run, clock: Clock, upstream: Upstream) -> None:
     wire = run(tier=Tier(BASE, clock), upstream=upstream.url)
-    upstream.says(chunk("hi", finish="stop"), usage_chunk(76_000))
+    upstream.respond_with(chunk("hi", finish="stop"), usage_chunk(76_000))
     sealed, response = wire.chat(params())
     sealed.chunks(response)
     _, response = wire.chat(params())
@@ -358,7 +358,7 @@ def test_a_sixth_open_stream_is_rejected_until_a_disconnect_frees_its_slot(
         for stream in streams:
             stream.__exit__(None, None, None)
     assert upstream.left.wait(5), "the disconnect reaches the engine"
-    upstream.says(chunk("hi", finish="stop"))
+    upstream.respond_with(chunk("hi", finish="stop"))
     clock.now += 5
     sealed, response = wire.chat(params())
     assert sealed.chunks(response)

@@ -70,7 +70,7 @@ def test_three():
 def test_without_a_reply_the_error_says_so(tmp_path: Path) -> None:
     result = run(tmp_path, USE.replace('    prem_enclave.reply("Hello")\n', ""))
     assert result.returncode == 1
-    assert "0 replies were given, and this is request 1" in result.stdout
+    assert "no reply left for request 1 (0 given)" in result.stdout
 
 
 def test_the_plugin_imports_nothing_before_the_fixture_is_used(tmp_path: Path) -> None:

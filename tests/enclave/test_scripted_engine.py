@@ -264,9 +264,9 @@ def test_delays_hold_back_the_first_chunk_and_each_further_one(
 @pytest.mark.parametrize(
     ("replies", "message"),
     [
-        ([], "0 replies were given, and this is request 1: add a reply, or pass respond="),
-        (["one"], "1 reply was given, and this is request 2"),
-        (["one", "two"], "2 replies were given, and this is request 3"),
+        ([], "no reply left for request 1 (0 given): add a reply, or pass respond="),
+        (["one"], "no reply left for request 2 (1 given)"),
+        (["one", "two"], "no reply left for request 3 (2 given)"),
     ],
 )
 def test_the_error_when_replies_run_out_counts_them(serve: Start, replies: list[str], message: str) -> None:
@@ -471,7 +471,7 @@ class Echo(Engine):
 def test_an_engine_of_ones_own_needs_chat_only(serve: Start) -> None:
     service = serve(engine=Echo())
     assert service.chat(model="any/name").choices[0].message.content == "The zebra?"
-    with pytest.raises(BadRequestError, match="takes no recordings"):
+    with pytest.raises(BadRequestError, match="does not support audio"):
         service.client.audio.transcriptions.create(file=("a.wav", b"RIFF"))
     assert [model.request_name for model in service.client.models.list()] != []
 

@@ -58,7 +58,7 @@ def test_what_is_no_http_url_is_refused_without_repeating_it(base: str) -> None:
 def test_an_answer_is_streamed_through_and_satisfies_the_published_schema(
     wire: RawClient, upstream: Upstream
 ) -> None:
-    upstream.says(
+    upstream.respond_with(
         chunk("Hel", service_tier="default", prompt_token_ids=[1]),
         chunk("lo"),
         {"choices": [{"delta": {}, "finish_reason": "stop"}]},
@@ -100,7 +100,9 @@ def test_reasoning_is_renamed_to_the_documented_field(wire: RawClient, upstream:
     def thought(**delta: Any) -> dict[str, Any]:
         return {**chunk(), "choices": [{"index": 0, "delta": delta}]}
 
-    upstream.says(thought(reasoning="hm"), thought(reasoning_content="so", reasoning="no"), chunk("A"))
+    upstream.respond_with(
+        thought(reasoning="hm"), thought(reasoning_content="so", reasoning="no"), chunk("A")
+    )
     sealed, response = wire.chat(params())
     chunks = sealed.chunks(response)
     assert contents(chunks, "reasoning_content") == ["hm", "so"]
@@ -178,7 +180,7 @@ def test_a_server_that_does_not_stream_is_503(wire: RawClient, upstream: Upstrea
 def test_a_stream_that_ends_without_done_is_an_error_and_never_done(
     wire: RawClient, upstream: Upstream
 ) -> None:
-    upstream.says(chunk("Hel"), chunk("lo", finish="stop"), done=False)
+    upstream.respond_with(chunk("Hel"), chunk("lo", finish="stop"), done=False)
     sealed, response = wire.chat(params())
     names = [name for name, _ in sealed.events(response)]
     assert names == ["data", "data", "error"]
@@ -198,7 +200,7 @@ def test_a_stream_that_breaks_is_an_error_and_never_done(wire: RawClient, upstre
 def test_a_reported_error_after_a_chunk_is_sealed_with_the_servers_own_words(
     wire: RawClient, upstream: Upstream
 ) -> None:
-    upstream.says(chunk("Hel"), {"error": {"message": "the zebra ran", "type": "overloaded_error"}})
+    upstream.respond_with(chunk("Hel"), {"error": {"message": "the zebra ran", "type": "overloaded_error"}})
     sealed, response = wire.chat(params())
     events = sealed.events(response)
     assert [name for name, _ in events] == ["data", "error"]
@@ -210,7 +212,7 @@ def test_a_reported_error_after_a_chunk_is_sealed_with_the_servers_own_words(
 def test_a_reported_error_before_any_chunk_is_an_envelope_in_our_words(
     wire: RawClient, upstream: Upstream, error: Any
 ) -> None:
-    upstream.says({"error": error})
+    upstream.respond_with({"error": error})
     _, response = wire.chat(params())
     assert response.status_code == 500
     assert response.json()["log"] == {"type": "server_error"}
@@ -221,7 +223,7 @@ def test_a_reported_error_before_any_chunk_is_an_envelope_in_our_words(
     "event", ["zebra", "[]", '{"choices": 5}', '{"choices": [5]}', '{"usage": 5}', "[" * 10_000]
 )
 def test_an_event_that_is_no_chunk_is_503(wire: RawClient, upstream: Upstream, event: str) -> None:
-    upstream.says(event)
+    upstream.respond_with(event)
     _, response = wire.chat(params())
     assert response.status_code == 503
     assert "zebra" not in response.text
@@ -231,7 +233,7 @@ def test_an_event_without_end_is_503(
     wire: RawClient, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prem_core.enclave.engines.upstream.MAX_EVENT_BYTES", 1000)
-    upstream.says(chunk("x" * 2000))
+    upstream.respond_with(chunk("x" * 2000))
     _, response = wire.chat(params())
     assert response.status_code == 503
 
@@ -253,7 +255,7 @@ def test_a_server_that_keeps_the_answer_open_after_done_is_not_waited_for(
 
 
 def test_an_empty_answer_is_a_whole_one(wire: RawClient, upstream: Upstream) -> None:
-    upstream.says()
+    upstream.respond_with()
     sealed, response = wire.chat(params())
     assert sealed.chunks(response) == []
 

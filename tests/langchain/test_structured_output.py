@@ -257,7 +257,7 @@ def test_every_form_of_tool_choice_reaches_the_model(
 
 @pytest.mark.parametrize("choice", ["h", {"type": "function", "function": {"name": "h"}}])
 def test_a_tool_choice_that_names_no_tool_is_an_error(llm: Make, choice: Any) -> None:
-    with pytest.raises(InvalidParameterError, match="these are f, g"):
+    with pytest.raises(InvalidParameterError, match="must name one of the tools: f, g"):
         llm().bind_tools(TOOLS, tool_choice=choice)
 
 

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from support.beep_audio import SHORT_BEEP_TIMES, transcribe_beeps, write_beeps
 from support.paths import CLINIC_NOTE
 from support.recordings import TRANSCRIPTION, WAV, Overlap, fill_directory, source_names
-from support.scripted_upstream import Heard, Upstream
+from support.scripted_upstream import ReceivedRecording, Upstream
 
 from langchain_prem import PremWhisperLoader, PremWhisperParser, TranscriptionFailedWarning
 from prem_core import BadRequestError, InvalidParameterError, RateLimitError
@@ -35,7 +35,7 @@ Make = Callable[..., Any]
 @pytest.fixture
 def parser(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
     """Makes parsers for an enclave that returns TRANSCRIPTION."""
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     return lambda **settings: PremWhisperParser(
         **{**upstream_enclave.client_options, "max_retries": 0, **settings}
     )
@@ -44,7 +44,7 @@ def parser(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
 @pytest.fixture
 def loader(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
     """Makes loaders for an enclave that returns TRANSCRIPTION."""
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     return lambda *args, **settings: PremWhisperLoader(
         *args, **{**upstream_enclave.client_options, "max_retries": 0, **settings}
     )
@@ -124,7 +124,7 @@ def test_every_kind_of_blob_keeps_its_source(
 ) -> None:
     (document,) = parser().lazy_parse(blob)
     assert document.metadata["source"] == source
-    assert upstream.heard[0].name == name
+    assert upstream.recordings[0].name == name
 
 
 def test_data_without_a_source_is_identified_by_its_content(parser: Make, upstream: Upstream) -> None:
@@ -132,7 +132,7 @@ def test_data_without_a_source_is_identified_by_its_content(parser: Make, upstre
         parser().parse(Blob.from_data(data, mime_type="audio/wav"))[0] for data in (WAV, WAV, WAV + b"\0\0")
     )
     assert first.metadata["source"] == again.metadata["source"] != other.metadata["source"]
-    assert upstream.heard[0].name == "audio.wav"
+    assert upstream.recordings[0].name == "audio.wav"
     assert first.id == again.id != other.id
 
 
@@ -167,8 +167,8 @@ class Generic(BaseLoader):
 
 def test_the_parser_composes_with_a_generic_loader(parser: Make, upstream: Upstream, calls: Path) -> None:
     documents = Generic(Folder(calls), parser()).lazy_load()
-    assert upstream.heard == []
-    assert Path(next(documents).metadata["source"]).name == "a.wav" and len(upstream.heard) == 1
+    assert upstream.recordings == []
+    assert Path(next(documents).metadata["source"]).name == "a.wav" and len(upstream.recordings) == 1
     assert [Path(each.metadata["source"]).name for each in documents] == ["b.wav", "c.wav"]
 
 
@@ -222,16 +222,16 @@ def test_a_recording_is_transcribed_when_its_document_is_requested(
     loader: Make, upstream: Upstream, calls: Path
 ) -> None:
     documents = loader(calls).lazy_load()
-    assert upstream.heard == []
+    assert upstream.recordings == []
     next(documents)
-    assert len(upstream.heard) == 1
+    assert len(upstream.recordings) == 1
 
 
 async def test_several_recordings_are_transcribed_at_once_and_keep_their_order(
     loader: Make, upstream: Upstream, calls: Path
 ) -> None:
     overlap = Overlap(2)
-    upstream.transcribes(overlap)
+    upstream.transcribe_with(overlap)
     documents = await loader(calls, max_concurrent_recordings=2).aload()
     assert source_names(documents) == ["a.wav", "b.wav", "c.wav"]
     assert overlap.most == 2
@@ -245,7 +245,7 @@ def test_one_loader_serves_many_event_loops(loader: Make, calls: Path) -> None:
 def test_errors_are_langchain_core_errors_too_and_name_the_file(
     loader: Make, upstream: Upstream, calls: Path
 ) -> None:
-    upstream.hears = lambda heard: JSONResponse({}, 429)
+    upstream.transcribe = lambda recording: JSONResponse({}, 429)
     with pytest.raises(ModelRateLimitError, match=r"a\.wav: ") as caught:
         loader(calls).load()
     assert isinstance(caught.value, RateLimitError)
@@ -257,7 +257,9 @@ def test_errors_are_langchain_core_errors_too_and_name_the_file(
 
 
 async def test_every_load_collects_its_own_errors(loader: Make, upstream: Upstream, calls: Path) -> None:
-    upstream.hears = lambda heard: JSONResponse({}, 400) if heard.name == "b.wav" else TRANSCRIPTION
+    upstream.transcribe = lambda recording: (
+        JSONResponse({}, 400) if recording.name == "b.wav" else TRANSCRIPTION
+    )
     made = loader(calls, on_error="collect")
     for load in (made.load, made.load, lambda: asyncio.run(made.aload())):
         with pytest.warns(TranscriptionFailedWarning, match="1 of 3 recordings could not be transcribed"):
@@ -265,7 +267,7 @@ async def test_every_load_collects_its_own_errors(loader: Make, upstream: Upstre
         ((source, error),) = made.errors
         assert Path(source).name == "b.wav"
         assert isinstance(error, BadRequestError) and isinstance(error, ModelInvalidRequestError)
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     made.load()
     assert made.errors == []
 
@@ -325,7 +327,7 @@ def test_nothing_secret_is_shown(upstream_enclave: LocalEnclave) -> None:
 def test_unlike_openai_whisper_parser_nothing_is_printed(
     loader: Make, upstream: Upstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    upstream.transcribes(transcribe_beeps)
+    upstream.transcribe_with(transcribe_beeps)
     write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     (tmp_path / "empty.wav").touch()
     with pytest.warns(TranscriptionFailedWarning):
@@ -337,15 +339,15 @@ def test_unlike_openai_whisper_parser_nothing_is_printed(
 def test_unlike_openai_whisper_parser_a_failed_chunk_is_an_error(
     loader: Make, upstream: Upstream, tmp_path: Path
 ) -> None:
-    def fails_in_the_middle(heard: Heard) -> Any:
-        return JSONResponse({}, 500) if ".part002" in heard.name else transcribe_beeps(heard)
+    def fails_in_the_middle(recording: ReceivedRecording) -> Any:
+        return JSONResponse({}, 500) if ".part002" in recording.name else transcribe_beeps(recording)
 
-    upstream.transcribes(fails_in_the_middle)
+    upstream.transcribe_with(fails_in_the_middle)
     path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     with pytest.raises(Exception, match=r"long\.wav") as caught:
         loader(path, max_chunk_bytes=256 * 1024).load()
     assert type(caught.value).__name__ == "InternalServerError"
-    assert len(upstream.heard) == 2
+    assert len(upstream.recordings) == 2
 
 
 def test_unlike_openai_whisper_parser_there_is_no_sleep_between_chunks(
@@ -353,16 +355,16 @@ def test_unlike_openai_whisper_parser_there_is_no_sleep_between_chunks(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    upstream.transcribes(transcribe_beeps)
+    upstream.transcribe_with(transcribe_beeps)
     path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     assert len(loader(path, max_chunk_bytes=256 * 1024, mode="segments").load()) == len(SHORT_BEEP_TIMES)
-    assert len(upstream.heard) > 2 and slept == []
+    assert len(upstream.recordings) > 2 and slept == []
 
 
 def test_unlike_openai_whisper_parser_splitting_wav_needs_only_the_standard_library(
     loader: Make, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     real = builtins.__import__
 
@@ -378,7 +380,7 @@ def test_unlike_openai_whisper_parser_splitting_wav_needs_only_the_standard_libr
 def test_unlike_openai_whisper_parser_segments_have_times_in_the_whole_recording(
     loader: Make, upstream: Upstream, tmp_path: Path
 ) -> None:
-    upstream.transcribes(transcribe_beeps)
+    upstream.transcribe_with(transcribe_beeps)
     path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     documents = loader(path, max_chunk_bytes=256 * 1024, mode="segments").load()
     assert [each.page_content for each in documents] == [f"beep{n}" for n in range(len(SHORT_BEEP_TIMES))]

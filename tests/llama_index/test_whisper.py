@@ -38,7 +38,7 @@ Make = Callable[..., PremWhisperReader]
 @pytest.fixture
 def reader(upstream_enclave: LocalEnclave, upstream: Upstream) -> Make:
     """Makes readers for an enclave that returns TRANSCRIPTION."""
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     return lambda **settings: PremWhisperReader(
         **{**upstream_enclave.client_options, "max_retries": 0, **settings}
     )
@@ -103,7 +103,7 @@ def test_segments_are_joined_up_to_max_segment_seconds(reader: Make) -> None:
 
 
 def test_a_silent_recording_gives_an_empty_document(reader: Make, upstream: Upstream) -> None:
-    upstream.transcribes({"text": "", "segments": [], "duration": 3.0})
+    upstream.transcribe_with({"text": "", "segments": [], "duration": 3.0})
     (document,) = reader(mode="segments").load_data(CLINIC_NOTE)
     assert document.text == "" and document.metadata["end"] == 3.0
 
@@ -126,7 +126,7 @@ def test_a_recording_may_be_a_path_a_named_tuple_or_a_file(
 ) -> None:
     (document,) = reader().load_data(file)
     assert document.metadata["source"] == source
-    assert upstream.heard[0].name == name and upstream.heard[0].data == WAV
+    assert upstream.recordings[0].name == name and upstream.recordings[0].data == WAV
 
 
 @pytest.mark.parametrize("file", [WAV, bytearray(WAV), io.BytesIO(WAV)])
@@ -151,7 +151,7 @@ async def test_a_list_is_transcribed_in_order_by_all_four_methods(reader: Make, 
 
 async def test_several_recordings_are_transcribed_at_once(reader: Make, upstream: Upstream) -> None:
     overlap = Overlap(2)
-    upstream.transcribes(overlap)
+    upstream.transcribe_with(overlap)
     await reader(max_concurrent_recordings=2).aload_data([(f"{number}.wav", WAV) for number in range(4)])
     assert overlap.most == 2
 
@@ -162,7 +162,9 @@ def test_one_reader_serves_many_event_loops(reader: Make) -> None:
 
 
 async def test_errors_are_collected_over_all_calls(reader: Make, upstream: Upstream, calls: Path) -> None:
-    upstream.hears = lambda heard: JSONResponse({}, 400) if heard.name == "b.wav" else TRANSCRIPTION
+    upstream.transcribe = lambda recording: (
+        JSONResponse({}, 400) if recording.name == "b.wav" else TRANSCRIPTION
+    )
     made = reader(on_error="collect")
     files: list[Any] = [calls / "a.wav", calls / "b.wav", calls / "none.wav"]
     with pytest.warns(TranscriptionFailedWarning, match="2 of 3 recordings could not be transcribed"):
@@ -207,7 +209,7 @@ def test_the_extractor_has_one_reader_for_every_suffix_that_whisper_accepts() ->
 async def test_a_directory_is_read_synchronously_and_asynchronously(
     upstream_enclave: LocalEnclave, upstream: Upstream, calls: Path
 ) -> None:
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     directory = SimpleDirectoryReader(
         calls, file_extractor=extractor(upstream_enclave, mode="segments"), raise_on_error=True
     )
@@ -227,14 +229,14 @@ async def test_a_directory_is_read_synchronously_and_asynchronously(
 def test_a_directory_is_read_by_worker_processes(
     upstream_enclave: LocalEnclave, upstream: Upstream, calls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     # The key is not in what goes to the workers: they read it from the environment.
     monkeypatch.setenv("PREM_API_KEY", upstream_enclave.api_key)
     directory = SimpleDirectoryReader(
         calls, file_extractor=extractor(upstream_enclave), required_exts=[".wav"], raise_on_error=True
     )
     assert source_names(directory.load_data(num_workers=2)) == ["a.wav", "b.wav", "c.wav"]
-    assert sorted(each.name for each in upstream.heard) == ["a.wav", "b.wav", "c.wav"]
+    assert sorted(each.name for each in upstream.recordings) == ["a.wav", "b.wav", "c.wav"]
 
 
 @pytest.mark.parametrize("num_workers", [None, 2])
@@ -245,7 +247,7 @@ def test_the_error_of_a_directory_names_the_file(
     monkeypatch: pytest.MonkeyPatch,
     num_workers: int | None,
 ) -> None:
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     monkeypatch.setenv("PREM_API_KEY", upstream_enclave.api_key)
     (calls / "b.wav").write_bytes(b"")
     directory = SimpleDirectoryReader(
@@ -259,7 +261,7 @@ def test_the_error_of_a_directory_names_the_file(
 def test_a_remote_directory_is_read_through_its_file_system(
     upstream_enclave: LocalEnclave, upstream: Upstream
 ) -> None:
-    upstream.transcribes(TRANSCRIPTION)
+    upstream.transcribe_with(TRANSCRIPTION)
     fs = fsspec.filesystem("memory")
     fs.pipe("/ward/7.wav", WAV)
     directory = SimpleDirectoryReader(
@@ -267,7 +269,7 @@ def test_a_remote_directory_is_read_through_its_file_system(
     )
     (document,) = directory.load_data()
     assert document.metadata["source"] == document.metadata["file_path"] == "/ward/7.wav"
-    assert upstream.heard[0].data == WAV
+    assert upstream.recordings[0].data == WAV
 
 
 # --- copies
@@ -312,10 +314,10 @@ def test_unlike_whisper_reader_each_segment_can_be_a_document(reader: Make) -> N
 def test_unlike_whisper_reader_documents_have_times_and_language(
     reader: Make, upstream: Upstream, tmp_path: Path
 ) -> None:
-    upstream.transcribes(transcribe_beeps)
+    upstream.transcribe_with(transcribe_beeps)
     path = write_beeps(tmp_path / "long.wav", SHORT_BEEP_TIMES, 20)
     documents = reader(mode="segments", max_chunk_bytes=256 * 1024).load_data(path)
-    assert len(upstream.heard) > 2
+    assert len(upstream.recordings) > 2
     assert [each.text for each in documents] == [f"beep{n}" for n in range(len(SHORT_BEEP_TIMES))]
     assert [each.metadata["start"] for each in documents] == pytest.approx(SHORT_BEEP_TIMES, abs=0.03)
     assert {each.metadata["language"] for each in documents} == {"english"}
@@ -325,7 +327,7 @@ def test_unlike_whisper_reader_the_language_is_not_always_english(reader: Make, 
     reader().load_data(CLINIC_NOTE)
     reader(language="de").load_data(CLINIC_NOTE)
     reader(task="translate").load_data(CLINIC_NOTE)
-    assert [(each.task, each.params.get("language")) for each in upstream.heard] == [
+    assert [(each.task, each.params.get("language")) for each in upstream.recordings] == [
         ("transcribe", None),
         ("transcribe", "de"),
         ("translate", None),
@@ -337,7 +339,7 @@ async def test_unlike_whisper_reader_recordings_are_read_from_fs(reader: Make, u
     fs.pipe("/only/there.wav", WAV)
     assert source_names(reader().load_data("/only/there.wav", fs=fs)) == ["there.wav"]
     assert source_names(await reader().aload_data("/only/there.wav", fs=fs)) == ["there.wav"]
-    assert [each.data for each in upstream.heard] == [WAV, WAV]
+    assert [each.data for each in upstream.recordings] == [WAV, WAV]
     with pytest.raises(InvalidParameterError, match="no such file: /only/there.wav"):
         reader().load_data("/only/there.wav")
 
@@ -347,20 +349,20 @@ async def test_unlike_whisper_reader_a_recording_is_transcribed_when_its_documen
 ) -> None:
     files: list[Any] = [calls / "a.wav", calls / "b.wav"]
     lazily = reader().lazy_load_data(files)
-    assert upstream.heard == []
+    assert upstream.recordings == []
     next(iter(lazily))
-    assert len(upstream.heard) == 1
-    upstream.heard.clear()
+    assert len(upstream.recordings) == 1
+    upstream.recordings.clear()
     async for _ in reader(max_concurrent_recordings=1).alazy_load_data(files):
         break
-    assert len(upstream.heard) == 1
+    assert len(upstream.recordings) == 1
 
 
 def test_unlike_whisper_reader_every_file_keeps_its_name(
     reader: Make, upstream: Upstream, calls: Path
 ) -> None:
     reader().load_data([calls / "a.wav", WAV, b"fLaC" + bytes(50)])
-    sent = [each.name for each in upstream.heard]
+    sent = [each.name for each in upstream.recordings]
     assert sent[0] == "a.wav"
     assert sent[1].startswith("audio-") and sent[1].endswith(".wav") and sent[2].endswith(".flac")
 

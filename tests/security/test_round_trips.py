@@ -43,7 +43,7 @@ class Model:
     server: Upstream = field(repr=False)
 
     def respond_with(self, *chunks: Any) -> None:
-        self.server.says(*chunks)
+        self.server.respond_with(*chunks)
 
     def received(self) -> list[PlainMessage]:
         """The messages of the last request, which must satisfy the published schema."""
@@ -55,7 +55,7 @@ class Model:
 @pytest.fixture(scope="module")
 def model(upstream_server: list[Upstream]) -> Iterator[Model]:
     stub = Upstream()
-    stub.says(delta(content="Yes"), finish())
+    stub.respond_with(delta(content="Yes"), finish())
     upstream_server.append(stub)
     with LocalEnclave(upstream=upstream_server[0].url) as prem:
         made = {"model": "m", "max_retries": 0, **prem.client_options}

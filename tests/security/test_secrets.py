@@ -98,7 +98,7 @@ def enclaves(
 ) -> Iterator[Enclaves]:
     stub = Upstream(answer=secret_values.respond)
     wrong = {**secret_values.TRANSCRIPTION, "segments": secret_values.TRANSCRIPT}
-    stub.transcribes(
+    stub.transcribe_with(
         lambda transcription: (
             wrong if transcription.params.get("prompt") == "wrong" else secret_values.TRANSCRIPTION
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from support.scripted_upstream import Heard
+from support.scripted_upstream import ReceivedRecording
 
 RATE = 16_000
 BEEP = 0.5
@@ -43,9 +43,9 @@ def write_beeps(path: Path, at: Sequence[float], seconds: float, *, subtype: str
     return path
 
 
-def transcribe_beeps(heard: Heard) -> dict[str, Any]:
+def transcribe_beeps(recording: ReceivedRecording) -> dict[str, Any]:
     """The transcription of a recording of beeps: a segment for each, with its number as its word."""
-    samples, rate = soundfile.read(io.BytesIO(heard.data), dtype="float32", always_2d=True)
+    samples, rate = soundfile.read(io.BytesIO(recording.data), dtype="float32", always_2d=True)
     samples = samples[:, 0]
     step = rate // 100
     blocks = samples[: len(samples) // step * step].reshape(-1, step)
@@ -59,7 +59,7 @@ def transcribe_beeps(heard: Heard) -> dict[str, Any]:
             {"id": len(segments), "start": first / 100, "end": last / 100, "text": f" beep{_number(pitch)}"}
         )
     return {
-        "task": heard.task,
+        "task": recording.task,
         "language": "english",
         "duration": len(samples) / rate,
         "text": "".join(each["text"] for each in segments),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from support.paths import CLINIC_NOTE
-from support.scripted_upstream import Heard
+from support.scripted_upstream import ReceivedRecording
 
 #: The bytes of the sample recording.
 WAV: Final = CLINIC_NOTE.read_bytes()
@@ -47,21 +47,23 @@ class Overlap:
         most: The most requests that were in progress at once.
     """
 
-    def __init__(self, expected: int, respond: Callable[[Heard], Any] = lambda heard: TRANSCRIPTION) -> None:
+    def __init__(
+        self, expected: int, respond: Callable[[ReceivedRecording], Any] = lambda recording: TRANSCRIPTION
+    ) -> None:
         self.most = 0
         self._expected = expected
         self._respond = respond
         self._in_progress = 0
         self._changed = threading.Condition()
 
-    def __call__(self, heard: Heard) -> Any:
+    def __call__(self, recording: ReceivedRecording) -> Any:
         with self._changed:
             self._in_progress += 1
             self.most = max(self.most, self._in_progress)
             self._changed.notify_all()
             assert self._changed.wait_for(lambda: self.most >= self._expected, timeout=30)
         try:
-            return self._respond(heard)
+            return self._respond(recording)
         finally:
             with self._changed:
                 self._in_progress -= 1
@@ -70,13 +72,13 @@ class Overlap:
 class LastFirst:
     """Responds to the first request of a batch only after the request for the recording `last` had its response."""
 
-    def __init__(self, first: str, last: str, respond: Callable[[Heard], Any]) -> None:
+    def __init__(self, first: str, last: str, respond: Callable[[ReceivedRecording], Any]) -> None:
         self._first, self._last, self._respond = first, last, respond
         self._responded = threading.Event()
 
-    def __call__(self, heard: Heard) -> Any:
-        if heard.name == self._first:
+    def __call__(self, recording: ReceivedRecording) -> Any:
+        if recording.name == self._first:
             assert self._responded.wait(30)
-        if heard.name == self._last:
+        if recording.name == self._last:
             self._responded.set()
-        return self._respond(heard)
+        return self._respond(recording)

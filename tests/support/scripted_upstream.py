@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server whose answers each test writes down, and the chunks it says."""
+"""A real OpenAI-compatible server whose responses each test sets, and the chunks to respond with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 
 @dataclass(frozen=True)
-class Heard:
+class ReceivedRecording:
     """A recording as it was sent for transcription or translation."""
 
     task: str
@@ -24,29 +24,29 @@ class Heard:
     params: dict[str, str]
 
     @classmethod
-    def of(cls, path: str, content_type: str, body: bytes) -> Heard:
+    def of(cls, path: str, content_type: str, body: bytes) -> ReceivedRecording:
         boundary = content_type.partition("boundary=")[2].encode()
         params, name, data = {}, "", b""
         for part in body.split(b"--" + boundary)[1:-1]:
             head, _, content = part.partition(b"\r\n\r\n")
-            said = dict(re.findall(r'(\w+)="([^"]*)"', head.decode()))
-            if "filename" in said:
-                name, data = said["filename"], content[:-2]
+            names = dict(re.findall(r'(\w+)="([^"]*)"', head.decode()))
+            if "filename" in names:
+                name, data = names["filename"], content[:-2]
             else:
-                params[said["name"]] = content[:-2].decode()
+                params[names["name"]] = content[:-2].decode()
         return cls("translate" if path.endswith("translations") else "transcribe", name, data, params)
 
 
 @dataclass
 class Upstream:
-    """A real OpenAI-compatible server whose answer each test sets."""
+    """A real OpenAI-compatible server whose response each test sets."""
 
     url: str = ""
     answer: Callable[[dict[str, Any]], Response] = lambda body: Response(status_code=500)
     requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
-    hears: Callable[[Heard], Any] = lambda heard: Response(status_code=500)
-    heard: list[Heard] = field(default_factory=list)
+    transcribe: Callable[[ReceivedRecording], Any] = lambda recording: Response(status_code=500)
+    recordings: list[ReceivedRecording] = field(default_factory=list)
     models: Response = field(default_factory=lambda: Response(status_code=404))
 
     async def complete(self, request: Request) -> Response:
@@ -54,19 +54,19 @@ class Upstream:
         self.requests.append((dict(request.headers), body))
         return self.answer(body)
 
-    async def hear(self, request: Request) -> Response:
+    async def receive_recording(self, request: Request) -> Response:
         body = await request.body()
-        heard = Heard.of(request.url.path, request.headers["content-type"], body)
-        self.heard.append(heard)
-        answer = await asyncio.to_thread(self.hears, heard)
+        recording = ReceivedRecording.of(request.url.path, request.headers["content-type"], body)
+        self.recordings.append(recording)
+        answer = await asyncio.to_thread(self.transcribe, recording)
         return answer if isinstance(answer, Response) else JSONResponse(answer)
 
-    def transcribes(self, answer: Callable[[Heard], Any] | dict[str, Any]) -> None:
-        """Answer recordings with this object, or with what this function makes of them (in a thread)."""
-        self.hears = answer if callable(answer) else lambda heard: answer
+    def transcribe_with(self, answer: Callable[[ReceivedRecording], Any] | dict[str, Any]) -> None:
+        """Respond to recordings with this object, or with the result of this function (called in a thread)."""
+        self.transcribe = answer if callable(answer) else lambda recording: answer
 
-    def says(self, *chunks: Any, done: bool = True) -> None:
-        """Answer with these chunks."""
+    def respond_with(self, *chunks: Any, done: bool = True) -> None:
+        """Respond to chat requests with these chunks."""
 
         async def events() -> AsyncIterator[str]:
             for each in chunks:
@@ -77,7 +77,7 @@ class Upstream:
         self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
 
     def stalls(self, *chunks: Any) -> None:
-        """Answer with these chunks and then nothing; `left` is set when the reader leaves."""
+        """Respond with these chunks and then nothing; `left` is set when the client disconnects."""
 
         async def events() -> AsyncIterator[str]:
             try:
@@ -90,7 +90,7 @@ class Upstream:
         self.answer = lambda body: StreamingResponse(events(), media_type="text/event-stream")
 
     def refuses(self, status: int, body: Any = None, **headers: str) -> None:
-        """Answer with an HTTP error."""
+        """Respond with an HTTP error."""
         content = json.dumps(body).encode()
         self.answer = lambda _: Response(
             content, status, {k.replace("_", "-"): v for k, v in headers.items()}
@@ -99,9 +99,9 @@ class Upstream:
 
 def chunk(content: str | None = None, *, finish: str | None = None, **more: Any) -> dict[str, Any]:
     """A chunk with a piece of text, a finish reason, or both."""
-    said = {} if content is None else {"content": content}
+    added = {} if content is None else {"content": content}
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "scripted"}
-    return {**head, "choices": [{"index": 0, "delta": said, "finish_reason": finish}], **more}
+    return {**head, "choices": [{"index": 0, "delta": added, "finish_reason": finish}], **more}
 
 
 def usage_chunk(total: int) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def usage_chunk(total: int) -> dict[str, Any]:
     return usage(total - 1, 1)
 
 
-def delta(**said: Any) -> dict[str, Any]:
-    """A chunk that adds `said` to the first choice."""
-    return chunk(choices=[{"index": 0, "delta": said, "finish_reason": None}])
+def delta(**fields: Any) -> dict[str, Any]:
+    """A chunk that adds these fields to the first choice."""
+    return chunk(choices=[{"index": 0, "delta": fields, "finish_reason": None}])
 
 
 def finish(reason: str = "stop") -> dict[str, Any]:

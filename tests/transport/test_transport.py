@@ -451,7 +451,7 @@ def test_certificates_come_from_the_environments_file(monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     assert ssl_context.__wrapped__().get_ca_certs() == []  # looked up there, when a server's is checked
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE: no certificates can be read"):
+    with pytest.raises(errors.ConfigurationError, match="could not read certificates from SSL_CERT_FILE"):
         ssl_context.__wrapped__()
 
 

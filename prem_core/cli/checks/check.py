@@ -47,7 +47,7 @@ class Options:
         local: Whether an embedded enclave was started for this command.
         calls: Request a chat completion.
         audio: Request a transcription.
-        model: The chat model to use, or None for the first one listed.
+        model: The chat model to use, or None for the first enabled chat model.
         fingerprint: The expected SHA-256 of the enclave's key, if known.
         verbose: List the names of the undocumented points.
     """

@@ -46,12 +46,19 @@ def checks(options: Options) -> Iterator[Check]:
     """Check the service. A check that depends on a failed one is skipped."""
     gateway_url = yield from _url("gateway", options)
     enclave_url = yield from _url("enclave", options)
-    client = yield from _client(options.connection) if gateway_url and enclave_url else _skip("settings")
+    missing_key = _missing_api_key(options.connection)
+    client = None
+    if missing_key is None:
+        client = yield from _client(options.connection) if gateway_url and enclave_url else _skip("settings")
     enclave_reached = yield from _reach("enclave", enclave_url, assumptions.PUBLIC_KEY_PATH, options)
     gateway_reached = yield from _reach("gateway", gateway_url, MODELS_ROUTE, options)
     has_enclave_key = yield from _enclave_key(options) if enclave_reached else _skip("enclave key")
     if client is None:
-        yield from _skip("API key", "chat", "audio")
+        if missing_key is not None:
+            yield missing_key
+        else:
+            yield from _skip("API key")
+        yield from _skip("chat", "audio")
         return
     with client:
         models = yield from _api_key(options.connection, client) if gateway_reached else _skip("API key")
@@ -94,17 +101,21 @@ def _source(setting: str, options: Options) -> str:
     return _config.environment_source(setting) or DEFAULT
 
 
-def _client(connection: Connection) -> Generator[Check, None, PremClient | None]:
+def _missing_api_key(connection: Connection) -> Check | None:
+    """A failed check if there is no API key."""
     try:
         connection.api_key()
     except PremError:
-        yield Check(
-            "settings",
+        return Check(
+            "API key",
             State.FAILED,
             f"{connection.api_key_env or 'PREM_API_KEY'} is not set",
-            f"Set it to your API key ({_NEW_KEY}), or try prem --local doctor, which needs none",
+            f"Set it to your API key ({_NEW_KEY}), or run prem --local doctor, which needs none",
         )
-        return None
+    return None
+
+
+def _client(connection: Connection) -> Generator[Check, None, PremClient | None]:
     try:
         return connection.client(max_retries=0)
     except (PremError, CliError) as error:
@@ -252,7 +263,7 @@ def _chat(client: PremClient, options: Options, models: list[Model]) -> Check:
 
 def _audio(client: PremClient, options: Options, models: list[Model]) -> Check:
     if not options.audio:
-        return Check("audio", State.SKIPPED, "it uses a second of audio; --audio runs it")
+        return Check("audio", State.SKIPPED, "skipped because it uses a second of audio; run it with --audio")
     model = _first(models, "AUDIO_TRANSCRIPTION") or DEFAULT_AUDIO_MODEL
     return _call(
         "audio",

@@ -1,4 +1,4 @@
-"""What no check verifies, listed so that it is not taken for checked."""
+"""Lists what is not verified, so that a user does not assume that it was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def checks(options: Options) -> Iterator[Check]:
     yield Check(
         "attestation",
         State.NOT_VERIFIED,
-        "not checked: nothing here proves that the enclave is one, or which code it runs",
+        "not checked: nothing here proves that this is a real enclave, or which code it runs",
     )
     if options.connection.enclave_public_key is None:
         yield Check(

@@ -41,7 +41,7 @@ def doctor(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Chat model to use. Default: the first one listed."),
+        typer.Option(metavar="NAME", help="Chat model to use. Default: the first enabled chat model."),
     ] = None,
     fingerprint: Annotated[
         str | None,
@@ -52,8 +52,8 @@ def doctor(
 ) -> None:
     """Check the installation, settings, service and API key.
 
-    Each check has one line: ok, failed, skipped, info, or not verified for what no check can tell. A failed check
-    says what to do. No secret is shown. Exit code 1 means that a check failed.
+    Each check has one line: ok, failed, skipped, info, or "not verified" for things that cannot be checked. A failed
+    check shows what to do. No secret is shown. Exit code 1 means that a check failed.
 
     \b
     Examples:
@@ -119,7 +119,7 @@ def _print_counts(results: list[Check]) -> None:
 
 
 def _print(*parts: tuple[str, str]) -> None:
-    """Write text with styles, which only a terminal gets."""
+    """Write text; styles are used on a terminal only."""
     if not is_terminal(sys.stdout):
         write("".join(text for text, _ in parts))
         return

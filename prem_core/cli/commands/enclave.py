@@ -52,7 +52,7 @@ def enclave(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Accept the API key in this environment variable. Default: a new random key.",
+            help="Accept only the API key stored in this environment variable. Default: a new random key.",
         ),
     ] = None,
 ) -> None:

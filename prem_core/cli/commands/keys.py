@@ -1,4 +1,4 @@
-"""``prem keys``: encryption keys in a file, encrypted with the user's own master key (KEK). No secret is printed.
+"""``prem keys``: encryption keys in a file, encrypted with the user's own KEK. No secret is printed.
 
 Exit code 1 means that the enclave's key could not be fetched, or that a file could not be written, is damaged, is
 readable by other users, or does not open. Exit code 2 means a wrong option, a missing KEK or an existing file.
@@ -20,12 +20,15 @@ from prem_core.cli.errors import exit_with
 keys = typer.Typer(
     no_args_is_help=True,
     help="Store encryption keys in a file.\n\n"
-    "The file is encrypted with your own master key (KEK): 32 random bytes in hex or base64, in the environment "
-    "variable CLIENT_KEK or in a file.",
+    "The file is encrypted with your own KEK (key-encryption key): 32 random bytes in hex or base64, in the "
+    "environment variable CLIENT_KEK or in a file.",
 )
 
 KekFile = Annotated[
-    str | None, typer.Option(metavar="PATH", help="File with the KEK. Default: the variable CLIENT_KEK.")
+    str | None,
+    typer.Option(
+        metavar="PATH", help="File with the KEK (key-encryption key). Default: the variable CLIENT_KEK."
+    ),
 ]
 
 

@@ -21,7 +21,9 @@ PORT: Final = 3000
 _UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
-@with_connection_options()
+@with_connection_options(
+    api_key_env_help="With --api-key-from-env: read the API key from this environment variable instead of PREM_API_KEY."
+)
 def proxy(
     ctx: typer.Context,
     connection: Connection,
@@ -33,8 +35,8 @@ def proxy(
         bool,
         typer.Option(
             "--api-key-from-env",
-            help="Use the API key in PREM_API_KEY for all requests, whatever key a caller sends: anyone who can reach "
-            "the port then uses your key. Default: each caller's own key.",
+            help="Use the API key in PREM_API_KEY for all requests, whatever key a caller sends. Anyone who can reach "
+            "the port can then use your key. Default: each caller's own key.",
         ),
     ] = False,
     drop_unsupported: Annotated[

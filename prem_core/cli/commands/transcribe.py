@@ -87,14 +87,15 @@ def transcribe(
     """Transcribe recordings.
 
     Formats: flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav and webm. A recording of more than 25 MB is split at
-    pauses, and its times continue: wav needs nothing more; flac, ogg and mp3 need the package's extra "audio".
+    pauses, and timestamps run on across the parts. Splitting flac, ogg and mp3 needs the package's extra "audio"; wav
+    needs no extra.
 
     On standard output, the text of several recordings has a line "==> FILE <==" above each, and JSON is one object
     per line. Subtitles of several recordings need --output-dir; the files are named FILE.srt or FILE.vtt, without the
     recording's own suffix.
 
     If a recording fails, the others are still transcribed. Each failure is one line on standard error, and the exit
-    status is 1.
+    code is 1.
 
     \b
     Examples:
@@ -106,7 +107,9 @@ def transcribe(
     from prem_core._protocol.request_schema import audio_plaintext
 
     if translate and language is not None:
-        raise CliError("--language does not go with --translate, which detects the language", EXIT_USAGE)
+        raise CliError(
+            "--language cannot be combined with --translate, which detects the language", EXIT_USAGE
+        )
     if force and output_dir is None:
         raise CliError("--force needs --output-dir", EXIT_USAGE)
     request = TranscriptionRequest(
@@ -209,7 +212,7 @@ def _formatted(
     """The output for a recording.
 
     Raises:
-        PremError: The service's response lacks what the format needs.
+        PremError: The service's response has no times, which the format needs.
     """
     from prem_core._audio.subtitles import srt, vtt
     from prem_core._audio.transcripts import segments

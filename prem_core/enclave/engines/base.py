@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 AudioTask = Literal["transcribe", "translate"]
 Chunk = dict[str, Any]
 
-#: The error type that stands for each status, for errors that name none.
+#: The error type of each status, for errors without one.
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
     403: "permission_error",
@@ -72,7 +72,7 @@ def texts_of(message: Mapping[str, Any]) -> Iterator[str]:
 
 
 class EngineError(Exception):
-    """The engine refuses a request, or fails.
+    """The engine rejects a request, or fails.
 
     Raised before the first chunk, it becomes an HTTP error, which leaves the enclave unsealed: `message`
     must not repeat the request. Raised later, it becomes a sealed ``error`` event.
@@ -80,7 +80,7 @@ class EngineError(Exception):
     Attributes:
         message: What is wrong.
         status: The HTTP status.
-        type: The error type of OpenAI's error object; by default the one that stands for `status`.
+        type: The error type of OpenAI's error object; by default that of `status`.
         code: The error code, if there is one.
         param: The request parameter at fault, if there is one.
         validator: Findings by parameter, if there are several.
@@ -156,12 +156,12 @@ class Engine(Protocol):
         ...
 
     async def audio(self, request: EngineRequest) -> AudioReply:
-        """Transcribe or translate a recording. By default this is refused.
+        """Transcribe or translate a recording. By default this is an error.
 
         Raises:
-            EngineError: The request is refused, or no answer came of it.
+            EngineError: The request is rejected, or it failed.
         """
-        raise EngineError("this engine takes no recordings")
+        raise EngineError("this engine does not support audio")
 
     async def models(self) -> Sequence[str] | None:
         """The names that ``GET /models`` lists; None, the default, for the names the `LocalEnclave` has.

@@ -25,7 +25,7 @@ from prem_core.enclave.engines.base import (
 )
 from prem_core.enclave.engines.stream import Choice, StreamedCall, prompt_tokens, stream
 
-#: Functions given as `respond` run in threads of their own, so that one that blocks holds up no other request.
+#: Functions given as `respond` run in separate threads, so that one that blocks does not delay other requests.
 _THREADS: Final = 64
 
 #: The length of a recording whose transcript does not state it: 128 kbit/s.
@@ -244,8 +244,7 @@ class ScriptedEngine(Engine):
         if not scripted:
             if self.respond is None:
                 raise EngineError(
-                    f"{_counted(self._replies_used, 'reply was', 'replies were')} given, and this is request "
-                    f"{number}: add a reply, or pass respond="
+                    f"no reply left for request {number} ({self._replies_used} given): add a reply, or pass respond="
                 )
             value = await self._call(self.respond, request)
         answer = _scripted_reply(value)
@@ -373,10 +372,6 @@ def _audio_reply(request: EngineRequest, answer: ScriptedReply) -> AudioReply:
     segment = {"id": 0, "start": 0.0, "end": seconds, "text": text}
     transcript = {"task": request.task, "language": "english", "duration": seconds, "text": text}
     return AudioReply({**transcript, "segments": [segment] if text else []}, seconds)
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _place(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """The engine that passes requests on to an OpenAI-compatible server: Ollama, vLLM, llama.cpp and others.
 
-The request goes up as it was opened. What comes down is made to satisfy the published chunk schema. The
-server's own error texts may repeat the request, so they only leave the enclave sealed, as an error's `detail`.
+A chat request is forwarded with its parameters, always as a stream with usage. The response is adapted to the published
+chunk schema. The server's own error texts may repeat the request, so they leave the enclave only sealed, as an error's
+`detail`.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class UpstreamEngine(Engine):
         """The completion's chunks as they arrive.
 
         Raises:
-            EngineError: The server refused, cannot be reached, or its answer is no whole stream.
+            EngineError: The server rejected the request, cannot be reached, or its stream is incomplete.
         """
         options = {**(request.params.get("stream_options") or {}), "include_usage": True}
         # ASCII: a lone surrogate in the prompt would not encode as UTF-8.
@@ -142,7 +143,7 @@ class UpstreamEngine(Engine):
         """The server's transcript or translation of the recording, unchanged.
 
         Raises:
-            EngineError: The server refused, cannot be reached, or did not answer in the form asked for.
+            EngineError: The server rejected the request, cannot be reached, or responded in another format.
         """
         assert request.task != "chat"  # noqa: S101 - for mypy
         # A part without a file name would be a text field.
@@ -167,7 +168,7 @@ class UpstreamEngine(Engine):
         """The names in the server's own ``/v1/models``; none where it has no such route.
 
         Raises:
-            EngineError: The server refused, cannot be reached, or sent something else.
+            EngineError: The server rejected the request, cannot be reached, or sent something else.
         """
         try:
             async with self._http.stream("GET", self._route("/models")) as response:
@@ -238,7 +239,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], No
                             pass
                 return
             yield _object(data, "an event")
-    raise _broken("ended its stream before it was done")
+    raise _broken("closed the stream before the answer was complete")
 
 
 def _object(data: bytes, called: str) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def _object(data: bytes, called: str) -> dict[str, Any]:
 
 
 def _chunk(event: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`event` as the published schema has it; fields that schema does not know are left out.
+    """`event` in the form of the published schema, without fields that the schema does not define.
 
     Raises:
         EngineError: It has no such shape.
@@ -300,7 +301,7 @@ async def _refusal(response: httpx.Response, schema: SchemaName) -> EngineError:
     if retry_after is not None and not retry_after.isascii():
         retry_after = None
     if status in (401, 403):
-        message = "the upstream server refused the enclave's credentials"
+        message = "the upstream server rejected the enclave's credentials"
         return EngineError(message, status=503)
     if status == 429:
         message = "the upstream server's rate limit is exceeded"
@@ -330,7 +331,7 @@ async def _bad_request(response: httpx.Response, names: Collection[str]) -> Engi
     param = param.removesuffix("[]") if isinstance(param, str) else None
     if param != "file" and param not in names:
         param = None  # it could be anything, the request's own text included
-    message = "the upstream server refuses the request"
+    message = "the upstream server rejected the request"
     return EngineError(f"{message}: {param}" if param else message, status=400, param=param)
 
 

@@ -95,7 +95,7 @@ def _answer(request: EngineRequest) -> Iterator[Chunk]:
 
 
 def _refuse(params: Mapping[str, Any]) -> None:
-    """Refuse what this engine cannot do, by the parameter's name."""
+    """Reject parameters that this engine does not support; the error names the parameter."""
     for name in ("functions", "function_call", "audio", "web_search_options"):
         if params.get(name) is not None:
             raise EngineError(f"{name} is not supported by this engine", param=name)
@@ -174,7 +174,7 @@ def _structured(schema: Mapping[str, Any], prompt: Prompt) -> tuple[int, Any]:
 
 def _json_object(prompt: Prompt, limit: int) -> tuple[int, Any]:
     """An object with the keys that the prompt names; with the key "answer" where it names none."""
-    # What says how to answer holds no values.
+    # Instructions on how to answer contain no values.
     held = [each for each in sentences(prompt.everything) if not _KEYS.search(each) and "JSON" not in each]
     for text in (prompt.request, *reversed(prompt.earlier)):
         for sentence in sentences(text):

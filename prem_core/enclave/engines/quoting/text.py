@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
-#: Words that do not tell one sentence from another.
+#: Words too common to distinguish sentences.
 STOPWORDS = frozenset(
     _WORD.findall(
         "a about after again all also am an and any are as at be been before but by can could did do does for from "
@@ -26,7 +26,7 @@ _BREAK = re.compile(
     r"(?<=[.!?])(?<!\b[A-Za-z]\.)(?<!\b(?:Dr|Mr|Ms|St|No)\.)(?<!\bMrs\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=[\"'“(\[*]?[^\Wa-z_])"
     r"|(?<=[。！？])|\n+"
 )
-#: A line that goes on in the next one.
+#: A line that continues on the next one.
 _WRAPPED = re.compile(r"^([^\n]{60,}[^\s.!?:;|])\n(?=[a-z0-9(])", re.M)
 
 #: Sentences that score less than this share of the best one are not quoted with it.
@@ -38,7 +38,7 @@ _NAME_WEIGHT = 0.4
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text. A line of its own (a heading, a row) is one too."""
+    """The sentences of a text. A separate line (a heading, a row) counts as one too."""
     parts = (part.strip() for part in _BREAK.split(_WRAPPED.sub(r"\1 ", text)))
     return [part for part in parts if _WORD.search(part)]
 
@@ -98,5 +98,5 @@ def _weights(question: str) -> dict[str, float]:
 
 
 def joined(quoted: Sequence[str]) -> str:
-    """Sentences on one line. What does not end like a sentence is a line of its own."""
+    """Sentences on one line. Text that does not end like a sentence is put on a separate line."""
     return re.sub(r"(?<=[.!?。！？\"”])\n", " ", "\n".join(quoted))

@@ -11,7 +11,7 @@ from prem_core.enclave.engines.quoting.prompt import Prompt
 from prem_core.enclave.engines.quoting.text import STOPWORDS, key, keys, words
 from prem_core.enclave.engines.quoting.values import Values
 
-#: Words that say nothing about what a tool does.
+#: Words that do not describe what a tool does.
 _GENERIC: Final = {
     key(word) for word in words("call fetch find function get input output result return tool use value")
 }

@@ -228,7 +228,7 @@ def _fields(text: str) -> Iterator[Field]:
     for label, following in zip(labels, [*labels[1:], None], strict=False):
         value = text[label.end() : following.start() if following else len(text)]
         line, _, below = value.strip(" \t").partition("\n")
-        # A value may stand below its label.
+        # A value may be on the line below its label.
         value = (sentences(line) or [line])[0] if line.strip(' \t*"') else below.split("\n\n")[0]
         if value := value.strip(' \t\n*"|,;)}').removesuffix("."):
             yield keys(label["label"]), value

@@ -5,7 +5,7 @@ split at its pauses, and each utterance is recognised on its own. The same recor
 
 It is not Whisper: it has one language and about 130,000 words, writes neither capitals nor punctuation, does not
 translate, and makes more mistakes than a modern model. `prompt` and `temperature` are accepted and change nothing.
-What it cannot do is refused with an EngineError that names the parameter.
+Unsupported parameters raise an EngineError that names the parameter.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ _LANGUAGE: Final = "en"
 def refuse(task: AudioTask, params: Mapping[str, Any]) -> None:
     """Raise EngineError for a task or a language that the recogniser lacks."""
     if task == "translate":
-        raise EngineError(
-            "the embedded enclave does not translate: with --upstream, a server that does can answer",
-        )
+        raise EngineError("the embedded enclave cannot translate. Use --upstream with a server that can")
     if params.get("language", _LANGUAGE) != _LANGUAGE:
         raise EngineError(
-            "the embedded enclave transcribes English (en) only: with --upstream, another server can answer",
+            "the embedded enclave transcribes English (en) only. Use --upstream with a server that supports others",
             param="language",
         )
 

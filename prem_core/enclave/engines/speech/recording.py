@@ -30,7 +30,7 @@ _MIN_RATE: Final = 4_000
 _MAX_RATE: Final = 192_000
 _MAX_CHANNELS: Final = 8
 
-#: Frames decoded at a time, so that a file that unpacks to gigabytes is refused in time.
+#: Frames decoded at a time, so that a file that unpacks to gigabytes is rejected early.
 _BLOCK: Final = 1 << 16
 
 _Samples = np.ndarray[Any, np.dtype[Any]]
@@ -72,7 +72,7 @@ def decode(audio: bytes) -> Recording:
     except soundfile.SoundFileError:
         raise _refused("cannot be decoded as wav, flac, ogg or mp3") from None
     if not frames:
-        raise _refused("holds no sound")
+        raise _refused("contains no sound")
     return Recording(bytes(pcm), frames / rate)
 
 
