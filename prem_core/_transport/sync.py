@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -224,6 +225,10 @@ class SyncDriver:
                 self._permit.release()
 
     def _close_response(self) -> None:
+        if sys.is_finalizing():
+            # The interpreter shuts down, and the operating system closes the socket. Python 3.13.0 crashes if httpx
+            # closes a response here.
+            return
         with self._lock:
             response, self._response = self._response, None
         self._data = iter(())

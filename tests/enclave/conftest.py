@@ -21,7 +21,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def http() -> Iterator[httpx.Client]:
-    with httpx.Client(trust_env=False, timeout=10) as client:
+    with httpx.Client(trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -39,5 +39,5 @@ def run(http: httpx.Client) -> Iterator[Callable[..., RawClient]]:
 @pytest.fixture(scope="session")
 def shared() -> Iterator[RawClient]:
     """An enclave with no options, for tests that leave it as it was."""
-    with LocalEnclave() as prem, httpx.Client(trust_env=False, timeout=10) as client:
+    with LocalEnclave() as prem, httpx.Client(trust_env=False, timeout=60) as client:
         yield RawClient(prem, client)

@@ -113,7 +113,7 @@ def listener(server: list[Listener]) -> Listener:
 @pytest.fixture(scope="module")
 def wire(server: list[Listener]) -> Iterator[RawClient]:
     """An enclave with that server behind it, for tests that need no other options."""
-    with LocalEnclave(upstream=server[0].url) as prem, httpx.Client(trust_env=False, timeout=10) as http:
+    with LocalEnclave(upstream=server[0].url) as prem, httpx.Client(trust_env=False, timeout=60) as http:
         yield RawClient(prem, http)
 
 

@@ -162,7 +162,7 @@ def small(
     del script
     proxy = start_proxy(scripted_enclave, body_limit=50_000)
     with httpx.Client(
-        base_url=proxy.url, headers=headers(scripted_enclave), trust_env=False, timeout=10
+        base_url=proxy.url, headers=headers(scripted_enclave), trust_env=False, timeout=60
     ) as client:
         yield client
 

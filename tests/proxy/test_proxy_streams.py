@@ -406,7 +406,7 @@ def test_stop_answers_waiting_requests_with_503(
     def wait() -> None:
         found.append(
             httpx.post(
-                proxy_url + CHAT, json=chat(), headers=headers(scripted_enclave), trust_env=False, timeout=10
+                proxy_url + CHAT, json=chat(), headers=headers(scripted_enclave), trust_env=False, timeout=60
             )
         )
 
