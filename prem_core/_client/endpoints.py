@@ -79,7 +79,7 @@ async def agenerate_encryption_keys(
 def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0) -> dict[str, str]:
     """The endpoints that Prem publishes at the moment, as options for a client: ``PremClient(**discover_endpoints())``.
 
-    Never called implicitly: whoever controls that page can redirect you to another enclave.
+    Never called implicitly: the owner of that page can redirect you to another enclave.
 
     Args:
         url: The page, over https.

@@ -31,7 +31,7 @@ def test_a_redirect_of_the_key_request_is_not_followed(api, make):
 
 
 def test_a_redirect_is_not_followed_even_if_the_callers_http_client_follows_them(api):
-    # Whoever can redirect the key request chooses the key the prompt is sealed to.
+    # An attacker who can redirect the key request chooses the key that the prompt is sealed to.
     with FakeGateway(enclave=FakeEnclave(2)) as other:
         redirect = {"location": f"{other.url}/publicKey"}
         with FakeGateway(key=lambda call: call.reply(b"", 302, redirect)) as gateway:

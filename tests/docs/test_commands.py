@@ -133,10 +133,10 @@ def test_the_command_line_page_lists_every_exit_code() -> None:
 
 
 def test_the_proxy_page_lists_every_route() -> None:
-    nobody: Any = None
+    unused: Any = None
     proxy = Proxy(
-        clients=nobody,
-        log=nobody,
+        clients=unused,
+        log=unused,
         api_key=None,
         body_limit=1,
         drop_unsupported=False,

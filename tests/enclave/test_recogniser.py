@@ -145,7 +145,7 @@ def test_speech_without_a_pause_is_cut_into_utterances_that_follow_each_other(
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-4])
-def test_where_nobody_speaks_nothing_is_heard(level: float) -> None:
+def test_a_recording_without_speech_has_an_empty_transcription(level: float) -> None:
     quiet = np.random.default_rng(2).normal(0, 1, 32_000) * level
     assert heard(file(quiet, 16_000)) == []
 

@@ -80,7 +80,7 @@ def test_the_last_429_pauses_the_other_callers_too():
     assert harness.steps[-1] == Release(3.0, True, 3.0)
 
 
-def test_a_429_with_a_retry_after_above_the_limit_is_counted_and_pauses_nobody():
+def test_a_429_with_a_retry_after_above_the_limit_is_counted_and_pauses_no_caller():
     harness = harness_of(limited(MAX_RETRY_AFTER + 1))
     with pytest.raises(RateLimitError):
         harness.complete()

@@ -329,7 +329,7 @@ def test_the_call_that_was_answered_429_is_retried_first():
     assert chat.prompts == ["0", "0", "1", "2", "3"]
 
 
-def test_a_retry_after_above_the_limit_is_an_error_that_is_counted_and_pauses_nobody(api):
+def test_a_retry_after_above_the_limit_is_an_error_that_is_counted_and_pauses_no_caller(api):
     with FakeGateway(RejectsFirst(retry_after="3600")) as gateway:
         client = api.client_class(**gateway.settings())
         with pytest.raises(RateLimitError) as caught:
