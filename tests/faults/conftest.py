@@ -25,7 +25,7 @@ def enclave() -> Iterator[LocalEnclave]:
 @pytest.fixture(scope="session")
 def enveloping(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
     """The same enclave, which responds with the JSON envelope."""
-    with LocalEnclave(api_key=enclave.api_key, private_key=TEST_KEY, response_form="envelope") as prem:
+    with LocalEnclave(api_key=enclave.api_key, private_key=TEST_KEY, whole_replies="envelope") as prem:
         yield prem
 
 
@@ -39,7 +39,7 @@ def rotated(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
 @pytest.fixture(scope="session")
 def rotated_enveloping(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
     """The same enclave after a key rotation, which responds with the JSON envelope."""
-    with LocalEnclave(api_key=enclave.api_key, response_form="envelope") as prem:
+    with LocalEnclave(api_key=enclave.api_key, whole_replies="envelope") as prem:
         yield prem
 
 
