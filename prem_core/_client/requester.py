@@ -38,8 +38,12 @@ Timeout = float | httpx.Timeout | None
 _DEFAULT_TIMEOUT: Final = httpx.Timeout(_config.DEFAULT_TIMEOUT)
 _DEFAULT_WHOLE_TIMEOUT: Final = httpx.Timeout(_config.DEFAULT_TIMEOUT, read=_config.WHOLE_REPLY_TIMEOUT)
 
+#: What a request accepts. Without a stream, nothing on the way should prefer one: it comes under the request's nonce.
+_ACCEPT_STREAM: Final = "text/event-stream, application/json"
+_ACCEPT_WHOLE: Final = "application/json, text/event-stream;q=0.1"
+_ACCEPT_OWN_NONCE: Final = "application/json"
+
 _HEADERS: Final = {
-    "accept": "text/event-stream, application/json",
     # Sealed bytes do not compress, and a response that is not decompressed cannot be a decompression bomb.
     "accept-encoding": "identity",
     "user-agent": f"prem-encrypted/{__version__}",
@@ -154,6 +158,13 @@ class _Requester:
         )
         if body is not None:
             request.headers["content-type"] = "application/json"
+        request.headers["accept"] = (
+            _ACCEPT_OWN_NONCE
+            if not self.asks_for_streams
+            else _ACCEPT_WHOLE
+            if step.whole
+            else _ACCEPT_STREAM
+        )
         if isinstance(body, SealedBody):
             request.stream = BodyStream(body)
             request.headers["content-length"] = str(body.length)
