@@ -26,8 +26,8 @@ from prem_core._protocol.sse import EventDecoder
 
 #: How many events and bytes one stream may have. A gateway can repeat a chunk for ever. The longest answers of today's
 #: models have some 100,000 tokens, with one event of about 700 bytes for each.
-MAX_EVENTS: Final = 500_000
-MAX_STREAM_BYTES: Final = 512 * 1024 * 1024
+MAX_EVENTS: Final = 250_000
+MAX_STREAM_BYTES: Final = 256 * 1024 * 1024
 
 
 class ChatStreamReader:
