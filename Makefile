@@ -13,7 +13,7 @@ VERSIONS_TESTS ?= tests/protocol tests/client tests/transport tests/langchain te
 
 .DEFAULT_GOAL := help
 # A folder has this name too.
-.PHONY: help setup demo test test-random notebooks docs fuzz soak record lint types format bench package lowest newest build clean
+.PHONY: help setup demo test test-random notebooks docs fuzz soak record lint types format bench package lowest newest build sbom clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt prem_core/_version.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; say PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt --build-constraint constraints.txt -e ".[all]" --group dev
 	@touch $@
 
 demo: $(INSTALLED)  ## Chat, an agent, an extraction and a recording on the embedded enclave; no API key
@@ -81,7 +81,10 @@ newest: $(INSTALLED)  ## Run the tests with the newest versions there are
 	.venv-newest/bin/python -m pytest -q -W default $(VERSIONS_TESTS)
 
 build: $(INSTALLED)  ## Build the sdist and the wheel into dist/
-	$(BIN)/uv build
+	$(BIN)/uv build --build-constraints constraints.txt
+
+sbom: $(INSTALLED)  ## Write build/prem-encrypted.cdx.json, the bill of materials of an installation with all extras
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/packaging/make_sbom.py
 
 package: $(INSTALLED)  ## Build, and install the wheel alone and with each extra into empty environments
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/packaging/check_installs.py

@@ -100,7 +100,7 @@ class ChunkConverter(StreamState):
             APIResponseValidationError: The arguments of a tool call are truncated.
         """
         self.check_end()
-        metadata: dict[str, Any] = {"model_provider": PROVIDER}
+        metadata: dict[str, Any] = {"model_provider": PROVIDER, "prem": self.prem}
         if self.final is not None:
             choice = self.final.choices[0]
             metadata |= _metadata(self.final, choice.finish_reason, choice.matched_stop)
@@ -126,6 +126,7 @@ def chat_result(completion: ChatCompletion, *, json_requested: bool) -> ChatResu
         LengthFinishReasonError: The token limit truncated a tool call, or the JSON that was requested.
     """
     usage = completion.usage
+    prem = completion.prem.as_dict() if completion.prem is not None else None
     generations = []
     for position, choice in enumerate(completion.choices):
         answer = choice.message
@@ -148,7 +149,7 @@ def chat_result(completion: ChatCompletion, *, json_requested: bool) -> ChatResu
             additional_kwargs=kwargs,
             tool_calls=calls,
             invalid_tool_calls=invalid,
-            response_metadata={"model_provider": PROVIDER, **metadata},
+            response_metadata={"model_provider": PROVIDER, "prem": prem, **metadata},
             # Tokens are counted for the request, not for each choice.
             usage_metadata=usage_metadata(usage) if usage is not None and position == 0 else None,
         )

@@ -168,7 +168,9 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         .. code-block:: python
 
             llm.invoke("Hello!").response_metadata
-            # {"model_provider": "prem", "model_name": ..., "finish_reason": "stop", "id": ...}
+            # {"model_provider": "prem", "model_name": ..., "finish_reason": "stop", "id": ..., "prem": {...}}
+
+        ``"prem"`` says how the answer was protected; see `prem_core.Protection`.
 
     Reasoning:
         In ``message.additional_kwargs["reasoning_content"]``, and as ``reasoning`` blocks in
@@ -328,10 +330,10 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         try:
             request, json_requested = self._request(messages, stop, kwargs, stream=True)
-            converter = ChunkConverter(json_requested=json_requested)
             # Hold the client until the stream ends; changing a setting meanwhile would switch clients.
             client = self._client()
             with client.chat.completions.create(**request) as stream:
+                converter = ChunkConverter(stream.prem, json_requested=json_requested)
                 for chunk in stream:
                     generation = converter.convert(chunk)
                     if generation is not None:
@@ -352,9 +354,9 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         try:
             request, json_requested = self._request(messages, stop, kwargs, stream=True)
-            converter = ChunkConverter(json_requested=json_requested)
             client = self._async_client()
             async with await client.chat.completions.create(**request) as stream:
+                converter = ChunkConverter(stream.prem, json_requested=json_requested)
                 async for chunk in stream:
                     generation = converter.convert(chunk)
                     if generation is not None:

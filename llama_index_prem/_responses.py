@@ -50,7 +50,7 @@ class ChunkConverter(StreamState):
         return ChatResponse(
             message=_message(self._reasoning, None, self.text, self._refusal, self.tool_calls()),
             delta=delta.content or "",
-            raw=chunk.model_dump(),
+            raw={**chunk.model_dump(), "prem": self.prem},
             logprobs=_logprobs(choice.logprobs) if choice.logprobs else None,
             additional_kwargs=kwargs,
         )
@@ -65,6 +65,7 @@ class ChunkConverter(StreamState):
         self.check_end()
         raw = self.final.model_dump() if self.final is not None else {}
         raw["usage"] = usage = _counts(self.usage)
+        raw["prem"] = self.prem
         tokens = _reasoning_tokens(self.usage)
         message = _message(self._reasoning, tokens, self.text, self._refusal, self.tool_calls())
         return ChatResponse(message=message, delta="", raw=raw, additional_kwargs=_totals(usage))
@@ -94,6 +95,7 @@ def chat_response(
         raise_if_truncated([call.function.arguments for call in calls], text if json_requested else None)
     raw = completion.model_dump()
     raw["usage"] = usage = _counts(completion.usage)
+    raw["prem"] = completion.prem.as_dict() if completion.prem is not None else None
     tokens = _reasoning_tokens(completion.usage)
     return ChatResponse(
         message=_message(answer.reasoning_content or "", tokens, text, answer.refusal or "", calls),

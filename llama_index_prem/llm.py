@@ -274,9 +274,9 @@ class PremEncrypted(ModelSettings, StructuredPredictionLLM):
         request, options = self._request(messages, kwargs, stream=True)
 
         def responses() -> ChatResponseGen:
-            converter = ChunkConverter(**options)
             client = self._client()  # kept to the end: another setting would give the model another one
             with client.chat.completions.create(**request) as stream:
+                converter = ChunkConverter(stream.prem, **options)
                 for chunk in stream:
                     if (response := converter.convert(chunk)) is not None:
                         yield response
@@ -290,9 +290,9 @@ class PremEncrypted(ModelSettings, StructuredPredictionLLM):
         request, options = self._request(messages, kwargs, stream=True)
 
         async def responses() -> ChatResponseAsyncGen:
-            converter = ChunkConverter(**options)
             client = self._async_client()
             async with await client.chat.completions.create(**request) as stream:
+                converter = ChunkConverter(stream.prem, **options)
                 async for chunk in stream:
                     if (response := converter.convert(chunk)) is not None:
                         yield response

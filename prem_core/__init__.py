@@ -26,6 +26,7 @@ from prem_core._errors import (
     InternalServerError,
     InvalidParameterError,
     LengthFinishReasonError,
+    NonceReuseError,
     NotFoundError,
     PermissionDeniedError,
     PremError,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     )
     from prem_core._crypto.keys import EncryptionKeys
     from prem_core._crypto.xwing import PublicKey
+    from prem_core._protocol.nonce_reuse import NonceReuseWarning
+    from prem_core._protocol.protection import Protection
     from prem_core._protocol.response_types import (
         ChatCompletion,
         ChatCompletionChunk,
@@ -86,10 +89,13 @@ __all__ = [
     "LengthFinishReasonError",
     "Limits",
     "Model",
+    "NonceReuseError",
+    "NonceReuseWarning",
     "NotFoundError",
     "PermissionDeniedError",
     "PremClient",
     "PremError",
+    "Protection",
     "PublicKey",
     "RateLimitError",
     "RefusalError",
@@ -116,6 +122,8 @@ _MODULES = {
     "_client.endpoints": ("agenerate_encryption_keys", "discover_endpoints", "generate_encryption_keys"),
     "_crypto.keys": ("EncryptionKeys",),
     "_crypto.xwing": ("PublicKey",),
+    "_protocol.nonce_reuse": ("NonceReuseWarning",),
+    "_protocol.protection": ("Protection",),
     "_rate_limit.admission": ("Stats",),
     "_rate_limit.permits": ("Limits",),
 }

@@ -28,9 +28,13 @@ DEFAULT_TIMEOUT: Final = 30.0
 DEFAULT_MAX_BUFFER_SIZE: Final = 10 * 1024 * 1024
 DEFAULT_MAX_RETRIES: Final = 2
 
-#: Seconds to wait for a transcription. The response starts only after the whole recording was processed, and 25 MB
-#: can be two hours of speech.
+#: Seconds that loaders and the proxy wait for a transcription. The response starts only after the whole recording was
+#: processed, and 25 MB can be two hours of speech.
 AUDIO_TIMEOUT: Final = 300.0
+
+#: Seconds to wait for a response that starts only when it is whole: an answer that is not streamed, or a transcription.
+#: The service's own limit for a request.
+WHOLE_REPLY_TIMEOUT: Final = 600.0
 
 #: Open requests: as many as the BASE tier allows an organisation.
 DEFAULT_MAX_CONCURRENCY: Final = 5
@@ -44,6 +48,7 @@ VARIABLES: Final = {
     "api_key": ("PREM_API_KEY",),
     "gateway_url": ("PREM_GATEWAY_URL", "PREM_PROXY_URL", "PROXY_URL"),
     "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
+    "nonce_reuse": ("PREM_NONCE_REUSE",),
 }
 
 _warned_of_proxy_url = False

@@ -8,6 +8,7 @@
     ├── EnclaveKeyError               the enclave's public key cannot be fetched, read or used
     ├── AttestationError              the attestation evidence is not accepted (kinds: prem_core.attestation)
     ├── DecryptionError               bytes that do not open with the request's secret
+    ├── NonceReuseError               the service seals replies under their request's nonce; see `nonce_reuse`
     ├── LengthFinishReasonError       the token limit truncated structured output or a tool call
     ├── RefusalError                  the model refused to answer in the requested form
     └── APIError                      the service, or the network
@@ -105,6 +106,22 @@ class DecryptionError(PremError):
         super().__init__(message)
 
 
+class NonceReuseError(PremError):
+    """The service seals a reply under its request's nonce, and the client's `nonce_reuse` is "error".
+
+    The gateway can read such a reply, put another one in its place and, by sending the request again, read the request.
+    A probe with a random word finds this out before the first prompt is sent to a model.
+    """
+
+    MESSAGE: ClassVar[str] = (
+        "the service seals replies of this model under the nonce of their request, so the gateway could read and "
+        "replace them; nonce_reuse='error' refuses this"
+    )
+
+    def __init__(self, message: str = MESSAGE) -> None:
+        super().__init__(message)
+
+
 class LengthFinishReasonError(PremError):
     """The answer reached its token limit in the middle of a tool call's arguments or of the requested JSON.
 
@@ -161,9 +178,15 @@ class APIError(PremError):
 
 
 class APIConnectionError(APIError):
-    """The service could not be reached, or the connection broke."""
+    """The service could not be reached, or the connection broke.
+
+    Attributes:
+        request_sent: Whether the whole request may have arrived. The client then does not send it again by itself,
+            unless `retry_after_send` is set: the service may have accepted it, and would charge for it twice.
+    """
 
     is_retryable = True
+    request_sent: bool = True
 
 
 class APITimeoutError(APIConnectionError):

@@ -29,11 +29,12 @@ from prem_core._config import (
     DEFAULT_MAX_BUFFER_SIZE,
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MAX_RETRIES,
-    DEFAULT_TIMEOUT,
+    from_environment,
 )
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError, InvalidParameterError
+from prem_core._protocol.nonce_reuse import NonceReuse
 from prem_core._protocol.request_schema import chat_plaintext
 from prem_core._rate_limit.admission import Stats
 from prem_core._rate_limit.permits import Limits, check_one_source
@@ -84,10 +85,19 @@ class ClientSettings(BaseModel):
     accepted too."""
     encryption_keys: EncryptionKeys | None = Field(default=None, exclude=True, repr=False)
     """Encryption keys to use for every request, instead of fresh ones for each. Not serialised."""
-    timeout: float = Field(default=DEFAULT_TIMEOUT, gt=0)
-    """Seconds to wait for a connection, for the response to start, and between its bytes."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds to wait for a connection, for the response to start, and between its bytes. None, the default, for 30,
+    and for 600 until an answer starts that is not streamed."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
     """Retries after the first attempt. Nothing is retried once a chunk has arrived."""
+    retry_after_send: bool = False
+    """Whether to retry also where the service may have accepted the request, and may charge for it twice."""
+    nonce_reuse: NonceReuse | None = None
+    """What to do about replies that are sealed under their request's nonce, as all streams are: "warn" (the default),
+    "error" or "allow". With "error" streams are answered in one piece. Default: PREM_NONCE_REUSE, then "warn"."""
+    request_masking: bool = True
+    """Whether each chat begins with random characters, so that the gateway cannot read the beginning of a request with
+    the help of its reply."""
     total_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds for a whole call, until the response is complete. This includes waiting for a permit and all retries, and
     for a stream also the time its consumer takes."""
@@ -198,10 +208,12 @@ class ClientSettings(BaseModel):
     def _client_options(self, http_field: str) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in ClientSettings.model_fields}
         options["timeout"] = self._client_timeout()
+        # Read now: two models share a client only if they are equal in this, too.
+        options["nonce_reuse"] = self.nonce_reuse or from_environment("nonce_reuse")
         options["http_client"] = getattr(self, http_field)
         return options
 
-    def _client_timeout(self) -> float | httpx.Timeout:
+    def _client_timeout(self) -> float | httpx.Timeout | None:
         return self.timeout
 
     # --- copies ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prem_core._adapters.tools import are_truncated, raise_if_truncated
 from prem_core._errors import APIResponseValidationError
 from prem_core._protocol.accumulator import ToolCallMerger
+from prem_core._protocol.protection import Protection
 from prem_core._protocol.response_types import (
     ChatCompletionChunk,
     ChunkChoice,
@@ -23,11 +24,16 @@ class StreamState:
     to the last message.
 
     Args:
+        protection: How the answer is protected.
         json_requested: Whether the request asks for JSON, so that a truncated answer is an error.
         first_call_only: Whether tool calls after the first one are ignored.
     """
 
-    def __init__(self, *, json_requested: bool, first_call_only: bool = False) -> None:
+    def __init__(
+        self, protection: Protection, *, json_requested: bool, first_call_only: bool = False
+    ) -> None:
+        #: How the answer is protected.
+        self.prem = protection.as_dict()
         #: The last usage report; it is cumulative.
         self.usage: Usage | None = None
         #: The chunk with the finish reason.

@@ -12,6 +12,7 @@ import httpx
 from prem_core._audio.upload import DEFAULT_MODEL, AudioFile, read_recording
 from prem_core._client.requester import AsyncRequester, Requester
 from prem_core._protocol import flow
+from prem_core._protocol.protection import Protection
 from prem_core._protocol.response_body import read_transcription
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class _AudioResource:
         timeout: float | httpx.Timeout | None,
     ) -> Transcription | str:
         plaintext = _plaintext(task, params, extra_body)
-        request = functools.partial(flow.transcribe, task, plaintext, read_recording(file))
-        return read_transcription(self._requester.run(request, timeout), params["response_format"])
+        request = functools.partial(flow.transcribe, task, params["model"], plaintext, read_recording(file))
+        return _transcription(self._requester.run(request, timeout), params["response_format"])
 
 
 class _AsyncAudioResource:
@@ -74,14 +75,20 @@ class _AsyncAudioResource:
         plaintext = _plaintext(task, params, extra_body)
         # In a thread: a disk can be slow.
         recording = await asyncio.to_thread(read_recording, file)
-        request = functools.partial(flow.transcribe, task, plaintext, recording)
-        return read_transcription(await self._requester.run(request, timeout), params["response_format"])
+        request = functools.partial(flow.transcribe, task, params["model"], plaintext, recording)
+        return _transcription(await self._requester.run(request, timeout), params["response_format"])
 
 
 def _plaintext(task: Task, params: Mapping[str, Any], extra_body: Mapping[str, Any] | None) -> bytes:
     from prem_core._protocol.request_schema import audio_plaintext
 
     return audio_plaintext(task, params, extra_body)
+
+
+def _transcription(result: tuple[bytes, Protection], response_format: str | None) -> Transcription | str:
+    opened, protection = result
+    transcription = read_transcription(opened, response_format)
+    return transcription if isinstance(transcription, str) else transcription.with_protection(protection)
 
 
 class Transcriptions(_AudioResource):
@@ -130,8 +137,7 @@ class Transcriptions(_AudioResource):
                 duration
                 and times).
             extra_body: Further parameters, sent without a check.
-            timeout: Seconds for this call. The response starts only after the whole recording was transcribed: a long
-                one needs more than the client's 30.
+            timeout: Seconds for this call. The response starts only after the whole recording was transcribed.
             **params: `language` (an ISO-639-1 code; the model detects it if it is left out), `prompt` (text that
                 sets the
                 style, or that the recording continues), `temperature` (0 to 1), `timestamp_granularities` (["segment"],

@@ -14,6 +14,8 @@ import httpx
 
 from prem_core._client.requester import AsyncRequester, Requester
 from prem_core._protocol import flow
+from prem_core._protocol.masking import ChatRequest
+from prem_core._protocol.protection import Protection
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.sync import SyncDriver
 
@@ -99,8 +101,11 @@ class Completions:
             DecryptionError: The response does not open.
             EnclaveKeyError: The enclave's public key cannot be fetched or used.
         """
-        plaintext = _plaintext(messages, model, stream, extra_body, params)
-        request = functools.partial(flow.chat, plaintext, stream=bool(stream))
+        request = functools.partial(
+            flow.chat,
+            _request(self._requester, messages, model, stream, extra_body, params),
+            stream=bool(stream),
+        )
         if stream:
             return ChatCompletionStream(*self._requester.stream(request, timeout))
         return cast("ChatCompletion", self._requester.run(request, timeout))
@@ -149,13 +154,16 @@ class AsyncCompletions:
         """See `Completions.create`."""
         if _is_large(messages):
             # Validating and serialising 20 MB would hold the event loop for some 60 ms.
-            plaintext = await asyncio.to_thread(_plaintext, messages, model, stream, extra_body, params)
+            made = await asyncio.to_thread(
+                _request, self._requester, messages, model, stream, extra_body, params
+            )
         else:
-            plaintext = _plaintext(messages, model, stream, extra_body, params)
-        request = functools.partial(flow.chat, plaintext, stream=bool(stream))
+            made = _request(self._requester, messages, model, stream, extra_body, params)
+        request = functools.partial(flow.chat, made, stream=bool(stream))
         if stream:
             driver, chunks = await self._requester.stream(request, timeout)
-            return AsyncChatCompletionStream(driver, await anext(chunks), chunks)
+            protection: Protection = await anext(chunks)
+            return AsyncChatCompletionStream(driver, protection, await anext(chunks), chunks)
         return cast("ChatCompletion", await self._requester.run(request, timeout))
 
 
@@ -164,13 +172,17 @@ class ChatCompletionStream:
 
     It ends only when the answer is complete: a truncated answer raises `StreamInterruptedError` after the chunks that
     arrived. Leaving the loop early, `close()` and the end of a ``with`` block close the connection at once.
+
+    Attributes:
+        prem: How the answer was protected on its way.
     """
 
-    def __init__(self, driver: SyncDriver, chunks: Iterator[ChatCompletionChunk]) -> None:
+    def __init__(self, driver: SyncDriver, chunks: Iterator[Any]) -> None:
         self._driver = driver
         self._chunks = chunks
         # The first chunk is awaited here, so that what goes wrong before it is raised by `create`.
-        self._iterator = itertools.chain((next(chunks),), chunks)
+        self.prem: Protection = next(chunks)
+        self._iterator: Iterator[ChatCompletionChunk] = itertools.chain((next(chunks),), chunks)
         weakref.finalize(self, driver.abandon).atexit = False
 
     def __iter__(self) -> Generator[ChatCompletionChunk, None, None]:
@@ -202,10 +214,12 @@ class AsyncChatCompletionStream:
     def __init__(
         self,
         driver: AsyncDriver,
+        prem: Protection,
         first: ChatCompletionChunk,
         chunks: AsyncGenerator[ChatCompletionChunk, None],
     ) -> None:
         self._driver = driver
+        self.prem = prem
         self._first: ChatCompletionChunk | None = first
         # It was started, so the event loop finalizes it if the stream is garbage-collected before its end.
         self._chunks = chunks
@@ -245,16 +259,18 @@ class AsyncChatCompletionStream:
     aclose = close
 
 
-def _plaintext(
+def _request(
+    requester: Requester | AsyncRequester,
     messages: Messages,
     model: str,
     stream: bool | None,
     extra_body: Mapping[str, Any] | None,
     params: Mapping[str, Any],
-) -> bytes:
-    from prem_core._protocol.request_schema import chat_plaintext
+) -> ChatRequest:
+    from prem_core._protocol.request_schema import chat_request
 
-    return chat_plaintext({"model": model, "messages": messages, **params, "stream": stream}, extra_body)
+    given = {"model": model, "messages": messages, **params, "stream": stream}
+    return chat_request(given, extra_body, whole=not requester.asks_for_streams)
 
 
 def _is_large(messages: Any) -> bool:

@@ -11,6 +11,7 @@ from prem_core import _config
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
+from prem_core._protocol.nonce_reuse import NonceReuse
 from prem_core._rate_limit.permits import Limits
 
 
@@ -31,9 +32,10 @@ class ClientOptions(TypedDict, total=False):
     If the service no longer has the private key for it, calls raise `EnclaveKeyError`."""
     encryption_keys: EncryptionKeys | None
     """One KEM result for all requests, instead of a fresh one for each; see `generate_encryption_keys`."""
-    timeout: float | httpx.Timeout
-    """Seconds to connect, to wait for the response to start, and between its parts; or an ``httpx.Timeout``.
-    Default: 30."""
+    timeout: float | httpx.Timeout | None
+    """Seconds to connect, to wait for the response to start, and between its parts; or an ``httpx.Timeout``. None, the
+    default, for 30, and for 600 until a response starts that comes only when it is whole: an answer that is not
+    streamed, or a transcription."""
     total_timeout: float | None
     """Seconds for the whole call, including queueing, retries and reading the stream. None, the default, for no
     limit."""
@@ -44,6 +46,18 @@ class ClientOptions(TypedDict, total=False):
     """Bytes of one event or one body that may be held. Default: 10 MB."""
     max_retries: int
     """Retries after the first attempt; 3 means at most 4 requests. Never after the first chunk. Default: 2."""
+    retry_after_send: bool
+    """Whether to retry also where the service may have accepted the request: it was sent, and no response or only a
+    part of one arrived. The service may then charge for it twice. Default: False."""
+    nonce_reuse: NonceReuse | None
+    """What to do about replies that are sealed under their request's nonce, as all streams are. The gateway can read
+    and replace such a reply and, by sending the request again, read the request. "error" accepts only replies in one
+    piece under a nonce of their own: streams are answered in one piece, and before the first prompt to a model the
+    client sends a probe that holds only a random word. "warn", the default, warns once per process; "allow" is silent.
+    Environment: PREM_NONCE_REUSE."""
+    request_masking: bool
+    """Whether each chat begins with about 2 kB of random characters (in the parameter `metadata`), so that the gateway
+    cannot read the beginning of a request with the help of its reply; the length is rounded up, too. Default: True."""
     max_concurrency: int | None
     """Requests that may be open at once, over all threads and tasks; others wait in order. None for no limit.
     Default: 5."""
@@ -73,10 +87,11 @@ class AsyncClientOptions(ClientOptions, total=False):
 #: The value of each option that is not given.
 DEFAULTS: Final[Mapping[str, Any]] = {
     **dict.fromkeys(SyncClientOptions.__optional_keys__),
-    "timeout": _config.DEFAULT_TIMEOUT,
     "max_buffer_size": _config.DEFAULT_MAX_BUFFER_SIZE,
     "max_retries": _config.DEFAULT_MAX_RETRIES,
     "max_concurrency": _config.DEFAULT_MAX_CONCURRENCY,
+    "retry_after_send": False,
+    "request_masking": True,
     "allow_insecure": False,
 }
 

@@ -16,13 +16,16 @@ import httpx
 
 from prem_core import _config
 from prem_core._client.enclave_key import EnclaveKey
+from prem_core._client.shared_fetch import SharedFetch
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
-from prem_core._protocol.flow import Flow, FlowSettings, Send, fetch_public_key
+from prem_core._protocol.flow import fetch_public_key, probe
+from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject, check_nonce_reuse
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import RetryPolicy
+from prem_core._protocol.steps import Flow, FlowSettings, Send
 from prem_core._rate_limit.permits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import POOL_LIMITS, BodyStream, no_cookies, ssl_context
@@ -32,8 +35,15 @@ from prem_core._version import __version__
 
 Timeout = float | httpx.Timeout | None
 
+_DEFAULT_TIMEOUT: Final = httpx.Timeout(_config.DEFAULT_TIMEOUT)
+_DEFAULT_WHOLE_TIMEOUT: Final = httpx.Timeout(_config.DEFAULT_TIMEOUT, read=_config.WHOLE_REPLY_TIMEOUT)
+
+#: What a request accepts. Without a stream, nothing on the way should prefer one: it comes under the request's nonce.
+_ACCEPT_STREAM: Final = "text/event-stream, application/json"
+_ACCEPT_WHOLE: Final = "application/json, text/event-stream;q=0.1"
+_ACCEPT_OWN_NONCE: Final = "application/json"
+
 _HEADERS: Final = {
-    "accept": "text/event-stream, application/json",
     # Sealed bytes do not compress, and a response that is not decompressed cannot be a decompression bomb.
     "accept-encoding": "identity",
     "user-agent": f"prem-encrypted/{__version__}",
@@ -48,11 +58,20 @@ class _Requester:
             if options[name] is not None:
                 _config.positive(name, options[name])
         timeout = _checked(options["timeout"])
-        if timeout is None:
-            raise ConfigurationError("timeout must be a number of seconds above 0, or an httpx.Timeout")
+        for name in ("request_masking", "retry_after_send"):
+            if not isinstance(options[name], bool):
+                raise ConfigurationError(f"{name} must be True or False, not {options[name]!r}")
+        nonce_reuse = check_nonce_reuse(
+            options["nonce_reuse"] or _config.from_environment("nonce_reuse") or "warn"
+        )
         keys = options["encryption_keys"]
         if keys is not None and not isinstance(keys, EncryptionKeys):
             raise ConfigurationError("encryption_keys must come from generate_encryption_keys()")
+        if keys is not None and nonce_reuse == "error":
+            raise ConfigurationError(
+                "encryption_keys cannot be combined with nonce_reuse='error': with one secret for all requests, the "
+                "gateway can pass off the reply to one request as the reply to another"
+            )
         insecure = options["allow_insecure"]
         self.gateway_url = _config.resolve_url("gateway_url", options["gateway_url"], allow_insecure=insecure)
         self._urls = {
@@ -67,7 +86,10 @@ class _Requester:
             ),
             "enclave": httpx.Headers(_HEADERS),
         }
-        self._timeout = timeout
+        self._timeout, self._whole_timeout = (
+            (_DEFAULT_TIMEOUT, _DEFAULT_WHOLE_TIMEOUT) if timeout is None else (timeout, timeout)
+        )
+        self._probes: dict[ProbeSubject, SharedFetch[bool]] = {}
         pinned = options["enclave_public_key"]
         self.key = EnclaveKey(None if pinned is None else parse_public_key(pinned))
         max_buffer_size = options["max_buffer_size"]
@@ -79,13 +101,22 @@ class _Requester:
             max_buffer_size=max_buffer_size,
             keys=keys,
             pinned=pinned is not None,
+            gateway_url=self.gateway_url,
+            nonce_reuse=nonce_reuse,
+            request_masking=options["request_masking"],
+            retry_after_send=options["retry_after_send"],
             chunk_timeout=options["stream_chunk_timeout"]
             if self._own_chunk_timeout
-            else _read_timeout(timeout),
+            else _read_timeout(self._timeout),
         )
         self.limits = resolve_limits(
             options["limits"], options["max_concurrency"], options["requests_per_second"]
         )
+
+    @property
+    def asks_for_streams(self) -> bool:
+        """Whether a stream is asked for as a stream; see `nonce_reuse`."""
+        return self._settings.asks_for_streams
 
     def call_settings(self, timeout: Timeout = None) -> FlowSettings:
         """The settings of a call that starts now."""
@@ -97,6 +128,15 @@ class _Requester:
         if self._total_timeout is not None:
             settings = dataclasses.replace(settings, deadline=settings.clock() + self._total_timeout)
         return settings
+
+    def _probes_of(self, subject: ProbeSubject) -> SharedFetch[bool]:
+        return self._probes.setdefault(subject, SharedFetch())
+
+    def _outcome(self, subject: ProbeSubject) -> bool | None:
+        """True if the outcome of a probe is known for the enclave's present key."""
+        key = self.key.public_key
+        known = key is not None and REPLY_FORMS.own_nonce(self.gateway_url, key, subject) is not None
+        return True if known else None
 
     def build_request(
         self, client: httpx.Client | httpx.AsyncClient, step: Send, timeout: Timeout = None
@@ -114,10 +154,17 @@ class _Requester:
             content=None if large else body,
             headers=self._headers[step.party],
             params=step.query or None,
-            timeout=self._timeout if timeout is None else timeout,
+            timeout=timeout if timeout is not None else self._whole_timeout if step.whole else self._timeout,
         )
         if body is not None:
             request.headers["content-type"] = "application/json"
+        request.headers["accept"] = (
+            _ACCEPT_OWN_NONCE
+            if not self.asks_for_streams
+            else _ACCEPT_WHOLE
+            if step.whole
+            else _ACCEPT_STREAM
+        )
         if isinstance(body, SealedBody):
             request.stream = BodyStream(body)
             request.headers["content-length"] = str(body.length)
@@ -174,6 +221,7 @@ class Requester(_Requester):
             # passed an http_client, replace it yourself after a fork.
             self._process = os.getpid()
             self.key.renew_lock()
+            self._probes = {}
             if self._close_http is not None:
                 self._connect()
         return SyncDriver(
@@ -181,6 +229,7 @@ class Requester(_Requester):
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
             self.key,
             self.fetch_key if deadline is None else functools.partial(self.fetch_key, deadline=deadline),
+            functools.partial(self._probe, timeout=timeout, deadline=deadline),
             self.limits,
             deadline,
         )
@@ -194,6 +243,15 @@ class Requester(_Requester):
             return key
 
         return self.key.get(fetch, stale, deadline)
+
+    def _probe(self, subject: ProbeSubject, timeout: Timeout, deadline: float | None) -> None:
+        def run() -> bool:
+            settings = dataclasses.replace(self._settings, deadline=deadline)
+            self._driver(timeout, deadline).run(probe(subject, settings))
+            return True
+
+        self.fetch_key(deadline=deadline)
+        self._probes_of(subject).get(functools.partial(self._outcome, subject), run, deadline)
 
 
 class AsyncRequester(_Requester):
@@ -235,6 +293,7 @@ class AsyncRequester(_Requester):
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
             self.key,
             functools.partial(self._fetch_key, loop),
+            functools.partial(self._probe, loop, timeout),
             self.limits,
             deadline,
         )
@@ -249,6 +308,16 @@ class AsyncRequester(_Requester):
             return key
 
         return await self.key.get_async(fetch, loop.key_lock, stale)
+
+    async def _probe(self, loop: LoopClient, timeout: Timeout, subject: ProbeSubject) -> None:
+        async def run() -> bool:
+            await (await self._driver(timeout, None)).run(probe(subject, self._settings))
+            return True
+
+        await self._fetch_key(loop, None)
+        await self._probes_of(subject).get_async(
+            functools.partial(self._outcome, subject), run, loop.probe_lock
+        )
 
 
 def _checked(timeout: Timeout) -> Timeout:

@@ -7,10 +7,10 @@ import os
 import secrets
 
 
-def write_atomically(
-    path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666, overwrite: bool = False
-) -> None:
-    """Write a file atomically: it appears complete or not at all.
+def write_atomically(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
+    """Write a file atomically: it appears complete or not at all, and only its owner can read it.
+
+    Its mode is 0600, or less if the umask is stricter, because it holds keys or the words of a recording.
 
     If a file is replaced, every other process sees the old content or the new, never a mix. A symbolic link at
     `path` is replaced, not followed.
@@ -18,7 +18,6 @@ def write_atomically(
     Args:
         path: The file to write. Its directory must exist.
         data: The whole content.
-        mode: Permissions of the file; the umask applies.
         overwrite: Replace an existing file.
 
     Raises:
@@ -32,7 +31,7 @@ def write_atomically(
     temporary = os.path.join(directory, f".prem-{secrets.token_hex(8)}.tmp")
     # O_EXCL: never open a file that someone else put there, and never follow a link.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, mode)
+    descriptor = os.open(temporary, flags, 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)

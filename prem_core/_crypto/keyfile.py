@@ -255,7 +255,7 @@ def _write(path: Path, image: bytes, *, overwrite: bool) -> None:
     path = os.fsdecode(path)
     try:
         check_not_exists(path, overwrite=overwrite)
-        write_atomically(path, image, mode=0o600, overwrite=overwrite)
+        write_atomically(path, image, overwrite=overwrite)
     except ConfigurationError:
         raise
     except FileExistsError:

@@ -1,13 +1,19 @@
-"""Join the chunks of a stream into the whole completion."""
+"""Join the chunks of a stream into the whole completion, and cut a whole completion into chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from prem_core._errors import ResponseTooLargeError
 from prem_core._protocol.response_types import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionMessage,
     Choice,
+    ChunkChoice,
+    Delta,
     Function,
+    FunctionDelta,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -70,17 +76,31 @@ class _ChoiceParts:
         self.tools = ToolCallMerger()
 
 
-class CompletionBuilder:
-    """`add` the chunks in order, then `build` the completion."""
+#: What a choice, a tool call or a log probability counts at least, in bytes of the answer.
+_ENTRY_BYTES = 64
 
-    def __init__(self) -> None:
+
+class CompletionBuilder:
+    """`add` the chunks in order, then `build` the completion.
+
+    Args:
+        max_size: How many characters the answer may have; None for no limit.
+    """
+
+    def __init__(self, max_size: int | None = None) -> None:
+        self._max = max_size
+        self._size = 0
         self._head: ChatCompletionChunk | None = None
         self._parts: dict[int, _ChoiceParts] = {}
         self._usage: Usage | None = None
         self._fingerprint: str | None = None
 
     def add(self, chunk: ChatCompletionChunk) -> None:
-        """Add the next chunk."""
+        """Add the next chunk.
+
+        Raises:
+            ResponseTooLargeError: The answer is larger than `max_size`.
+        """
         if self._head is None:
             self._head = chunk
         if chunk.usage is not None:
@@ -91,21 +111,32 @@ class CompletionBuilder:
             parts = self._parts.get(choice.index)
             if parts is None:
                 parts = self._parts[choice.index] = _ChoiceParts(choice.index)
+                self._count(_ENTRY_BYTES)
             delta = choice.delta
             if delta.content:
                 parts.content.append(delta.content)
+                self._count(len(delta.content))
             if delta.reasoning_content:
                 parts.reasoning.append(delta.reasoning_content)
+                self._count(len(delta.reasoning_content))
             if delta.refusal:
                 parts.refusal.append(delta.refusal)
+                self._count(len(delta.refusal))
             for part in delta.tool_calls or ():
                 parts.tools.add(part)
+                self._count(_ENTRY_BYTES + len((part.function and part.function.arguments) or ""))
             for name, entries in (choice.logprobs or {}).items():
                 if isinstance(entries, list):
+                    self._count(_ENTRY_BYTES * len(entries))
                     parts.logprobs.setdefault(name, []).extend(entries)
             if choice.finish_reason is not None:
                 parts.choice.finish_reason = choice.finish_reason
                 parts.choice.matched_stop = choice.matched_stop
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._max is not None and self._size > self._max:
+            raise ResponseTooLargeError(f"the answer is larger than max_buffer_size ({self._max} bytes)")
 
     def build(self) -> ChatCompletion:
         """The completion so far. Content is None if a choice had none."""
@@ -128,3 +159,39 @@ class CompletionBuilder:
             usage=self._usage,
             system_fingerprint=self._fingerprint,
         )
+
+
+def chunks_of(completion: ChatCompletion, *, include_usage: bool) -> Iterator[ChatCompletionChunk]:
+    """A whole completion as a stream has it: the text, then the finish reasons, then the usage if it was asked for."""
+    head = {
+        "id": completion.id,
+        "created": completion.created,
+        "model": completion.model,
+        "system_fingerprint": completion.system_fingerprint,
+    }
+    texts, ends = [], []
+    for choice in completion.choices:
+        message = choice.message.model_dump(exclude_none=True, exclude={"tool_calls"})
+        calls = [
+            ToolCallDelta(
+                index=position,
+                id=call.id,
+                type=call.type,
+                function=FunctionDelta(name=call.function.name, arguments=call.function.arguments),
+            )
+            for position, call in enumerate(choice.message.tool_calls or ())
+        ]
+        delta = Delta(**message, **({"tool_calls": calls} if calls else {}))
+        texts.append(ChunkChoice(index=choice.index, delta=delta, logprobs=choice.logprobs))
+        ends.append(
+            ChunkChoice(
+                index=choice.index,
+                delta=Delta(),
+                finish_reason=choice.finish_reason,
+                matched_stop=choice.matched_stop,
+            )
+        )
+    yield ChatCompletionChunk(**head, choices=texts)
+    yield ChatCompletionChunk(**head, choices=ends)
+    if include_usage and completion.usage is not None:
+        yield ChatCompletionChunk(**head, choices=[], usage=completion.usage)

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
 from prem_core._crypto.keys import EncryptionKeys
-from prem_core._errors import DecryptionError, StreamInterruptedError
+from prem_core._errors import (
+    APIResponseValidationError,
+    DecryptionError,
+    ResponseTooLargeError,
+    StreamInterruptedError,
+)
 from prem_core._protocol.assumptions import decode_binary
 from prem_core._protocol.error_body import stream_error
 from prem_core._protocol.response_types import ChatCompletionChunk, read_json
 from prem_core._protocol.sse import EventDecoder
+
+#: How many events and bytes one stream may have. A gateway can repeat a chunk for ever. The longest answers of today's
+#: models have some 100,000 tokens, with one event of about 700 bytes for each.
+MAX_EVENTS: Final = 250_000
+MAX_STREAM_BYTES: Final = 256 * 1024 * 1024
 
 
 class ChatStreamReader:
@@ -29,12 +39,14 @@ class ChatStreamReader:
         max_buffer_size: Maximum bytes of one event in memory.
     """
 
-    __slots__ = ("_decoder", "_finished", "_keys", "_nonce", "_seen", "done")
+    __slots__ = ("_bytes", "_decoder", "_events", "_finished", "_keys", "_nonce", "_seen", "done")
 
     def __init__(self, keys: EncryptionKeys, nonce: bytes, max_buffer_size: int) -> None:
         self._decoder = EventDecoder(max_buffer_size)
         self._keys = keys
         self._nonce = nonce
+        self._events = 0
+        self._bytes = 0
         self._seen: set[int] = set()  # indexes of the choices that appeared
         self._finished: set[int] = set()  # indexes of those with a finish reason
         #: Whether the answer is complete. Data after its end is not read.
@@ -50,12 +62,18 @@ class ChatStreamReader:
             DecryptionError: A chunk could not be opened.
             APIError: The stream reports an error. The class depends on that error.
             StreamInterruptedError: ``done`` arrived before every choice had a finish reason.
-            ResponseTooLargeError: One event is larger than the buffer.
+            ResponseTooLargeError: One event is larger than the buffer, or the stream has too many events or bytes.
             APIResponseValidationError: An opened chunk does not have the form of a chunk.
         """
         if self.done:
             return
+        self._bytes += len(data)
+        if self._bytes > MAX_STREAM_BYTES:
+            raise ResponseTooLargeError(f"the stream has more than {MAX_STREAM_BYTES} bytes")
         for name, value in self._decoder.feed(data):
+            self._events += 1
+            if self._events > MAX_EVENTS:
+                raise ResponseTooLargeError(f"the stream has more than {MAX_EVENTS} events")
             if name == b"data" or (name == b"message" and value != b"[DONE]"):
                 try:
                     sealed = decode_binary(value)
@@ -71,6 +89,9 @@ class ChatStreamReader:
                     chunk = read_json(ChatCompletionChunk, plaintext)
                 if chunk.error is not None:
                     raise stream_error(chunk.error)
+                if "choices" not in chunk.model_fields_set:
+                    # Without this check the request itself, sent back by the gateway, would pass as a chunk.
+                    raise APIResponseValidationError("a chunk of the stream has no choices")
                 for choice in chunk.choices:
                     if choice.finish_reason is not None:
                         self._finished.add(choice.index)

@@ -67,10 +67,10 @@ def status_error(
         status,
         message,
         route,
-        type=_text(detail.get("type")),
-        code=_text(detail.get("code")),
-        param=_text(detail.get("param")),
-        support_id=_text(fields.get("support_id")),
+        type=short_text(detail.get("type")),
+        code=short_text(detail.get("code")),
+        param=short_text(detail.get("param")),
+        support_id=short_text(fields.get("support_id")),
         validator=validator,
         retry_after=parse_retry_after(headers.get("retry-after"), now),
     )
@@ -79,21 +79,23 @@ def status_error(
 def stream_error(error: Any) -> errors.APIError:
     """The error for an ``error`` event, or for an ``error`` object inside a chunk."""
     if isinstance(error, dict) and isinstance(error.get("error"), dict | str):
-        support_id = _text(error.get("support_id"))
+        support_id = short_text(error.get("support_id"))
         error = error["error"]
     else:
         support_id = None
     detail = error if isinstance(error, dict) else {"message": error}
-    kind = _text(detail.get("type"))
+    kind = short_text(detail.get("type"))
     code = detail.get("code")
-    support_id = _text(detail.get("support_id")) or support_id
-    message = _one_line(_text(detail.get("message")) or "the service reported an error inside the stream")
+    support_id = short_text(detail.get("support_id")) or support_id
+    message = _one_line(
+        short_text(detail.get("message")) or "the service reported an error inside the stream"
+    )
     status = next((s for s in (detail.get("status"), code) if isinstance(s, int) and 400 <= s < 600), None)
     if status is None:
-        status = STREAM_ERROR_STATUS.get(kind or "") or STREAM_ERROR_STATUS.get(_text(code) or "")
+        status = STREAM_ERROR_STATUS.get(kind or "") or STREAM_ERROR_STATUS.get(short_text(code) or "")
     if status is None:
-        return errors.APIError(message, type=kind, code=_text(code), support_id=support_id)
-    return _typed(status, message, "", type=kind, code=_text(code), support_id=support_id)
+        return errors.APIError(message, type=kind, code=short_text(code), support_id=support_id)
+    return _typed(status, message, "", type=kind, code=short_text(code), support_id=support_id)
 
 
 def is_key_rotation_error(error: errors.APIError) -> bool:
@@ -131,7 +133,8 @@ def _one_line(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
-def _text(value: Any) -> str | None:
+def short_text(value: Any) -> str | None:
+    """A string or number of the service's as one line of bounded length; None for anything else."""
     return _one_line(str(value)) or None if isinstance(value, str | int) else None
 
 

@@ -9,7 +9,8 @@ A flow is a generator. It yields two kinds of things:
 All decisions are here: which key and nonce, whether to retry, when an answer is complete, what an error means. The
 drivers in `_transport` perform steps and decide nothing, so that `PremClient` and `AsyncPremClient` behave alike.
 
-The steps of one request: key (if unknown) → permit → seal → send → read → decode → open → chunk.
+The steps of one request: probe (with `nonce_reuse` "error", once) → key (if unknown) → permit → mask and seal → send →
+read → decode → open → chunk.
 
 Pydantic reads the responses. It is imported with the first request and not with the package, because it doubles the
 import time.
@@ -18,27 +19,35 @@ import time.
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from prem_core import _errors as errors
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
-from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.assumptions import EVENT_STREAM, PUBLIC_KEY_PATH
-from prem_core._protocol.error_body import MAX_ERROR_BODY, is_key_rotation_error, status_error
+from prem_core._protocol.attempts import Attempts, check_time
+from prem_core._protocol.error_body import MAX_ERROR_BODY, status_error
+from prem_core._protocol.masking import ChatRequest
+from prem_core._protocol.nonce_reuse import (
+    REPLY_FORMS,
+    ProbeSubject,
+    probe_params,
+    probe_recording,
+    warn_of_nonce_reuse,
+)
 from prem_core._protocol.request_body import Body, audio_body, chat_body
+from prem_core._protocol.request_json import to_json
 from prem_core._protocol.response_body import (
     BodyReader,
-    open_completion,
+    OpenedResponse,
     open_response,
+    read_completion,
     read_models,
     read_public_key,
 )
-from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, RetryPolicy, rate_limit_interval, shared_backoff
 from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE, MODELS_ROUTE
+from prem_core._protocol.steps import READ, Flow, FlowSettings, ResponseHead, RunInThread, Send, Sleep, Step
 
 if TYPE_CHECKING:
     from prem_core._audio.upload import Recording
@@ -52,155 +61,43 @@ OFFLOAD_BYTES: Final = 256 * 1024
 ERROR_BODY_SECONDS: Final = 5.0
 
 
-class Step:
-    """Something for the driver to do."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Acquire(Step):
-    """Wait for a permit, keep it, and return the enclave's public key (None where `key` is False).
-
-    An unknown key is fetched before waiting for the permit, so that waiting for the key does not occupy a permit. The
-    key is read again after the permit is granted, because it may have been rotated meanwhile.
-    """
-
-    key: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class FetchKey(Step):
-    """Return the enclave's public key. Fetch it again if the cached key is still `stale`."""
-
-    stale: PublicKey
-
-
-@dataclass(frozen=True, slots=True)
-class Release(Step):
-    """Close the open response and release the permit, before another attempt or an error.
+def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
+    """A chat completion: with `stream` first its `Protection`, then its chunks; else the whole `ChatCompletion`.
 
     Args:
-        pause: Seconds for which no request may start; None for no pause.
-        rate_limited: Whether the service answered 429.
-        spacing: After a 429, seconds that should lie between the next requests; None otherwise.
-    """
-
-    pause: float | None = None
-    rate_limited: bool = False
-    spacing: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep(Step):
-    """Wait this many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class RunInThread(Step):
-    """Call this and return its result. It takes too long to run on an event loop."""
-
-    call: Callable[[], Any] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Send(Step):
-    """Send this request and return the `ResponseHead`. A response that is still open is closed first.
-
-    Args:
-        method: The HTTP method.
-        party: The destination: "gateway" or "enclave".
-        path: The path below the party's URL.
-        body: The request's body.
-        query: The query parameters.
-        read_timeout: Seconds to wait for the next bytes of the response's body, where shorter than the call's timeout.
-    """
-
-    method: str
-    party: Literal["gateway", "enclave"]
-    path: str
-    body: Body | None = field(default=None, repr=False)
-    query: Mapping[str, str] = field(default_factory=dict)
-    read_timeout: float | None = None
-
-
-class Read(Step):
-    """Return the next bytes of the open response; ``b""`` at its end."""
-
-    __slots__ = ()
-
-
-#: One shared instance, because this step occurs for every network read.
-READ: Final = Read()
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """Status and headers of a response. Header names are lower case; `received` is in seconds since the epoch."""
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
-    received: float = 0.0
-
-
-Flow = Generator[Any, Any, None]
-
-
-@dataclass(frozen=True, slots=True)
-class FlowSettings:
-    """The settings of a client, and of a call, that a flow needs.
-
-    Args:
-        retry: How often to retry, and after which delays.
-        max_buffer_size: Maximum bytes of one event or one body in memory.
-        keys: One KEM result reused for all requests; None generates a fresh one per request.
-        pinned: Whether the caller set the enclave's key. It is then never fetched.
-        chunk_timeout: Seconds between the chunks of a stream, or between the bytes of a body; None for no limit.
-        deadline: The time by `clock` at which the call fails; None for no deadline.
-        clock: A monotonic clock, in seconds.
-    """
-
-    retry: RetryPolicy
-    max_buffer_size: int
-    keys: EncryptionKeys | None = None
-    pinned: bool = False
-    chunk_timeout: float | None = None
-    deadline: float | None = None
-    clock: Callable[[], float] = time.monotonic
-
-
-def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
-    """A chat completion: its chunks with `stream`, else the whole `ChatCompletion`.
-
-    Args:
-        plaintext: The request's parameters, as JSON.
+        request: The request's parameters. They ask for a stream only if `settings.asks_for_streams`.
         settings: See `FlowSettings`.
-        stream: Whether `plaintext` requests a stream. Without it, the service may send the whole answer as an event
-            stream or as a JSON envelope. Both are read.
+        stream: Whether the caller wants chunks. With `nonce_reuse` "error" they are made from a whole answer. Where no
+            stream was asked for, the service may send one all the same, or a JSON envelope. Both are read.
     """
-    from prem_core._protocol.accumulator import CompletionBuilder
+    from prem_core._protocol.accumulator import CompletionBuilder, chunks_of
     from prem_core._protocol.chat_stream import ChatStreamReader
 
-    attempts = _Attempts(settings)
+    streamed = stream and settings.asks_for_streams
+    attempts = Attempts(settings, ProbeSubject("chat", request.model))
     delivered = False
+    if streamed and settings.nonce_reuse == "warn":
+        warn_of_nonce_reuse()
     while True:
-        keys = attempts.keys((yield attempts.acquire))
+        keys = yield from attempts.start()
         try:
             nonce = new_nonce()
-            if len(plaintext) < OFFLOAD_BYTES:
-                body = chat_body(keys, plaintext, nonce)
+            if len(request.rest) < OFFLOAD_BYTES:
+                body = _masked_body(request, keys, nonce, settings)
             else:
-                body = yield RunInThread(functools.partial(chat_body, keys, plaintext, nonce))
-            send = Send("POST", "gateway", CHAT_ROUTE, body, read_timeout=settings.chunk_timeout)
+                body = yield RunInThread(functools.partial(_masked_body, request, keys, nonce, settings))
+            send = Send(
+                "POST", "gateway", CHAT_ROUTE, body, read_timeout=settings.chunk_timeout, whole=not streamed
+            )
             head = yield send
             if not 200 <= head.status < 300:
                 yield from _raise_for_status(send, head, settings)
-            content_type = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+            content_type = _content_type(head)
             if content_type == EVENT_STREAM:
+                attempts.check_nonce(own=False)
                 reader = ChatStreamReader(keys, nonce, settings.max_buffer_size)
-                builder = None if stream else CompletionBuilder()
+                builder = None if stream else CompletionBuilder(settings.max_buffer_size)
+                protection = attempts.protection(own_nonce=False)
                 clock, chunk_timeout = settings.clock, settings.chunk_timeout
                 waiting_since = clock()
                 while not reader.done:
@@ -210,11 +107,13 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
                     idle = True
                     for chunk in reader.feed(data):
                         idle = False
-                        delivered = True
-                        if builder is None:
-                            yield chunk
-                        else:
+                        if builder is not None:
                             builder.add(chunk)
+                            continue
+                        if not delivered:
+                            yield protection
+                            delivered = True
+                        yield chunk
                     # Time the caller spends processing chunks is not counted. Bytes without a chunk, such as a
                     # gateway's comments, do not reset the timeout.
                     if not idle:
@@ -226,19 +125,26 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
                     ):
                         raise errors.APITimeoutError("gateway: waiting for the stream's next chunk timed out")
                 if builder is not None:
-                    yield builder.build()
+                    yield builder.build().with_protection(protection)
                 elif not delivered:
                     raise errors.StreamInterruptedError("the stream had no chunk")
                 return
-            if content_type != "application/json":
-                raise errors.APIResponseValidationError(
-                    f"the response's content type is {_shown_type(content_type)}, neither an event stream nor JSON"
-                )
-            if stream:
+            _expect_json(content_type)
+            if streamed:
                 raise errors.APIResponseValidationError(
                     "the request asks for a stream, but the response is JSON"
                 )
-            yield open_completion(keys, (yield from _body(settings)))
+            opened = open_response(keys, (yield from _body(settings)))
+            own = opened.nonce != nonce
+            attempts.check_nonce(own=own)
+            completion = read_completion(opened.plaintext)
+            protection = attempts.protection(own_nonce=own, support_id=opened.support_id)
+            if stream:
+                yield protection
+                delivered = True
+                yield from chunks_of(completion, include_usage=request.include_usage)
+            else:
+                yield completion.with_protection(protection)
             return
         except errors.APIError as error:
             yield from attempts.after(error, delivered=delivered)
@@ -246,32 +152,96 @@ def chat(plaintext: bytes, settings: FlowSettings, *, stream: bool) -> Flow:
 
 def transcribe(
     task: Literal["transcribe", "translate"],
+    model: str,
     plaintext: bytes,
     recording: Recording,
     settings: FlowSettings,
 ) -> Flow:
-    """Transcribe or translate a recording; yields the decrypted response body."""
-    attempts = _Attempts(settings)
+    """Transcribe or translate a recording; yields the decrypted response body and its `Protection`."""
+    attempts = Attempts(settings, ProbeSubject(task, model))
     name = recording.name.encode("utf-8", "surrogateescape")
     while True:
-        keys = attempts.keys((yield attempts.acquire))
+        keys = yield from attempts.start()
         try:
-            # Sealed inline, so that only the transport references the ciphertext and can free it.
-            seal = functools.partial(audio_body, keys, plaintext, name, recording.data)
-            answer = yield from _fetch(
-                Send(
-                    "POST",
-                    "gateway",
-                    AUDIO_ROUTES[task],
-                    (yield RunInThread(seal)),
-                    read_timeout=settings.chunk_timeout,
-                ),
-                settings,
-            )
-            yield open_response(keys, answer)
+            opened, own = yield from _transcribe_once(task, keys, plaintext, name, recording.data, settings)
+            attempts.check_nonce(own=own)
+            yield opened.plaintext, attempts.protection(own_nonce=own, support_id=opened.support_id)
             return
         except errors.APIError as error:
             yield from attempts.after(error)
+
+
+def probe(subject: ProbeSubject, settings: FlowSettings) -> Flow:
+    """Find out under which nonce a model's replies come, with a request that holds nothing of the caller's.
+
+    Yields nothing of use: the outcome is recorded in `REPLY_FORMS`.
+    """
+    attempts = Attempts(settings)
+    params = probe_params(subject)
+    while True:
+        keys = yield from attempts.start()
+        try:
+            if subject.task == "chat":
+                own = yield from _probe_chat(ChatRequest.of(params), keys, settings)
+            else:
+                recording = probe_recording()
+                _, own = yield from _transcribe_once(
+                    subject.task, keys, to_json(params), b"recording.wav", recording, settings
+                )
+            REPLY_FORMS.record(settings.gateway_url, attempts.key, subject, own=own)
+            return
+        except errors.APIError as error:
+            yield from attempts.after(error)
+
+
+def _probe_chat(
+    request: ChatRequest, keys: EncryptionKeys, settings: FlowSettings
+) -> Generator[Step, Any, bool]:
+    nonce = new_nonce()
+    send = Send("POST", "gateway", CHAT_ROUTE, _masked_body(request, keys, nonce, settings), whole=True)
+    head = yield send
+    if not 200 <= head.status < 300:
+        yield from _raise_for_status(send, head, settings)
+    content_type = _content_type(head)
+    if content_type == EVENT_STREAM:
+        return False
+    _expect_json(content_type)
+    # Opened, not only looked at: a gateway could write any nonce beside bytes that do not open.
+    return open_response(keys, (yield from _body(settings))).nonce != nonce
+
+
+def _transcribe_once(
+    task: Literal["transcribe", "translate"],
+    keys: EncryptionKeys,
+    plaintext: bytes,
+    name: bytes,
+    recording: bytes,
+    settings: FlowSettings,
+) -> Generator[Step, Any, tuple[OpenedResponse, bool]]:
+    """Send one recording. Returns the opened reply, and whether its nonce is its own."""
+    nonces = (new_nonce(), new_nonce(), new_nonce())
+    # Sealed inline, so that only the transport references the ciphertext and can free it.
+    seal = functools.partial(audio_body, keys, plaintext, name, recording, nonces)
+    answer = yield from _fetch(
+        Send(
+            "POST",
+            "gateway",
+            AUDIO_ROUTES[task],
+            (yield RunInThread(seal)),
+            read_timeout=settings.chunk_timeout,
+            whole=True,
+        ),
+        settings,
+    )
+    opened = open_response(keys, answer)
+    own = opened.nonce not in nonces
+    if not own and opened.plaintext in (plaintext, name, recording):
+        raise errors.APIResponseValidationError("the response is a copy of a part of the request")
+    return opened, own
+
+
+def _masked_body(request: ChatRequest, keys: EncryptionKeys, nonce: bytes, settings: FlowSettings) -> Body:
+    return chat_body(keys, request.plaintext(masked=settings.request_masking), nonce)
 
 
 def list_models(kind: str | None, settings: FlowSettings) -> Flow:
@@ -296,70 +266,6 @@ def fetch_public_key(settings: FlowSettings) -> Flow:
         raise errors.EnclaveKeyError(f"the enclave's public key could not be fetched: {error}") from error
 
 
-class _Attempts:
-    """The attempts of one sealed request: creates a secret per attempt and decides what to do after a failure."""
-
-    __slots__ = ("_key", "_refetched", "_retries", "_settings", "acquire")
-
-    def __init__(self, settings: FlowSettings) -> None:
-        self._settings = settings
-        self._retries = 0
-        self._refetched = False
-        self._key: PublicKey
-        #: The step that starts an attempt.
-        self.acquire = _ACQUIRE_WITH_KEY if settings.keys is None else _ACQUIRE
-
-    def keys(self, key: PublicKey) -> EncryptionKeys:
-        """The secret for the next attempt: a fresh one for `key`, unless the client reuses one for all requests."""
-        self._key = key
-        return self._settings.keys or EncryptionKeys.encapsulate(key)
-
-    def after(self, error: errors.APIError, *, delivered: bool = False) -> Generator[Step, Any, None]:
-        """Release the permit and wait, if another attempt makes sense. Otherwise raise.
-
-        Args:
-            error: How the attempt failed.
-            delivered: Whether the caller already received a chunk. A retry would repeat it.
-
-        Raises:
-            APIError: `error`, or a timeout if the next attempt would start after the deadline.
-            EnclaveKeyError: The enclave cannot decrypt requests sealed with the pinned or refetched key.
-        """
-        settings = self._settings
-        if not delivered and is_key_rotation_error(error):
-            if self._refetched or settings.pinned or settings.keys:
-                raise errors.EnclaveKeyError(self._key_rotation_message()) from error
-            self._refetched = True
-            # Fetched before the permit is released; otherwise the next caller would seal to the same old key.
-            yield FetchKey(stale=self._key)
-            yield Release()
-            return
-        delay = None if delivered else settings.retry.delay(self._retries, error)
-        pause = shared_backoff(error, delay)
-        rate_limited = isinstance(error, errors.APIStatusError) and error.status_code == 429
-        yield Release(pause, rate_limited, rate_limit_interval(error) if pause is not None else None)
-        if delay is None:
-            raise error
-        _check_time(settings, delay, error)
-        self._retries += 1
-        if pause is None:  # a pause already delays every caller, including this one
-            yield Sleep(delay)
-
-    def _key_rotation_message(self) -> str:
-        if self._settings.keys:
-            return "the enclave no longer accepts these encryption_keys: generate new ones"
-        if self._settings.pinned:
-            return (
-                "the enclave no longer has the private key of the pinned enclave_public_key: "
-                "check the enclave's new key, then pin it"
-            )
-        return "the enclave could not open the request, even after its key was fetched again"
-
-
-_ACQUIRE_WITH_KEY: Final = Acquire()
-_ACQUIRE: Final = Acquire(key=False)
-
-
 def _fetch_with_retries(
     request: Send, settings: FlowSettings, read: Callable[[bytes], R]
 ) -> Generator[Step, Any, R]:
@@ -372,7 +278,7 @@ def _fetch_with_retries(
             delay = settings.retry.delay(retries, error)
             if delay is None:
                 raise
-            _check_time(settings, delay, error)
+            check_time(settings, delay, error)
         retries += 1
         yield Sleep(delay)
 
@@ -408,17 +314,15 @@ def _raise_for_status(
     )
 
 
-def _check_time(settings: FlowSettings, delay: float, error: errors.APIError) -> None:
-    """Fail now if the next attempt would start after the deadline.
+def _content_type(head: ResponseHead) -> str:
+    return head.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    Raises:
-        APITimeoutError: The next attempt would start after the deadline.
-    """
-    if settings.deadline is None or settings.clock() + delay < settings.deadline:
-        return
-    if isinstance(error, errors.APITimeoutError) and settings.clock() >= settings.deadline:
-        raise error
-    raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE) from error
+
+def _expect_json(content_type: str) -> None:
+    if content_type != "application/json":
+        raise errors.APIResponseValidationError(
+            f"the response's content type is {_shown_type(content_type)}, neither an event stream nor JSON"
+        )
 
 
 def _shown_type(content_type: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._protocol.assumptions import encode_binary
 
@@ -58,12 +57,21 @@ def chat_body(keys: EncryptionKeys, plaintext: bytes, nonce: bytes) -> Body:
     ).encode()
 
 
-def audio_body(keys: EncryptionKeys, plaintext: bytes, name: bytes, recording: bytes) -> Body:
+def audio_body(
+    keys: EncryptionKeys, plaintext: bytes, name: bytes, recording: bytes, nonces: tuple[bytes, bytes, bytes]
+) -> Body:
     """The body of the audio routes: chat's three fields, the recording and its name.
 
-    All are sealed under one secret, each with a fresh nonce of its own.
+    All are sealed under one secret, each with a nonce of its own.
+
+    Args:
+        keys: The secret.
+        plaintext: The parameters, as JSON.
+        name: The recording's file name.
+        recording: The recording.
+        nonces: Three fresh nonces: of the parameters, the name and the recording.
     """
-    nonce, file_nonce, name_nonce = new_nonce(), new_nonce(), new_nonce()
+    nonce, name_nonce, file_nonce = nonces
     return SealedBody(
         {
             "encryptedInference": keys.seal(plaintext, nonce),

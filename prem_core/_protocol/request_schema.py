@@ -12,7 +12,6 @@ converted to the schema's forms. An error names the parameter and what is allowe
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NotRequired, Required
 
@@ -22,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from typing_extensions import TypedDict
 
 from prem_core._errors import InvalidParameterError
+from prem_core._protocol.masking import ChatRequest
+from prem_core._protocol.request_json import to_json, with_extra_body
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 
@@ -422,20 +423,28 @@ _NOT_IN_SCHEMA: Final = {
 }
 
 
-def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | None = None) -> bytes:
-    """The UTF-8 JSON that is sealed as ``encryptedInference``.
+def chat_request(
+    params: Mapping[str, Any], extra_body: Mapping[str, Any] | None = None, *, whole: bool = False
+) -> ChatRequest:
+    """The checked parameters of a chat, ready to be sealed as ``encryptedInference``.
 
     Args:
         params: Parameters as the caller wrote them. A None means "not given".
         extra_body: Further top-level parameters, merged over `params` without a check. For parameters that the service
             supports but its published schema does not list.
+        whole: Leave out what asks for a stream.
 
     Raises:
         InvalidParameterError: The published schema does not allow a parameter.
     """
     checked = normalise(params)
     check(_adapter(), checked)
-    return text_of(checked, extra_body)
+    return ChatRequest.of(with_extra_body(checked, extra_body), whole=whole)
+
+
+def chat_plaintext(params: Mapping[str, Any], extra_body: Mapping[str, Any] | None = None) -> bytes:
+    """The UTF-8 JSON of `chat_request`, without a mask."""
+    return chat_request(params, extra_body).plaintext()
 
 
 @functools.cache
@@ -462,27 +471,7 @@ def audio_plaintext(
             "timestamp_granularities: timestamps require response_format='verbose_json'",
             param="timestamp_granularities",
         )
-    return text_of(given, extra_body)
-
-
-def text_of(checked: Mapping[str, Any], extra_body: Mapping[str, Any] | None) -> bytes:
-    """`checked`, with `extra_body` merged over it, as UTF-8 JSON.
-
-    Raises:
-        InvalidParameterError: A value cannot be written as JSON.
-    """
-    if extra_body is not None:
-        if not isinstance(extra_body, Mapping) or not all(isinstance(name, str) for name in extra_body):
-            raise InvalidParameterError("extra_body must be a mapping with string keys", param="extra_body")
-        checked = {**checked, **extra_body}
-    try:
-        # ensure_ascii=True would make non-ASCII text up to six times as long.
-        return json.dumps(checked, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        name = _unwritable(checked)
-        message = f"{name} cannot be written as JSON: {_reason(error)}"
-    # Raised outside the handler, because a UnicodeEncodeError contains the text that it could not encode.
-    raise InvalidParameterError(message, param=name)
+    return to_json(with_extra_body(given, extra_body))
 
 
 def normalise(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -583,23 +572,3 @@ def _path(value: Any, loc: tuple[int | str, ...], *, missing: bool) -> str:
             steps.append(str(step))
             value = value[step]
     return ".".join(steps)
-
-
-def _unwritable(params: Mapping[str, Any]) -> str:
-    for name, value in params.items():
-        try:
-            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError):
-            return name
-    return "the request"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeEncodeError):
-        # The error's own message would quote the text around the surrogate.
-        return "the text contains a lone surrogate"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, ValueError):
-        return "it contains NaN, infinity or a circular reference"
-    return "it contains a value that JSON cannot represent"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prem_core import _errors as errors
 from prem_core._crypto.keys import EncryptionKeys
@@ -17,7 +17,7 @@ from prem_core._protocol.assumptions import (
     PUBLIC_KEY_NAMES,
     decode_binary,
 )
-from prem_core._protocol.error_body import load_json, status_error, stream_error
+from prem_core._protocol.error_body import load_json, short_text, status_error, stream_error
 
 if TYPE_CHECKING:
     from prem_core._protocol.response_types import ChatCompletion, Model, Transcription
@@ -75,8 +75,8 @@ def _hex_or_base64(text: str) -> bytes | None:
         return None
 
 
-def read_envelope(body: bytes) -> Any:
-    """`data` of a success envelope.
+def read_envelope(body: bytes) -> dict[str, Any]:
+    """A success envelope. It has `data`.
 
     Raises:
         APIStatusError: The envelope reports an error although the HTTP status is a success.
@@ -93,25 +93,36 @@ def read_envelope(body: bytes) -> Any:
         raise status_error(status, body)
     if "data" not in envelope:
         raise errors.APIResponseValidationError("the response's envelope has no data")
-    return envelope["data"]
+    return envelope
 
 
-def open_response(keys: EncryptionKeys, body: bytes) -> bytes:
-    """The plaintext of an envelope's ``{encryptedResponse, nonce}``.
+class OpenedResponse(NamedTuple):
+    """An opened ``{encryptedResponse, nonce}``, and the `support_id` of its envelope."""
+
+    plaintext: bytes
+    nonce: bytes
+    support_id: str | None
+
+
+def open_response(keys: EncryptionKeys, body: bytes) -> OpenedResponse:
+    """Open an envelope's ``{encryptedResponse, nonce}``.
 
     Raises:
         APIResponseValidationError: The two fields are missing.
         DecryptionError: The response could not be opened.
     """
-    data = read_envelope(body)
+    envelope = read_envelope(body)
+    data = envelope["data"]
     sealed = data.get("encryptedResponse") if isinstance(data, dict) else None
-    nonce = data.get("nonce") if isinstance(data, dict) else None
-    if not isinstance(sealed, str) or not isinstance(nonce, str):
+    written = data.get("nonce") if isinstance(data, dict) else None
+    if not isinstance(sealed, str) or not isinstance(written, str):
         raise errors.APIResponseValidationError("the response lacks encryptedResponse or nonce")
     try:
-        return keys.open(decode_binary(sealed), decode_binary(nonce))
+        nonce = decode_binary(written)
+        plaintext = keys.open(decode_binary(sealed), nonce)
     except ValueError:
         raise errors.DecryptionError from None
+    return OpenedResponse(plaintext, nonce, short_text(envelope.get("support_id")))
 
 
 class BodyReader:
@@ -142,17 +153,17 @@ class BodyReader:
         return b"".join(self._parts)
 
 
-def open_completion(keys: EncryptionKeys, body: bytes) -> ChatCompletion:
-    """The whole answer from a JSON envelope.
+def read_completion(plaintext: bytes) -> ChatCompletion:
+    """The whole answer in an opened response.
 
     Raises:
-        DecryptionError: The answer could not be opened.
         APIError: The answer reports an error.
         StreamInterruptedError: A choice has no finish reason.
+        APIResponseValidationError: It is not a whole answer.
     """
     from prem_core._protocol.response_types import ChatCompletion, read_json
 
-    completion = read_json(ChatCompletion, open_response(keys, body))
+    completion = read_json(ChatCompletion, plaintext)
     error = (completion.model_extra or {}).get("error")
     if error is not None:
         raise stream_error(error)
@@ -171,7 +182,7 @@ def read_models(body: bytes) -> list[Model]:
     """
     from prem_core._protocol.response_types import Model, read_value
 
-    data = read_envelope(body)
+    data = read_envelope(body)["data"]
     entries = data.get("models", data.get("data")) if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise APIResponseValidationError("the response does not contain a list of models")

@@ -9,12 +9,13 @@ A repr shows the shape of a response, never its text. Print `.content` or `.mode
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import from_json
 
 from prem_core._errors import APIResponseValidationError
+from prem_core._protocol.protection import Protection
 
 #: Fields that describe a response without being part of the answer.
 _SHOWN = frozenset(
@@ -52,6 +53,20 @@ class _Masked:
 
     def __repr__(self) -> str:
         return "…" if self._length is None else f"…({self._length})"
+
+
+class _WholeReply(_Reply):
+    _prem: Protection | None = PrivateAttr(default=None)
+
+    @property
+    def prem(self) -> Protection | None:
+        """How the answer was protected on its way; None for an object that the client did not make."""
+        return self._prem
+
+    def with_protection(self, protection: Protection) -> Self:
+        """This answer, with `protection` as its `prem`."""
+        self._prem = protection
+        return self
 
 
 class FunctionDelta(_Reply):
@@ -148,7 +163,7 @@ class Choice(_Reply):
     matched_stop: Any = None
 
 
-class ChatCompletion(_Reply):
+class ChatCompletion(_WholeReply):
     """A whole chat completion."""
 
     id: str = ""
@@ -199,7 +214,7 @@ class TranscriptionSegment(_Reply):
     temperature: float | None = None
 
 
-class Transcription(_Reply):
+class Transcription(_WholeReply):
     """The text of a recording. All other fields come only with ``response_format="verbose_json"``.
 
     `duration` is in seconds, `language` as the service names it (``english``, or a code). `words` comes only if word

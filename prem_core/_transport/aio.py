@@ -12,11 +12,14 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._crypto.xwing import PublicKey
-from prem_core._protocol.flow import (
+from prem_core._protocol.nonce_reuse import ProbeSubject
+from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
+from prem_core._protocol.steps import (
     READ,
     Acquire,
     FetchKey,
     Flow,
+    Probe,
     Release,
     ResponseHead,
     RunInThread,
@@ -24,7 +27,6 @@ from prem_core._protocol.flow import (
     Sleep,
     Step,
 )
-from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
 from prem_core._rate_limit.permits import Limits, Permit
 from prem_core._transport.http import (
     DRAIN_MAX_READS,
@@ -72,6 +74,7 @@ class AsyncDriver:
         build_request: BuildRequest,
         keys: KnownKey,
         fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
+        probe: Callable[[ProbeSubject], Awaitable[None]],
         limits: Limits | None = None,
         deadline: float | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class AsyncDriver:
         self._build_request = build_request
         self._keys = keys
         self._fetch_key = fetch_key
+        self._probe = probe
         self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
         self._response: httpx.Response | None = None
@@ -147,6 +151,8 @@ class AsyncDriver:
                 if self._permit is not None:
                     self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
                 return None
+            case Probe(subject):
+                return await self._probe(subject)
             case RunInThread(call):
                 return await asyncio.to_thread(call)
             case Sleep(seconds):

@@ -18,24 +18,26 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._crypto.xwing import PublicKey
-from prem_core._protocol.flow import ResponseHead, Send
 from prem_core._protocol.request_body import SealedBody
+from prem_core._protocol.steps import ResponseHead, Send
 
 #: A stream occupies its connection until it ends. With httpx's default of 100 connections, the 101st stream would wait.
 POOL_LIMITS: Final = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 
 #: Our error for each httpx error; the first match applies. The messages are ours, because httpx's can quote a header.
-HTTPX_ERROR_MAP: Final[tuple[tuple[type[Exception], type[errors.APIConnectionError], str], ...]] = (
-    (httpx.ConnectTimeout, errors.APITimeoutError, "connecting timed out"),
-    (httpx.PoolTimeout, errors.APITimeoutError, "no free connection within the timeout"),
-    (httpx.WriteTimeout, errors.APITimeoutError, "sending the request timed out"),
-    (httpx.ReadTimeout, errors.APITimeoutError, "waiting for the service timed out"),
-    (httpx.TimeoutException, errors.APITimeoutError, "the request timed out"),
-    (httpx.ConnectError, errors.APIConnectionError, "the connection could not be opened"),
-    (httpx.ProxyError, errors.APIConnectionError, "the HTTP proxy rejected the connection"),
-    (httpx.HTTPError, errors.APIConnectionError, "the connection broke"),
-    (httpx.InvalidURL, errors.APIConnectionError, "the URL is invalid"),
-    (httpx.StreamError, errors.APIConnectionError, "the stream was closed"),
+#: The last value says whether the whole request may have arrived at the service.
+HTTPX_ERROR_MAP: Final[tuple[tuple[type[Exception], type[errors.APIConnectionError], str, bool], ...]] = (
+    (httpx.ConnectTimeout, errors.APITimeoutError, "connecting timed out", False),
+    (httpx.PoolTimeout, errors.APITimeoutError, "no free connection within the timeout", False),
+    (httpx.WriteTimeout, errors.APITimeoutError, "sending the request timed out", False),
+    (httpx.ReadTimeout, errors.APITimeoutError, "waiting for the service timed out", True),
+    (httpx.TimeoutException, errors.APITimeoutError, "the request timed out", True),
+    (httpx.ConnectError, errors.APIConnectionError, "the connection could not be opened", False),
+    (httpx.ProxyError, errors.APIConnectionError, "the HTTP proxy rejected the connection", False),
+    (httpx.WriteError, errors.APIConnectionError, "the connection broke while the request was sent", False),
+    (httpx.HTTPError, errors.APIConnectionError, "the connection broke", True),
+    (httpx.InvalidURL, errors.APIConnectionError, "the URL is invalid", False),
+    (httpx.StreamError, errors.APIConnectionError, "the stream was closed", True),
 )
 
 
@@ -47,13 +49,17 @@ def translate(error: Exception, party: str, *, reading: bool) -> errors.APIConne
         party: The destination: "gateway" or "enclave".
         reading: Whether the response had started. A connection error then means that the answer is truncated.
     """
-    kind, text = next((kind, text) for foreign, kind, text in HTTPX_ERROR_MAP if isinstance(error, foreign))
+    kind, text, sent = next(
+        (kind, text, sent) for foreign, kind, text, sent in HTTPX_ERROR_MAP if isinstance(error, foreign)
+    )
     if reading and kind is errors.APIConnectionError:
         return errors.StreamInterruptedError(f"{party}: the connection broke in the middle of the response")
-    return kind(f"{party}: {text}")
+    translated = kind(f"{party}: {text}")
+    translated.request_sent = sent or reading
+    return translated
 
 
-HTTPX_ERRORS: Final = tuple(foreign for foreign, _, _ in HTTPX_ERROR_MAP)
+HTTPX_ERRORS: Final = tuple(foreign for foreign, *_ in HTTPX_ERROR_MAP)
 
 
 @functools.cache

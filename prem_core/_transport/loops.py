@@ -21,6 +21,7 @@ class LoopClient:
 
     http: httpx.AsyncClient
     key_lock: asyncio.Lock
+    probe_lock: asyncio.Lock
     lifetime: AsyncGenerator[None, None] | None
     #: Set when `http` is closed. A loop that shuts down waits for it if closing has started.
     closed: asyncio.Event
@@ -54,11 +55,12 @@ class LoopClients:
                 if other.is_closed():
                     self._clients.pop(other, None)
             if self._given is not None:
-                state = LoopClient(self._given, asyncio.Lock(), None, asyncio.Event())
+                state = LoopClient(self._given, asyncio.Lock(), asyncio.Lock(), None, asyncio.Event())
             else:
                 http = httpx.AsyncClient(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
                 closed = asyncio.Event()
-                state = LoopClient(http, asyncio.Lock(), _lifetime(http, closed, self._clients, loop), closed)
+                lifetime = _lifetime(http, closed, self._clients, loop)
+                state = LoopClient(http, asyncio.Lock(), asyncio.Lock(), lifetime, closed)
             # Stored before the await below, so that a second task finds it.
             self._clients[loop] = state
             if state.lifetime is not None:

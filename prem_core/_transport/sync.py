@@ -14,11 +14,14 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._crypto.xwing import PublicKey
-from prem_core._protocol.flow import (
+from prem_core._protocol.nonce_reuse import ProbeSubject
+from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
+from prem_core._protocol.steps import (
     READ,
     Acquire,
     FetchKey,
     Flow,
+    Probe,
     Release,
     ResponseHead,
     RunInThread,
@@ -26,7 +29,6 @@ from prem_core._protocol.flow import (
     Sleep,
     Step,
 )
-from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
 from prem_core._rate_limit.permits import Limits, Permit
 from prem_core._transport.http import (
     DRAIN_MAX_READS,
@@ -50,6 +52,7 @@ class SyncDriver:
         build_request: Makes the HTTP request for a `Send` step.
         keys: The cached enclave key; None until it was fetched.
         fetch_key: Fetches the key. With an argument: only if that key is still the cached one.
+        probe: Finds out under which nonce replies come, if it is not known.
         limits: The limits that grant the permit; None for a flow without a permit.
         deadline: The time by `time.monotonic` at which the call fails; None for no deadline.
     """
@@ -60,6 +63,7 @@ class SyncDriver:
         build_request: BuildRequest,
         keys: KnownKey,
         fetch_key: Callable[[PublicKey | None], PublicKey],
+        probe: Callable[[ProbeSubject], None],
         limits: Limits | None = None,
         deadline: float | None = None,
     ) -> None:
@@ -67,6 +71,7 @@ class SyncDriver:
         self._build_request = build_request
         self._keys = keys
         self._fetch_key = fetch_key
+        self._probe = probe
         self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
         # Only the code that takes the response out under this lock may close it. Otherwise a timer could shut down a
@@ -139,6 +144,8 @@ class SyncDriver:
                 if self._permit is not None:
                     self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
                 return None
+            case Probe(subject):
+                return self._probe(subject)
             case RunInThread(call):
                 return call()
             case Sleep(seconds):

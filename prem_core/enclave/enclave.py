@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.accumulator import CompletionBuilder
 from prem_core._protocol.assumptions import EVENT_STREAM, PUBLIC_KEY_NAMES, PUBLIC_KEY_PATH, encode_binary
+from prem_core._protocol.masking import without_padding
 from prem_core._protocol.response_types import ChatCompletionChunk
 from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE
 from prem_core.enclave.engines.base import (
@@ -38,7 +39,7 @@ from prem_core.enclave.gateway import FORWARDING_HEADER, model_type
 from prem_core.enclave.opened_request import OpenedAudio, OpenedChat, open_audio, open_chat
 from prem_core.enclave.sealed_fields import send_sealed
 
-ResponseForm = Literal["stream", "envelope"]
+WholeReplies = Literal["stream", "envelope"]
 
 _TASKS: Final[Mapping[str, AudioTask]] = {
     AUDIO_ROUTES["transcribe"]: "transcribe",
@@ -59,7 +60,7 @@ class Enclave:
         private_key: The key to open requests with. Assign to the attribute of this name to rotate it.
         engine: Produces the responses.
         models: The models that requests may name; None for any.
-        response_form: The form of a response without ``stream: true``.
+        whole_replies: The form of a response without ``stream: true``.
         forwarding_secret: The value of `FORWARDING_HEADER`: only the gateway may forward requests.
         meter: Called with the tokens of each chat when it ends. How the real gateway learns them is not documented.
         audio_meter: Called with the seconds of each transcribed recording.
@@ -71,7 +72,7 @@ class Enclave:
         private_key: PrivateKey,
         engine: Engine,
         models: Collection[str] | None,
-        response_form: ResponseForm,
+        whole_replies: WholeReplies,
         forwarding_secret: str,
         meter: Callable[[int], None],
         audio_meter: Callable[[float], None],
@@ -79,7 +80,7 @@ class Enclave:
         self.private_key = private_key
         self._engine = engine
         self._models = models
-        self._response_form = response_form
+        self._whole_replies = whole_replies
         self._forwarding_secret = forwarding_secret.encode()
         self._meter = meter
         self._audio_meter = audio_meter
@@ -142,10 +143,11 @@ class Enclave:
         # The engine always reports usage; the enclave leaves it out where it was not asked for.
         show_usage = not streamed or (params.get("stream_options") or {}).get("include_usage") is True
         async with (
-            aclosing(self._engine.chat(EngineRequest("chat", params))) as answer,
+            # Without the client's mask, which an upstream server might keep or refuse.
+            aclosing(self._engine.chat(EngineRequest("chat", without_padding(params)))) as answer,
             aclosing(_metered(answer, self._meter, show_usage=show_usage)) as chunks,
         ):
-            send_answer = _send_stream if streamed or self._response_form == "stream" else _send_envelope
+            send_answer = _send_stream if streamed or self._whole_replies == "stream" else _send_envelope
             await send_answer(opened, chunks, send)
 
 

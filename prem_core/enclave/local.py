@@ -19,7 +19,7 @@ from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import SEED_BYTES, PrivateKey, PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._serving.server import LOOPBACK, Server, Service, listen, url_of
-from prem_core.enclave.enclave import Enclave, ResponseForm, envelope_error
+from prem_core.enclave.enclave import Enclave, WholeReplies, envelope_error
 from prem_core.enclave.engines.base import Engine, EngineError, EngineRequest
 from prem_core.enclave.engines.quoting import QuotingEngine
 from prem_core.enclave.engines.scripted import ReplyLike, Respond, ScriptedEngine
@@ -66,8 +66,9 @@ class LocalEnclave(Service):
             service's two models, and one of the default engine; any other engine is asked for any model, and
             with `upstream` the list is the server's own.
         scopes: The scopes of the API key; None for all.
-        response_form: The form of a response without ``stream: true``: the documented event ``stream``, or the JSON
-            ``envelope`` of the audio routes.
+        whole_replies: The form of a response without ``stream: true``: the JSON ``envelope`` of the audio routes, under
+            a nonce of its own, or the event ``stream``, under the request's nonce. Which of the two the live service
+            sends is not documented.
         body_limit: Bytes of one request body. A longer one is answered with 413.
         on_exchange: Called in the server's thread with what the gateway saw of each request and response, sealed. By
             default nothing is recorded.
@@ -93,7 +94,7 @@ class LocalEnclave(Service):
         tier: TierName | Tier = "off",
         models: Sequence[str] | None = None,
         scopes: Collection[str] | None = None,
-        response_form: ResponseForm = "stream",
+        whole_replies: WholeReplies = "envelope",
         body_limit: int = DEFAULT_BODY_LIMIT,
         on_exchange: Callable[[Exchange], None] | None = None,
     ) -> None:
@@ -108,8 +109,8 @@ class LocalEnclave(Service):
             )
         if not isinstance(tier, Tier) and tier not in get_args(TierName):
             raise ConfigurationError(f'tier must be "base", "off" or a Tier, not {tier!r}')
-        if response_form not in get_args(ResponseForm):
-            raise ConfigurationError(f'response_form must be "stream" or "envelope", not {response_form!r}')
+        if whole_replies not in get_args(WholeReplies):
+            raise ConfigurationError(f'whole_replies must be "stream" or "envelope", not {whole_replies!r}')
         self._api_key = api_key
         self._ports = (port, enclave_port)
         self._private_key = private_key or _new_private_key()
@@ -124,7 +125,7 @@ class LocalEnclave(Service):
         self._tier = tier
         self._models = None if models is None else tuple(models)
         self._scopes = None if scopes is None else frozenset(scopes)
-        self._response_form: ResponseForm = response_form
+        self._whole_replies: WholeReplies = whole_replies
         self._body_limit = body_limit
         self._on_exchange = on_exchange
         self._enclave: Enclave | None = None
@@ -269,7 +270,7 @@ class LocalEnclave(Service):
                 private_key=self._private_key,
                 engine=self._engine,
                 models=self._accepted_models,
-                response_form=self._response_form,
+                whole_replies=self._whole_replies,
                 forwarding_secret=forwarding_secret,
                 meter=tier.spend_tokens if tier is not None else lambda tokens: None,
                 audio_meter=tier.spend_audio if tier is not None else lambda seconds: None,

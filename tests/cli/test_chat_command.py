@@ -31,7 +31,7 @@ from prem_core.enclave import LocalEnclave
 OPENS = "Context:\nThe clinic opens at eight.\n\nQuestion: When does the clinic open?"
 
 #: Control characters that a model could send to a terminal: colours, a title, a carriage return, and CSI as one byte.
-CONTROLS = "one\x1b[31m two\x1b]0;mine\x07\rthree \x9b5m\tfour\nfive"
+CONTROLS = "one\x1b[31m two\x1b]0;mine\x07\rthree \x9b5m\t\u202efour\U000e0041\u2066\nfive"
 
 
 def received(upstream: Upstream) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def test_on_a_terminal_reasoning_is_dim_and_control_characters_are_removed(
     upstream_env: dict[str, str], upstream: Upstream
 ) -> None:
     upstream.respond_with(
-        delta(reasoning_content="[bold]Hm\x1b[2J"),
+        delta(reasoning_content="[bold]Hm\x1b[2J\u202e"),
         delta(content=CONTROLS[:9]),
         delta(content=CONTROLS[9:]),
         finish(),

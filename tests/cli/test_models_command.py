@@ -89,7 +89,7 @@ def test_local_with_an_upstream_lists_the_upstreams_models_and_chat_uses_the_fir
 
 
 def test_on_a_terminal_it_is_a_table_without_markup_or_control_characters() -> None:
-    with LocalEnclave(models=["a/[red]b\x1b[31m\n\tc"]) as prem:
+    with LocalEnclave(models=["a/[red]b\x1b[31m\n\tc\u202e\u3164"]) as prem:
         shown = run_on_terminal("models", **client_environment(prem))
         piped = run_on_terminal("models", piped="stdout", **client_environment(prem))
     assert shown.status == 0

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,11 @@ def test_debug_prints_a_traceback_without_values() -> None:
             1,
             "prem x: gateway: broke (support_1)",
         ),
-        (AuthenticationError("line one\nline\x1b two", status_code=401), 1, "prem x: line one line two"),
+        (
+            AuthenticationError("line one\nline\x1b\u3164\u202e two", status_code=401),
+            1,
+            "prem x: line one line two",
+        ),
         (EnclaveKeyError("rotated"), 1, "prem x: rotated"),
         (CliError("enough", 3), 3, "prem x: enough"),
         (ImportError('needs y: pip install "z[y]"'), 2, 'prem x: needs y: pip install "z[y]"'),
@@ -328,8 +332,34 @@ def test_every_command_that_calls_the_service_works_with_a_local_upstream(
 def test_strip_controls_leaves_line_breaks_and_tabs() -> None:
     every = "".join(map(chr, range(0x100)))
     left = strip_controls(every)
-    assert [char for char in left if not char.isprintable()] == ["\t", "\n", "\xa0", "\xad"]
-    assert strip_controls("né à 東京 👩‍🔬") == "né à 東京 👩‍🔬"
+    assert [char for char in left if not char.isprintable()] == ["\t", "\n", "\xa0"]
+
+
+@pytest.mark.parametrize(
+    ("what", "codes"),
+    [
+        ("bidi controls", [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]),
+        ("tag characters", range(0xE0000, 0xE0080)),
+        ("zero-width spaces", [0x200B, 0x2060, 0xFEFF]),
+        ("fillers", [0x115F, 0x1160, 0x3164, 0xFFA0]),
+        ("selectors that can carry hidden bytes", [*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)]),
+        ("format characters", [0xAD, 0x34F, *range(0x2061, 0x2066), *range(0x206A, 0x2070)]),
+        ("annotation marks", range(0xFFF9, 0xFFFC)),
+    ],
+)
+def test_invisible_characters_reach_no_terminal(what: str, codes: Iterable[int]) -> None:
+    for code in codes:
+        assert strip_controls(f"a{chr(code)}b") == "ab", f"{what}: U+{code:04X}"
+        assert one_line(f"a{chr(code)}b") == "a b", f"{what}: U+{code:04X}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["né à 東京", "👩\u200d🔬", "❤\ufe0f", "می\u200cش", "ക്\u200d", "ᠮᠣᠩᠭᠣᠯ ᠪᠢᠴᠢᠭ\u180c", "ة\u0600"],
+    ids=["letters", "emoji", "selector", "Persian", "Malayalam", "Mongolian", "Arabic number sign"],
+)
+def test_what_scripts_and_emoji_need_stays_on_a_terminal(text: str) -> None:
+    assert strip_controls(text) == text
 
 
 def test_one_line_removes_line_breaks_and_control_characters() -> None:

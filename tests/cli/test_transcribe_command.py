@@ -181,10 +181,10 @@ def test_invalid_arguments_are_one_line_and_no_recording_is_sent(
     assert (recordings / "taken" / "b.txt").read_text() == "mine"
 
 
-def test_output_dir_gets_one_file_per_recording_with_the_umasks_permissions(
+def test_output_dir_gets_one_file_per_recording_that_only_its_owner_can_read(
     upstream_env: dict[str, str], recordings: Path, tmp_path: Path
 ) -> None:
-    before = os.umask(0o027)
+    before = os.umask(0o022)
     try:
         result = run(
             "transcribe", "a.wav", "b.mp3", "--format", "srt", "--output-dir", "new/subs", **upstream_env
@@ -194,7 +194,7 @@ def test_output_dir_gets_one_file_per_recording_with_the_umasks_permissions(
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
     written = sorted((tmp_path / "new" / "subs").iterdir())
     assert [path.name for path in written] == ["a.srt", "b.srt"]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o600}
     assert written[0].read_text().startswith("1\n00:00:00,000 --> ")
 
 
@@ -293,21 +293,22 @@ def test_progress_bars_are_on_the_terminal_and_only_transcripts_in_the_file(
 ) -> None:
     bars_shown = threading.Event()
     upstream.transcribe_with(lambda recording: TRANSCRIPTION if bars_shown.wait(60) else None)
-    os.rename("a.wav", "a\x1b[31m.wav")
+    # The terminal gets neither the escape sequence nor the override of the direction; the file gets the exact name.
+    name = "a\x1b[31m\u202e.wav"
+    os.rename("a.wav", name)
     out = recordings / "out.txt"
-    running = TerminalProcess("transcribe", "a\x1b[31m.wav", "b.mp3", stdout=out, **upstream_env)
+    running = TerminalProcess("transcribe", name, "b.mp3", stdout=out, **upstream_env)
     try:
         running.wait_for("b.mp3")
     finally:
         bars_shown.set()
     shown = running.end()
     assert shown.status == 0
-    assert out.read_text() == (
-        "==> a\x1b[31m.wav <==\nHello there. 1 < 2.\n\n==> b.mp3 <==\nHello there. 1 < 2.\n"
-    )
+    assert out.read_text() == (f"==> {name} <==\nHello there. 1 < 2.\n\n==> b.mp3 <==\nHello there. 1 < 2.\n")
     assert "recordings" in shown.terminal
     assert "━" in shown.terminal
     assert "\x1b[31m" not in shown.terminal
+    assert "\u202e" not in shown.terminal
     assert "".join(screen_rows(shown.terminal, 100)).isspace()  # the bars are removed at the end
 
 

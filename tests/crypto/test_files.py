@@ -36,17 +36,23 @@ def test_without_hard_links_an_existing_file_is_not_replaced_either(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permission bits")
-def test_the_umask_applies_to_the_mode(tmp_path: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize(("umask", "mode"), [(0o000, 0o600), (0o027, 0o600), (0o277, 0o400)])
+def test_a_file_has_mode_0600_unless_the_umask_is_stricter(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
     try:
-        write_atomically(tmp_path / "output", b"")
-        write_atomically(tmp_path / "key", b"", mode=0o600)
+        write_atomically(tmp_path / "a", b"")
     finally:
         os.umask(before)
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {
-        "output": 0o640,
-        "key": 0o600,
-    }
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permission bits")
+def test_a_replaced_file_that_others_could_read_becomes_private(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    path.chmod(0o644)
+    write_atomically(path, b"two", overwrite=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_without_stream_the_response_is_an_event_stream_by_default(shared: RawCl
 
 
 def test_without_stream_the_response_can_be_an_envelope_sealed_under_a_fresh_nonce(run: Run) -> None:
-    wire = run(response_form="envelope")
+    wire = run(whole_replies="envelope")
     sealed, response = wire.chat(params(PROMPT, stream=False))
     envelope = response.json()
     validator("response-envelope").validate(envelope)
@@ -322,7 +322,7 @@ def test_without_stream_the_response_can_be_an_envelope_sealed_under_a_fresh_non
 
 
 def test_a_truncated_response_is_never_a_complete_envelope(run: Run, upstream: Upstream) -> None:
-    wire = run(response_form="envelope", upstream=upstream.url)
+    wire = run(whole_replies="envelope", upstream=upstream.url)
     upstream.respond_with(chunk("zebra"), {"error": {"message": "zebra", "type": "overloaded_error"}})
     _, response = wire.chat(params(stream=False))
     assert error_envelope(response, 503)["data"] is None
@@ -338,7 +338,7 @@ def test_the_envelope_has_complete_tool_calls(run: Run, upstream: Upstream) -> N
         }
         return {**chunk(), "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
 
-    wire = run(response_form="envelope", upstream=upstream.url)
+    wire = run(whole_replies="envelope", upstream=upstream.url)
     upstream.respond_with(
         piece(0, '{"a"', name="f"),
         piece(1, "{", name="g"),
@@ -494,7 +494,7 @@ def test_starting_twice_and_using_a_stopped_enclave_are_clear_errors(run: Run) -
         {"api_key": ""},
         {"api_key": "é"},
         {"tier": "PRO"},
-        {"response_form": "xml"},
+        {"whole_replies": "xml"},
         {"upstream": "localhost:11434"},
         {"upstream": "ftp://localhost"},
         {"upstream": "http://localhost:port"},

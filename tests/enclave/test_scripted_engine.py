@@ -221,11 +221,11 @@ def test_an_error_may_follow_raw_chunks(serve: Start) -> None:
         next(chunks)
 
 
-@pytest.mark.parametrize("response_form", ["stream", "envelope"])
+@pytest.mark.parametrize("whole_replies", ["stream", "envelope"])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("content", ["It is", ""])
-def test_a_truncated_stream_is_an_error(serve: Start, response_form: str, stream: bool, content: str) -> None:
-    service = serve(replies=[reply(content, truncated=True)], response_form=response_form)
+def test_a_truncated_stream_is_an_error(serve: Start, whole_replies: str, stream: bool, content: str) -> None:
+    service = serve(replies=[reply(content, truncated=True)], whole_replies=whole_replies)
     with pytest.raises(StreamInterruptedError):
         list(service.chunks()) if stream else service.chat()
 

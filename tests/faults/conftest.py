@@ -18,28 +18,28 @@ REPORT = pytest.StashKey[Report]()
 @pytest.fixture(scope="session")
 def enclave() -> Iterator[LocalEnclave]:
     """An enclave of these tests alone: its requests are not checked against the schemas, as some are broken."""
-    with LocalEnclave(private_key=TEST_KEY) as prem:
+    with LocalEnclave(private_key=TEST_KEY, whole_replies="stream") as prem:
         yield prem
 
 
 @pytest.fixture(scope="session")
 def enveloping(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
     """The same enclave, which responds with the JSON envelope."""
-    with LocalEnclave(api_key=enclave.api_key, private_key=TEST_KEY, response_form="envelope") as prem:
+    with LocalEnclave(api_key=enclave.api_key, private_key=TEST_KEY, whole_replies="envelope") as prem:
         yield prem
 
 
 @pytest.fixture(scope="session")
 def rotated(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
     """The same enclave after a key rotation."""
-    with LocalEnclave(api_key=enclave.api_key) as prem:
+    with LocalEnclave(api_key=enclave.api_key, whole_replies="stream") as prem:
         yield prem
 
 
 @pytest.fixture(scope="session")
 def rotated_enveloping(enclave: LocalEnclave) -> Iterator[LocalEnclave]:
     """The same enclave after a key rotation, which responds with the JSON envelope."""
-    with LocalEnclave(api_key=enclave.api_key, response_form="envelope") as prem:
+    with LocalEnclave(api_key=enclave.api_key, whole_replies="envelope") as prem:
         yield prem
 
 

@@ -71,7 +71,7 @@ async def test_what_another_enclave_answered_is_kept_as_the_test_enclaves(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "elsewhere.yaml"
-    with monkeypatch.context() as recording, LocalEnclave(response_form="envelope") as elsewhere:
+    with monkeypatch.context() as recording, LocalEnclave(whole_replies="envelope") as elsewhere:
         under_the_test_key(recording)
         with cassette(path, record=True):
             model = ChatPremEncrypted(model="openai/gpt-oss-120b", **elsewhere.client_options)

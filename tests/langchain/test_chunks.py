@@ -12,7 +12,7 @@ from support.scripted_upstream import delta, finish, tool_call, usage
 
 from langchain_prem import ChatPremEncrypted
 from langchain_prem._responses import _MESSAGE, ChunkConverter
-from prem_core import APIResponseValidationError, ChatCompletionChunk, LengthFinishReasonError
+from prem_core import APIResponseValidationError, ChatCompletionChunk, LengthFinishReasonError, Protection
 from prem_core.enclave import ScriptedEngine
 
 Scripted = Callable[..., ChatPremEncrypted]
@@ -32,6 +32,8 @@ MIXED = [
     usage(11, 7, reasoning=2),
 ]
 CALLS = [("call_a", "get_weather", {"location": "Paris"}), ("call_b", "get_weather", {"location": "Tokyo"})]
+
+PROTECTION = Protection(key_fingerprint="ab" * 32, key_source="fetched", reply_nonce="own")
 
 
 async def added_up(model: ChatPremEncrypted, *, asynchronous: bool) -> AIMessageChunk:
@@ -264,7 +266,7 @@ def test_a_chunk_copied_from_the_prototype_equals_a_validated_one(
     delta: dict[str, str], fields: dict[str, Any], logprobs: Any
 ) -> None:
     chunk = ChatCompletionChunk.model_validate({"choices": [{"delta": delta, "logprobs": logprobs}]})
-    converted, again = (ChunkConverter(json_requested=False).convert(chunk) for _ in range(2))
+    converted, again = (ChunkConverter(PROTECTION, json_requested=False).convert(chunk) for _ in range(2))
     info = {"generation_info": {"logprobs": logprobs}} if logprobs else {}
     message = AIMessageChunk(**fields, response_metadata={"model_provider": "prem"})
     validated = ChatGenerationChunk(message=message, **info)

@@ -75,7 +75,7 @@ def run(*command: str | Path, cwd: Path = ROOT, status: int = 0) -> str:
 
 def built(folder: Path) -> Path:
     """The wheel, made of the sdist."""
-    run("uv", "build", "--quiet", "--out-dir", folder)
+    run("uv", "build", "--quiet", "--build-constraints", CONSTRAINTS, "--out-dir", folder)
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
     assert sdist.name == f"prem_encrypted-{VERSION}.tar.gz", sdist.name

@@ -23,9 +23,10 @@ from prem_core import _errors as errors
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.error_body import MAX_ERROR_BODY
-from prem_core._protocol.flow import ResponseHead, Send, chat
-from prem_core._protocol.request_schema import chat_plaintext
+from prem_core._protocol.flow import chat
+from prem_core._protocol.request_schema import chat_request
 from prem_core._protocol.routes import CHAT_ROUTE
+from prem_core._protocol.steps import ResponseHead, Send
 
 BROKEN = errors.StreamInterruptedError("gateway: the connection broke in the middle of the answer")
 PART = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
@@ -176,7 +177,7 @@ def test_configured_keys_are_used_for_every_request_with_fresh_nonces(ask):
 
 
 def test_the_repr_of_a_step_contains_no_content():
-    steps = chat(chat_plaintext({**PARAMS, "safety_identifier": "SECRET"}), default_settings(), stream=False)
+    steps = chat(chat_request({**PARAMS, "safety_identifier": "SECRET"}), default_settings(), stream=False)
     enclave = FakeEnclave()
     fetch = next(steps)
     send = steps.send(enclave.public)

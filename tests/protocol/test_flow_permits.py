@@ -13,8 +13,8 @@ from support.fake_gateway import (
 
 from prem_core import RateLimitError
 from prem_core import _errors as errors
-from prem_core._protocol.flow import READ, Acquire, FetchKey, Release, Send, Sleep
 from prem_core._protocol.retry import FIRST_DELAY, MAX_RETRY_AFTER
+from prem_core._protocol.steps import READ, Acquire, FetchKey, Release, Send, Sleep
 
 
 def harness_of(*answers, **settings):

@@ -234,7 +234,7 @@ def test_the_enclave_serves_everything_but_its_public_key_to_the_gateway_only(sh
         private_key=shared.prem._private_key,
         engine=ScriptedEngine(),
         models=(),
-        response_form="stream",
+        whole_replies="stream",
         forwarding_secret="h",
         meter=lambda tokens: None,
         audio_meter=lambda seconds: None,

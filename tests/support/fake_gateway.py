@@ -21,11 +21,21 @@ from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey, PublicKey
 from prem_core._errors import PremError
-from prem_core._protocol.flow import (
+from prem_core._protocol.flow import chat, fetch_public_key, list_models
+from prem_core._protocol.flow import probe as probe_flow
+from prem_core._protocol.masking import ChatRequest, without_padding
+from prem_core._protocol.nonce_reuse import REPLY_FORMS
+from prem_core._protocol.protection import Protection
+from prem_core._protocol.request_schema import chat_request
+from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model
+from prem_core._protocol.retry import RetryPolicy
+from prem_core._protocol.routes import CHAT_ROUTE
+from prem_core._protocol.steps import (
     Acquire,
     FetchKey,
     Flow,
     FlowSettings,
+    Probe,
     Read,
     Release,
     ResponseHead,
@@ -33,14 +43,7 @@ from prem_core._protocol.flow import (
     Send,
     Sleep,
     Step,
-    chat,
-    fetch_public_key,
-    list_models,
 )
-from prem_core._protocol.request_schema import chat_plaintext
-from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model
-from prem_core._protocol.retry import RetryPolicy
-from prem_core._protocol.routes import CHAT_ROUTE
 from support.waiting import SOON
 
 PARAMS: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
@@ -112,6 +115,8 @@ class OpenedRequest:
     keys: EncryptionKeys
     nonce: bytes
     params: dict[str, Any]
+    #: The decrypted JSON, with the client's mask.
+    plaintext: bytes
 
     def seal(self, value: Any) -> str:
         """`value`, sealed for the event stream: hex, under the request's nonce."""
@@ -162,7 +167,7 @@ class FakeEnclave:
         cipher_text, nonce = bytes.fromhex(fields["cipherText"]), bytes.fromhex(fields["nonce"])
         keys = EncryptionKeys(self.private.decapsulate(cipher_text), cipher_text)
         plain = keys.open(bytes.fromhex(fields["encryptedInference"]), nonce)
-        return OpenedRequest(fields, keys, nonce, json.loads(plain))
+        return OpenedRequest(fields, keys, nonce, without_padding(json.loads(plain)), plain)
 
 
 @dataclass
@@ -216,17 +221,22 @@ class FlowHarness:
         self.sleeps: list[float] = []
         self.releases: list[Release] = []
         self.reads = 0
+        #: How the last streamed answer was protected.
+        self.protection: Protection | None = None
         self._pieces: Iterator[bytes | PremError] = iter(())
 
     def complete(self, **params: Any) -> ChatCompletion:
         """Request a whole chat completion."""
-        return self.run(chat(chat_plaintext({**PARAMS, **params}), self.client, stream=False))
+        return self.run(chat(self._request(params), self.client, stream=False))
 
     def stream(self, **params: Any) -> Iterator[ChatCompletionChunk]:
         """Request a streamed chat completion. The request is sent at once, as by the clients."""
-        plaintext = chat_plaintext({**PARAMS, **params, "stream": True})
-        chunks = self.results(chat(plaintext, self.client, stream=True))
+        chunks = self.results(chat(self._request({**params, "stream": True}), self.client, stream=True))
+        self.protection = next(chunks)
         return itertools.chain((next(chunks),), chunks)
+
+    def _request(self, params: dict[str, Any]) -> ChatRequest:
+        return chat_request({**PARAMS, **params}, whole=not self.client.asks_for_streams)
 
     def models(self, kind: str | None = None) -> list[Model]:
         """Request the models list."""
@@ -276,6 +286,11 @@ class FlowHarness:
             return self._key(step.stale)
         if isinstance(step, RunInThread):
             return step.call()
+        if isinstance(step, Probe):
+            key = self._key(None)
+            if REPLY_FORMS.own_nonce(self.client.gateway_url, key, step.subject) is None:
+                self.run(probe_flow(step.subject, self.client))
+            return None
         assert isinstance(step, Send)
         self.sent.append(step)
         answer: Any = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]

@@ -16,8 +16,8 @@ from prem_core import AsyncPremClient, PremClient
 from prem_core import _errors as errors
 from prem_core._client.options import with_defaults
 from prem_core._client.requester import AsyncRequester, Requester
-from prem_core._protocol.flow import READ, ResponseHead, Send, Sleep
 from prem_core._protocol.routes import CHAT_ROUTE
+from prem_core._protocol.steps import READ, ResponseHead, Send, Sleep
 from prem_core._transport import sync
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import HTTPX_ERROR_MAP, POOL_LIMITS, ssl_context, translate
@@ -82,8 +82,8 @@ def test_a_connection_error_while_reading_is_a_truncated_response(kind):
 
 
 def test_no_mapping_is_shadowed_by_a_broader_one():
-    for place, (kind, _, _) in enumerate(HTTPX_ERROR_MAP):
-        assert not any(issubclass(kind, earlier) for earlier, _, _ in HTTPX_ERROR_MAP[:place])
+    for place, (kind, *_) in enumerate(HTTPX_ERROR_MAP):
+        assert not any(issubclass(kind, earlier) for earlier, *_ in HTTPX_ERROR_MAP[:place])
 
 
 class Failing(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -127,11 +127,17 @@ def body():
     return data
 
 
+def no_probe(subject):
+    raise AssertionError(f"nothing here asks for a probe of {subject}")
+
+
 def drive(flow, *, transport=None, url="https://gateway", **values):
     """The result of a flow, performed synchronously."""
     with httpx.Client(transport=transport) as client:
         requester = Requester(options(url, http_client=client, **values))
-        return SyncDriver(client, requester.build_request, requester.key, requester.fetch_key).run(flow)
+        return SyncDriver(client, requester.build_request, requester.key, requester.fetch_key, no_probe).run(
+            flow
+        )
 
 
 def drive_async(flow, *, transport=None, url="https://gateway", **values):
@@ -140,9 +146,9 @@ def drive_async(flow, *, transport=None, url="https://gateway", **values):
     async def run():
         async with httpx.AsyncClient(transport=transport) as client:
             requester = AsyncRequester(options(url, http_client=client, **values))
-            return await AsyncDriver(client, requester.build_request, requester.key, requester.fetch_key).run(
-                flow
-            )
+            return await AsyncDriver(
+                client, requester.build_request, requester.key, requester.fetch_key, no_probe
+            ).run(flow)
 
     return asyncio.run(run())
 
@@ -388,7 +394,7 @@ def test_a_late_timer_cannot_shut_down_a_connection_that_serves_another_request(
     monkeypatch.setattr(sync, "_shut_down_socket", slowly)
     with FakeGateway(other=lambda call: call.reply(b"{}")) as gateway, httpx.Client() as client:
         requester = Requester(options(gateway.url, http_client=client))
-        driver = SyncDriver(client, requester.build_request, requester.key, requester.fetch_key)
+        driver = SyncDriver(client, requester.build_request, requester.key, requester.fetch_key, no_probe)
         driver._send(Send("GET", "gateway", "/x"))
         timer = threading.Thread(target=driver._shut_down)
         timer.start()

@@ -76,7 +76,8 @@ def transcribe(
     output_dir: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Write one file per recording to this directory, not to standard output."
+            metavar="DIR",
+            help="Write one file per recording to this directory, readable only by you, not to standard output.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files in --output-dir.")] = False,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prem_core._errors import APIStatusError, ConfigurationError
+from prem_core._protocol.nonce_reuse import is_probe, probe_recording
 from prem_core.enclave.engines.base import (
     AudioReply,
     Chunk,
@@ -159,7 +160,8 @@ class ScriptedEngine(Engine):
     - the transcript of a recording, as a dict or a `Transcription`.
 
     A reply is sent as it is written: `stop`, `max_tokens`, `response_format` and `tool_choice` do not change
-    it, and each of `n` choices is the same. Ids count up: ``chatcmpl-1``, ``call_1``.
+    it, and each of `n` choices is the same. Ids count up: ``chatcmpl-1``, ``call_1``. A client with `nonce_reuse`
+    "error" first sends a probe; it is answered without using a reply, and is not among the `requests`.
 
     Args:
         replies: One reply for each request.
@@ -193,6 +195,10 @@ class ScriptedEngine(Engine):
 
     async def chat(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
         """See `Engine.chat`."""
+        if is_probe(request.params):
+            for chunk in self._chunks(request, 0, ScriptedReply("ok")):
+                yield chunk
+            return
         try:
             number, answer = await self._answer(request)
             for position, chunk in enumerate(self._chunks(request, number, answer)):
@@ -211,6 +217,8 @@ class ScriptedEngine(Engine):
 
     async def audio(self, request: EngineRequest) -> AudioReply:
         """See `Engine.audio`."""
+        if request.audio == probe_recording():
+            return _audio_reply(request, ScriptedReply("ok"))
         try:
             _, answer = await self._answer(request)
             if answer.stalled:

@@ -42,7 +42,7 @@ from prem_core._crypto.xwing import PUBLIC_KEY_BYTES, PrivateKey
 from prem_core._protocol.accumulator import CompletionBuilder
 from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.error_body import is_key_rotation_error, status_error, stream_error
-from prem_core._protocol.flow import FlowSettings
+from prem_core._protocol.protection import Protection
 from prem_core._protocol.request_schema import audio_plaintext, chat_plaintext
 from prem_core._protocol.response_body import (
     open_completion,
@@ -53,6 +53,7 @@ from prem_core._protocol.response_body import (
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, read_json
 from prem_core._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, RetryPolicy
 from prem_core._protocol.sse import EventDecoder
+from prem_core._protocol.steps import FlowSettings
 from prem_core.enclave import LocalEnclave
 from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.envelope import EnvelopeError
@@ -197,6 +198,9 @@ def run_completion(data: bytes) -> Outcome:
     return Outcome("an answer", repr(completion.model_dump()))
 
 
+_PROTECTION = Protection(key_fingerprint=None, key_source="fetched", reply_nonce="own")
+
+
 def run_answers(data: bytes) -> Outcome:
     """A response in both frameworks. Input: a completion's JSON, a line, and chunks' JSON, each on a line."""
     first, _, rest = data.partition(b"\n")
@@ -210,8 +214,8 @@ def run_answers(data: bytes) -> Outcome:
         for line in rest.splitlines():
             chunks.append(read_json(ChatCompletionChunk, line))
     for stream in (
-        lc_answers.ChunkConverter(json_requested=True),
-        li_answers.ChunkConverter(json_requested=True, first_call_only=False),
+        lc_answers.ChunkConverter(_PROTECTION, json_requested=True),
+        li_answers.ChunkConverter(_PROTECTION, json_requested=True, first_call_only=False),
     ):
 
         def streamed(chunks: list[Any], stream: Any = stream) -> object:
