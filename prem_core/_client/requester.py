@@ -20,12 +20,13 @@ from prem_core._client.shared_fetch import SharedFetch
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
+from prem_core._protocol.attestation.settings import VERDICTS, Attestation, Verdict, check_extra
 from prem_core._protocol.flow import fetch_public_key, probe
-from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject, check_nonce_reuse
+from prem_core._protocol.nonce_reuse import REPLY_FORMS, check_nonce_reuse
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import RetryPolicy
-from prem_core._protocol.steps import Flow, FlowSettings, Send
+from prem_core._protocol.steps import Attest, Flow, FlowSettings, Probe, Send
 from prem_core._rate_limit.permits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import POOL_LIMITS, BodyStream, no_cookies, ssl_context
@@ -89,7 +90,7 @@ class _Requester:
         self._timeout, self._whole_timeout = (
             (_DEFAULT_TIMEOUT, _DEFAULT_WHOLE_TIMEOUT) if timeout is None else (timeout, timeout)
         )
-        self._probes: dict[ProbeSubject, SharedFetch[bool]] = {}
+        self._preparations: dict[Attest | Probe, SharedFetch[Verdict | bool]] = {}
         pinned = options["enclave_public_key"]
         self.key = EnclaveKey(None if pinned is None else parse_public_key(pinned))
         max_buffer_size = options["max_buffer_size"]
@@ -105,6 +106,7 @@ class _Requester:
             nonce_reuse=nonce_reuse,
             request_masking=options["request_masking"],
             retry_after_send=options["retry_after_send"],
+            attestation=Attestation.from_options(options),
             chunk_timeout=options["stream_chunk_timeout"]
             if self._own_chunk_timeout
             else _read_timeout(self._timeout),
@@ -129,19 +131,57 @@ class _Requester:
             settings = dataclasses.replace(settings, deadline=settings.clock() + self._total_timeout)
         return settings
 
-    def _probes_of(self, subject: ProbeSubject) -> SharedFetch[bool]:
-        return self._probes.setdefault(subject, SharedFetch())
+    def _shared(self, step: Attest | Probe) -> SharedFetch[Verdict | bool]:
+        return self._preparations.setdefault(step, SharedFetch())
 
-    def _outcome(self, subject: ProbeSubject) -> bool | None:
-        """True if the outcome of a probe is known for the enclave's present key."""
-        key = self.key.public_key
-        known = key is not None and REPLY_FORMS.own_nonce(self.gateway_url, key, subject) is not None
+    def _outcome(self, step: Attest | Probe) -> Verdict | bool | None:
+        """The outcome of an attestation or a probe, if it is known for the enclave's present key."""
+        key, settings = self.key.public_key, self._settings
+        if isinstance(step, Attest):
+            return VERDICTS.find(
+                self.gateway_url,
+                settings.fingerprint(key),
+                step.model,
+                settings.attestation,
+                settings.wall_clock(),
+            )
+        known = key is not None and REPLY_FORMS.own_nonce(self.gateway_url, key, step.subject) is not None
         return True if known else None
+
+    def _preparation(self, step: Attest | Probe, settings: FlowSettings) -> Flow:
+        """The flow that finds the outcome."""
+        if isinstance(step, Probe):
+            return probe(step.subject, settings)
+        # Imported here: it reads certificates, and doubles the import time of a client that does not attest.
+        from prem_core._protocol.attestation.flow import attest
+
+        return attest(step.model, self.key.public_key, settings)
+
+    def _attestation(self, model: str, *, verify: bool) -> Callable[[FlowSettings], Flow]:
+        check_extra()
+        from prem_core._protocol.attestation import flow
+
+        return functools.partial(flow.verified if verify else flow.collected, model, self.key.public_key)
+
+    @property
+    def _needs_key(self) -> bool:
+        """Whether requests are sealed to the enclave's public key."""
+        return self._settings.keys is None
 
     def build_request(
         self, client: httpx.Client | httpx.AsyncClient, step: Send, timeout: Timeout = None
     ) -> httpx.Request:
         """The HTTP request for a step, with `timeout` in place of the client's own."""
+        chosen = timeout if timeout is not None else self._whole_timeout if step.whole else self._timeout
+        if step.party == "collateral":
+            # Not through `client.build_request`, which adds the headers and cookies of a caller's own client.
+            return httpx.Request(
+                step.method,
+                step.path,
+                params=step.query or None,
+                headers=_HEADERS,
+                extensions={"timeout": httpx.Timeout(chosen).as_dict()},
+            )
         address = self._urls[step.party] + step.path
         url = self._parsed_urls.get(address)
         if url is None:  # cached: parsing a URL is as slow as sealing a prompt
@@ -154,7 +194,7 @@ class _Requester:
             content=None if large else body,
             headers=self._headers[step.party],
             params=step.query or None,
-            timeout=timeout if timeout is not None else self._whole_timeout if step.whole else self._timeout,
+            timeout=chosen,
         )
         if body is not None:
             request.headers["content-type"] = "application/json"
@@ -221,7 +261,7 @@ class Requester(_Requester):
             # passed an http_client, replace it yourself after a fork.
             self._process = os.getpid()
             self.key.renew_lock()
-            self._probes = {}
+            self._preparations = {}
             if self._close_http is not None:
                 self._connect()
         return SyncDriver(
@@ -229,7 +269,7 @@ class Requester(_Requester):
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
             self.key,
             self.fetch_key if deadline is None else functools.partial(self.fetch_key, deadline=deadline),
-            functools.partial(self._probe, timeout=timeout, deadline=deadline),
+            functools.partial(self._prepare, timeout=timeout, deadline=deadline),
             self.limits,
             deadline,
         )
@@ -244,14 +284,21 @@ class Requester(_Requester):
 
         return self.key.get(fetch, stale, deadline)
 
-    def _probe(self, subject: ProbeSubject, timeout: Timeout, deadline: float | None) -> None:
-        def run() -> bool:
+    def _prepare(self, step: Attest | Probe, timeout: Timeout, deadline: float | None) -> Verdict | bool:
+        def run() -> Verdict | bool:
             settings = dataclasses.replace(self._settings, deadline=deadline)
-            self._driver(timeout, deadline).run(probe(subject, settings))
-            return True
+            outcome: Verdict | None = self._driver(timeout, deadline).run(self._preparation(step, settings))
+            return outcome or True
 
-        self.fetch_key(deadline=deadline)
-        self._probes_of(subject).get(functools.partial(self._outcome, subject), run, deadline)
+        if self._needs_key:
+            self.fetch_key(deadline=deadline)
+        return self._shared(step).get(functools.partial(self._outcome, step), run, deadline)
+
+    def attest(self, model: str, *, verify: bool = True) -> Any:
+        """The `AttestationReport` of a model's enclave; without `verify` its `Evidence`."""
+        if self._needs_key:
+            self.fetch_key()
+        return self.run(self._attestation(model, verify=verify))
 
 
 class AsyncRequester(_Requester):
@@ -293,7 +340,7 @@ class AsyncRequester(_Requester):
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
             self.key,
             functools.partial(self._fetch_key, loop),
-            functools.partial(self._probe, loop, timeout),
+            functools.partial(self._prepare, loop, timeout),
             self.limits,
             deadline,
         )
@@ -309,15 +356,23 @@ class AsyncRequester(_Requester):
 
         return await self.key.get_async(fetch, loop.key_lock, stale)
 
-    async def _probe(self, loop: LoopClient, timeout: Timeout, subject: ProbeSubject) -> None:
-        async def run() -> bool:
-            await (await self._driver(timeout, None)).run(probe(subject, self._settings))
-            return True
+    async def _prepare(self, loop: LoopClient, timeout: Timeout, step: Attest | Probe) -> Verdict | bool:
+        async def run() -> Verdict | bool:
+            driver = await self._driver(timeout, None)
+            outcome: Verdict | None = await driver.run(self._preparation(step, self._settings))
+            return outcome or True
 
-        await self._fetch_key(loop, None)
-        await self._probes_of(subject).get_async(
-            functools.partial(self._outcome, subject), run, loop.probe_lock
+        if self._needs_key:
+            await self._fetch_key(loop, None)
+        return await self._shared(step).get_async(
+            functools.partial(self._outcome, step), run, loop.prepare_lock
         )
+
+    async def attest(self, model: str) -> Any:
+        """The `AttestationReport` of a model's enclave."""
+        if self._needs_key:
+            await self.fetch_key()
+        return await self.run(self._attestation(model, verify=True))
 
 
 def _checked(timeout: Timeout) -> Timeout:

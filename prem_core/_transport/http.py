@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import certifi
 import httpx
@@ -92,6 +92,11 @@ class BuildRequest(Protocol):
     """Builds the HTTP request for a `Send` step."""
 
     def __call__(self, client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request: ...
+
+
+def auth_of(step: Send) -> Any:
+    """Whether the `auth` of a caller's own httpx client applies: to the service, and to no further party."""
+    return None if step.party == "collateral" else httpx.USE_CLIENT_DEFAULT
 
 
 class KnownKey(Protocol):

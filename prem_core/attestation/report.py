@@ -31,6 +31,9 @@ GPU_LINK_NOT_PROVEN = (
     "the same machine."
 )
 GPU_EVIDENCE_NOT_PROVEN = "NVIDIA's service judged the GPUs' evidence. The evidence itself was not seen here."
+NO_GPU_NOT_PROVEN = (
+    "The gateway names no GPU for this model, and no GPU was attested. That it names none is not proven."
+)
 PHYSICAL_NOT_PROVEN = "Attestation does not exclude attacks with physical access to the machine."
 
 
@@ -137,6 +140,10 @@ class AttestationReport:
             checks=self.checks + gpus.checks,
             not_proven=tuple(dict.fromkeys(self.not_proven + gpus.not_proven)),
         )
+
+    def without_gpus(self) -> AttestationReport:
+        """This report of a CPU, where no evidence of a GPU was given."""
+        return dataclasses.replace(self, not_proven=(*self.not_proven, NO_GPU_NOT_PROVEN))
 
     def as_dict(self) -> dict[str, Any]:
         """The report in types that JSON has."""
