@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from prem_core._serving.request import AllowedHosts, BodyTooLarge, RequestBody, cancel_on_disconnect
+from prem_core._serving.request import (
+    AllowedHosts,
+    BodyMemory,
+    BodyTooLarge,
+    RequestBody,
+    cancel_on_disconnect,
+)
 
 
 def body_of(messages: Iterable[dict[str, Any]], limit: int = 10, **headers: str) -> RequestBody:
@@ -21,7 +27,7 @@ def body_of(messages: Iterable[dict[str, Any]], limit: int = 10, **headers: str)
         return message if message is not None else await asyncio.Event().wait()
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return RequestBody({"type": "http", "headers": raw}, receive, limit)
+    return RequestBody({"type": "http", "headers": raw}, receive, limit, BodyMemory(limit))
 
 
 def part(data: bytes, *, more: bool = False) -> dict[str, Any]:

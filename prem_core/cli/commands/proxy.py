@@ -76,6 +76,14 @@ def proxy(
             help="Additional host name that callers may use, such as host.docker.internal. Can be repeated.",
         ),
     ] = None,
+    no_page: Annotated[
+        bool,
+        typer.Option(
+            "--no-page",
+            help="Do not serve the web page that shows the requests live. Default: serve it at a URL with a secret "
+            "token, which is printed at the start.",
+        ),
+    ] = False,
 ) -> None:
     """Run a local OpenAI-compatible server for any client.
 
@@ -115,6 +123,7 @@ def proxy(
             drop_unsupported=drop_unsupported,
             allow_remote=allow_remote,
             allow_hosts=allow_host or (),
+            page=not no_page,
             allow_insecure=connection.allow_insecure,
         )
 
@@ -125,6 +134,8 @@ def proxy(
         typer.echo(
             f"prem proxy: {served.base_url} ({'embedded enclave' if local else keys}; Ctrl-C stops it)"
         )
+        if not no_page:
+            typer.echo(f"prem proxy: {served.page_url} (a page with the requests; the URL is secret)")
 
     serve_until_stopped(served, announce)
 
