@@ -207,7 +207,7 @@ class Proxy:
         if token is None:
             return []
         serve = _Endpoint(Dashboard(self._log, token).serve)
-        return [Route(path, serve, methods=["GET"]) for path in ("/", PAGE_PATH, PAGE_PATH + "/{path:path}")]
+        return [Route(path, serve, methods=["GET"]) for path in ("/", PAGE_PATH + "/{path:path}")]
 
     async def _health(self, call: Call) -> None:
         await call.respond(responses.JSON, responses.health(__version__))

@@ -93,6 +93,10 @@ def proxy(
 
     The proxy retries failed requests itself and tells callers not to retry; --max-retries 0 leaves retries to callers.
 
+    The proxy cannot see what a client sends elsewhere. The OpenAI Agents SDK sends prompts and its API key to OpenAI
+    unless OPENAI_AGENTS_DISABLE_TRACING=1 is set. LangChain sends prompts to LangSmith where LANGSMITH_TRACING=true is
+    set, and CrewAI to CrewAI where CREWAI_TRACING_ENABLED=true is set.
+
     \b
     Examples:
       prem proxy
