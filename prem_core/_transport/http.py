@@ -126,7 +126,21 @@ class BodyStream(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def response_head(response: httpx.Response, read_timeout: float | None) -> ResponseHead:
-    """Status and headers of `response`. `read_timeout` applies to its body if it is shorter than the call's timeout."""
+    """Status and headers of `response`.
+
+    Args:
+        response: The response, its body not read.
+        read_timeout: Applies to the body if it is shorter than the call's timeout.
+
+    Raises:
+        APIResponseValidationError: The status is a success, and the body has a content coding. For an error, the status
+            matters more: drivers then give an empty body.
+    """
+    if response.is_success and is_coded(response):
+        raise errors.APIResponseValidationError(
+            f"the response has the content encoding {response.headers['content-encoding'][:60]!r}, "
+            "which was not requested and is not decoded: check the proxies between you and the service"
+        )
     if read_timeout is not None:
         # httpcore reads this value when the first read of the body starts, which is later.
         timeout = response.request.extensions["timeout"]
@@ -137,14 +151,13 @@ def response_head(response: httpx.Response, read_timeout: float | None) -> Respo
     )
 
 
-def is_decoded(response: httpx.Response) -> bool:
-    """Whether httpx has to decode the body.
+def is_coded(response: httpx.Response) -> bool:
+    """Whether the body has a content coding, such as gzip.
 
-    The request accepts no content coding, but a gateway may still apply one. Without a coding the raw bytes are the
-    body, and reading them directly is faster. If a transport already read the whole body, only httpx's decoding
-    iterator can return it again.
+    No request accepts one, and nothing is decoded: 260 bytes can decode to a gigabyte.
     """
-    return "content-encoding" in response.headers or response.is_stream_consumed
+    codings = response.headers.get_list("content-encoding", split_commas=True)
+    return any(coding.strip().lower() not in ("", "identity") for coding in codings)
 
 
 #: After the answer is complete, a driver waits for the end of the response for at most these seconds and reads.
