@@ -11,12 +11,14 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import certifi
 import httpx
 
 from prem_core import _errors as errors
+from prem_core._config import is_loopback
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.steps import ResponseHead, Send
@@ -80,12 +82,21 @@ def ssl_context() -> ssl.SSLContext:
         raise errors.ConfigurationError(f"could not read certificates from SSL_CERT_FILE: {error}") from None
 
 
-def no_cookies() -> CookieJar:
-    """A cookie jar that stays empty.
+def httpx_options(urls: Iterable[str]) -> dict[str, Any]:
+    """The arguments of every httpx client that connects to `urls`, synchronous or asynchronous.
 
-    httpx would send the gateway's cookies back, and a cookie can link requests that the API key does not link.
+    - An HTTP proxy of the environment is not used for URLs on this machine. Over plain http it would get the API key,
+      and could replace the enclave's key.
+    - Cookies are not kept. httpx would send them back, and a cookie can link requests that the API key does not link.
     """
-    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    hosts = {urlsplit(url).hostname or "" for url in urls}
+    direct = {f"all://[{host}]" if ":" in host else f"all://{host}" for host in hosts if is_loopback(host)}
+    return {
+        "verify": ssl_context(),
+        "limits": POOL_LIMITS,
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        "mounts": dict.fromkeys(direct),
+    }
 
 
 class BuildRequest(Protocol):

@@ -96,6 +96,10 @@ class LocalProxy(Service):
         self._api_key = None if api_key is None else _config.resolve_api_key(api_key)
         self._make_client = functools.partial(AsyncPremClient, api_key=PLACEHOLDER_KEY, **options)
         self._make_client()  # raises now if an option is not valid
+        self._urls = [
+            _config.resolve_url(name, options[name], allow_insecure=options["allow_insecure"])
+            for name in _config.DEFAULT_URLS
+        ]
         self._retries = options["max_retries"] > 0
         self._server: Server | None = None
 
@@ -126,7 +130,7 @@ class LocalProxy(Service):
         host, port = self._address
         sock = listen(host, port)
         clients = ClientCache(
-            lambda http_client: self._make_client(http_client=http_client), self._max_clients
+            lambda http_client: self._make_client(http_client=http_client), self._max_clients, self._urls
         )
         proxy = Proxy(
             clients=clients,
