@@ -352,6 +352,17 @@ def test_a_response_that_is_not_http_is_a_connection_error(raw, drive):
     assert not isinstance(caught.value, errors.StreamInterruptedError)
 
 
+@both
+def test_a_chunked_body_with_wrong_line_ends_is_rejected(drive):
+    # h11 before 0.16 reads any two bytes as the end of a chunk (CVE-2025-43859).
+    def other(call):
+        call.head(200, {"transfer-encoding": "chunked"})
+        call.raw(b"5\r\nhelloXX0\r\n\r\n")
+
+    with FakeGateway(other=other) as gateway, pytest.raises(errors.StreamInterruptedError):
+        drive(steps_for("/x"), url=gateway.url)
+
+
 def bomb():
     """A gigabyte of zeros as a few hundred bytes of gzip in gzip in gzip."""
     return gzip.compress(gzip.compress(gzip.compress(bytes(1_000_000)) * 1000))
