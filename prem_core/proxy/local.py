@@ -115,6 +115,10 @@ class LocalProxy(Service):
         self._api_key = None if api_key is None else _config.resolve_api_key(api_key)
         self._make_client = functools.partial(AsyncPremClient, api_key=PLACEHOLDER_KEY, **options)
         self._make_client()  # raises now if an option is not valid
+        self._urls = [
+            _config.resolve_url(name, options[name], allow_insecure=options["allow_insecure"])
+            for name in _config.DEFAULT_URLS
+        ]
         self._retries = options["max_retries"] > 0
         self._page_token = secrets.token_urlsafe(24) if page else None
         self._server: Server | None = None
@@ -158,7 +162,7 @@ class LocalProxy(Service):
             listen_on_loopback(port) if host in (LOOPBACK, "localhost") else (listen(host, port),)
         )
         clients = ClientCache(
-            lambda http_client: self._make_client(http_client=http_client), self._max_clients
+            lambda http_client: self._make_client(http_client=http_client), self._max_clients, self._urls
         )
         proxy = Proxy(
             clients=clients,

@@ -12,6 +12,7 @@ import openai
 import pytest
 from support.proxies import MODEL, StartProxy, chat, proxy_for
 from support.proxy_process import ProxyProcess
+from support.security.forward_proxy import ForwardProxy
 
 from prem_core import AsyncPremClient, ConfigurationError, EncryptionKeys
 from prem_core.enclave import LocalEnclave, ScriptedEngine, reply
@@ -50,6 +51,19 @@ def test_every_caller_uses_its_own_api_key(start_proxy: StartProxy) -> None:
                 else:
                     with pytest.raises(openai.AuthenticationError):
                         official.models.list()
+
+
+def test_an_http_proxy_of_the_environment_does_not_get_an_api_key_for_a_gateway_on_this_machine(
+    start_proxy: StartProxy, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ForwardProxy() as other:
+        monkeypatch.setenv("HTTP_PROXY", other.url)
+        url = f"{start_proxy(enclave).base_url}/chat/completions"
+        response = httpx.post(
+            url, json=chat("Hello"), headers={"authorization": f"Bearer {enclave.api_key}"}, trust_env=False
+        )
+    assert response.status_code == 200
+    assert bytes(other.bytes_seen) == b""
 
 
 def test_an_api_key_of_the_proxy_is_used_for_every_caller(
