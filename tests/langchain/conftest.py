@@ -9,7 +9,8 @@ import pytest
 from support.cassettes import resealing
 from support.scripted_enclave import always
 
-from langchain_prem import ChatPremEncrypted, _plaintext_egress
+from langchain_prem import ChatPremEncrypted
+from prem_core._adapters import plaintext_egress
 from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 MODEL = "openai/gpt-oss-120b"
@@ -39,7 +40,7 @@ def scripted(engine: ScriptedEngine, scripted_options: dict[str, Any]) -> Callab
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     # A warning is given once per process; each test starts without any.
-    monkeypatch.setattr(_plaintext_egress, "_warned", set())
+    monkeypatch.setattr(plaintext_egress, "_warned", set())
 
 
 @pytest.fixture
