@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from langchain_core.caches import BaseCache, InMemoryCache
 from langchain_core.callbacks import base
 from langchain_core.globals import get_llm_cache
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.utils.env import env_var_is_set
 from typing_extensions import override
 
 from prem_core._adapters.plaintext_egress import LANGSMITH, exit_of, handler_exits, process_exits
@@ -31,9 +31,10 @@ def traced_exits() -> Iterator[str]:
     for context, _, handler_class, variable in _configure_hooks:
         if (handler := context.get()) is not None:
             yield from handler_exits([handler])
-        elif variable and handler_class and os.environ.get(variable, "").lower() not in ("", "0", "false"):
-            if (found := exit_of(handler_class)) is not None:
-                yield found
+        elif (
+            variable and env_var_is_set(variable) and (found := exit_of(handler_class or object)) is not None
+        ):
+            yield found
     yield from process_exits()
 
 
@@ -54,6 +55,8 @@ def model_exits(cache: BaseCache | bool | None, callbacks: Any) -> Iterator[str]
         yield f"the LLM cache is a {type(used).__name__}"
 
 
+Composition = TypeVar("Composition", bound=Runnable[Any, Any])
+
 #: Methods of a runnable that return another one.
 _COMPOSITIONS = (
     "bind", "with_config", "with_types", "with_listeners", "with_alisteners", "with_retry", "with_fallbacks", "map",
@@ -68,7 +71,7 @@ class ChecksCompositions:
     before the model in it is called. List this class before the framework's own.
     """
 
-    def _checked(self, composition: Any) -> Any:
+    def _checked(self, composition: Composition) -> Composition:
         raise NotImplementedError
 
 
@@ -85,7 +88,7 @@ for _name in _COMPOSITIONS:
     setattr(ChecksCompositions, _name, _checking(_name))
 
 
-class CheckedRunnable(ChecksCompositions, RunnableBinding[Any, Any]):  # type: ignore[misc]
+class CheckedRunnable(ChecksCompositions, RunnableBinding[Any, Any]):  # type: ignore[no-redef]
     """Delegates to a composition after a check; opens no run of its own.
 
     The check is among the config factories, which run before the delegate, and which `bind`, `with_config` and
@@ -93,7 +96,7 @@ class CheckedRunnable(ChecksCompositions, RunnableBinding[Any, Any]):  # type: i
     """
 
     @override
-    def _checked(self, composition: Any) -> Any:
+    def _checked(self, composition: Composition) -> Composition:
         return checked(composition, self.config_factories[0])
 
     @override
@@ -102,19 +105,13 @@ class CheckedRunnable(ChecksCompositions, RunnableBinding[Any, Any]):  # type: i
         return RunnableBinding(bound=self.bound, kwargs=self.kwargs, config=self.config).to_json()
 
 
-def checked(
-    composition: Runnable[Any, Any], check: Callable[[RunnableConfig], RunnableConfig]
-) -> CheckedRunnable:
+def checked(composition: Composition, check: Callable[[RunnableConfig], RunnableConfig]) -> Composition:
     """`composition`, with `check` called before any run of it opens."""
     if isinstance(composition, CheckedRunnable):
         return composition
-    if type(composition) is RunnableBinding:
-        return CheckedRunnable(
-            bound=composition.bound,
-            kwargs=cast("dict[str, Any]", composition.kwargs),
-            config=composition.config,
-            config_factories=[check, *composition.config_factories],
-            custom_input_type=composition.custom_input_type,
-            custom_output_type=composition.custom_output_type,
-        )
-    return CheckedRunnable(bound=composition, config_factories=[check])
+    if type(composition) is not RunnableBinding:
+        return cast("Composition", CheckedRunnable(bound=composition, config_factories=[check]))
+    # Replaced and not enclosed, because callers read the attributes of a binding.
+    same = {name: getattr(composition, name) for name in RunnableBinding.model_fields}
+    same["config_factories"] = [check, *same["config_factories"]]
+    return cast("Composition", CheckedRunnable(**same))

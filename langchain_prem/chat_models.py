@@ -24,7 +24,13 @@ from langchain_prem._content_blocks import PROVIDER
 from langchain_prem._errors import translate
 from langchain_prem._messages import wire_messages
 from langchain_prem._model_profile import profile_of
-from langchain_prem._plaintext_egress import ChecksCompositions, checked, model_exits, traced_exits
+from langchain_prem._plaintext_egress import (
+    ChecksCompositions,
+    Composition,
+    checked,
+    model_exits,
+    traced_exits,
+)
 from langchain_prem._responses import ChunkConverter, chat_result
 from langchain_prem._structured_output import StructuredOutputParser
 from prem_core import InvalidParameterError, PremError
@@ -300,7 +306,7 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
         yield from model_exits(self.cache, self.callbacks)
 
     @override
-    def _checked(self, composition: Any) -> Any:
+    def _checked(self, composition: Composition) -> Composition:
         return checked(composition, self._check_run) if self.plaintext_egress == "error" else composition
 
     def _check_run(self, config: RunnableConfig) -> RunnableConfig:
@@ -497,7 +503,9 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
                 parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
             )
             unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
-            return self._checked(RunnableMap(raw=llm) | parsed.with_fallbacks([unparsed], exception_key="parsing_error"))
+            return self._checked(
+                RunnableMap(raw=llm) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+            )
         return self._checked(llm | parser)
 
 

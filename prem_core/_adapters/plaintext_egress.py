@@ -105,9 +105,13 @@ def handler_exits(handlers: Iterable[Any]) -> Iterator[str]:
             yield found
 
 
-@functools.lru_cache(maxsize=256)
 def exit_of(handler: type) -> str | None:
     """What handlers of this class are reported as, or None if they keep in this process what they receive."""
+    return _exit_of(handler)
+
+
+@functools.lru_cache(maxsize=256)
+def _exit_of(handler: type) -> str | None:
     for each in handler.__mro__:
         for package, found in _REPORTED_AS.items():
             if _is_in(each, package):
