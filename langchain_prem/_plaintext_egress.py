@@ -109,7 +109,7 @@ def checked(composition: Composition, check: Callable[[RunnableConfig], Runnable
     """`composition`, with `check` called before any run of it opens."""
     if isinstance(composition, CheckedRunnable):
         return composition
-    if type(composition) is not RunnableBinding:
+    if not isinstance(composition, RunnableBinding):
         return cast("Composition", CheckedRunnable(bound=composition, config_factories=[check]))
     # Replaced and not enclosed, because callers read the attributes of a binding.
     same = {name: getattr(composition, name) for name in RunnableBinding.model_fields}

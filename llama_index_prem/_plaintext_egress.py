@@ -10,17 +10,11 @@ from typing import Any, Protocol, TypeVar
 import llama_index.core
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation import get_dispatcher, root_manager  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR  # type: ignore[attr-defined]
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.settings import Settings
 
 from prem_core._adapters.plaintext_egress import handler_exits, process_exits
-
-#: Calls of a model that open a span, which handlers receive with the call's arguments.
-_CALLS = (
-    "chat", "achat", "stream_chat", "astream_chat", "complete", "acomplete", "stream_complete", "astream_complete",
-    "predict", "apredict", "stream", "astream", "predict_and_call", "apredict_and_call",
-    "structured_predict", "astructured_predict", "stream_structured_predict", "astream_structured_predict",
-)  # fmt: skip
 
 #: The dispatchers of a model's own events and spans. A handler of any other one sees only what calls the model.
 _OF_MODELS = tuple(
@@ -67,12 +61,14 @@ Checked = TypeVar("Checked", bound=_ChecksEgress)
 
 
 def check_before_calls(model: type[Checked]) -> type[Checked]:
-    """Make every call of `model` check for plaintext exits before its span opens.
+    """Make every method of `model` that opens a span check for plaintext exits first.
 
     A span handler receives the call's arguments when the span opens, before the method itself runs.
     """
-    for name in _CALLS:
-        setattr(model, name, _checking(inspect.getattr_static(model, name)))
+    for name in dir(model):
+        method = inspect.getattr_static(model, name)
+        if hasattr(method, DISPATCHER_SPAN_DECORATED_ATTR):
+            setattr(model, name, _checking(method))
     return model
 
 

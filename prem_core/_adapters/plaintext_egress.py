@@ -45,6 +45,7 @@ _REPORTED_AS: Final = {
 #: Packages whose handlers keep what they receive in this process, or print it.
 _IN_PROCESS: Final = (
     "langchain_core", "langchain_classic", "langchain", "langgraph", "langchain_community.callbacks.openai_info",
+    "langchain_community.callbacks.bedrock_anthropic_callback",
     "llama_index.core", "llama_index_instrumentation", "workflows", "pydantic", "typing_extensions",
 )  # fmt: skip
 
@@ -144,7 +145,10 @@ class EgressSetting(BaseModel):
     if not TYPE_CHECKING:  # the signature stays that of the fields
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+            try:
+                super().__init__(*args, **kwargs)
+            finally:
+                del args, kwargs  # a traceback shows the locals, and the API key is among these
             self._check_process()
 
     def __setattr__(self, name: str, value: Any) -> None:

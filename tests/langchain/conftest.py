@@ -10,7 +10,6 @@ from support.cassettes import resealing
 from support.scripted_enclave import always
 
 from langchain_prem import ChatPremEncrypted
-from prem_core._adapters import plaintext_egress
 from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 MODEL = "openai/gpt-oss-120b"
@@ -35,12 +34,6 @@ def scripted(engine: ScriptedEngine, scripted_options: dict[str, Any]) -> Callab
         return ChatPremEncrypted(**{"model": "scripted", **scripted_options, **kwargs})
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A warning is given once per process; each test starts without any.
-    monkeypatch.setattr(plaintext_egress, "_warned", set())
 
 
 @pytest.fixture

@@ -249,6 +249,7 @@ def _use_langchain(enclaves: Enclaves, things: dict[str, list[Any]], runner: asy
         ChatPremEncrypted(model="text", cache=Cache(), **options).invoke(LC_MESSAGES)
     assert [each.category for each in warned] == [PlaintextEgressWarning]
     things["langchain_prem.PlaintextEgressWarning"] += [each.message for each in warned]
+    things["llama_index_prem.PlaintextEgressWarning"] += [each.message for each in warned]
 
     (enclaves.folder / "calls").mkdir()
     recording = enclaves.folder / "calls" / "call.wav"
