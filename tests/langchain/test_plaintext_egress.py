@@ -174,10 +174,10 @@ class ForeignHandler(BaseCallbackHandler):
 
 
 @pytest.fixture
-def foreign() -> Iterator[list[Any]]:
+def foreign() -> list[Any]:
     """What the handler has received."""
     ForeignHandler.received.clear()
-    yield ForeignHandler.received
+    return ForeignHandler.received
 
 
 def instrument(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,9 @@ def set_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def set_context_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set a context variable from which langchain-core takes the handler."""
-    hook = (ContextVar[Any]("foreign", default=ForeignHandler()), True, None, None)
+    variable = ContextVar[Any]("foreign", default=None)
+    variable.set(ForeignHandler())
+    hook = (variable, True, None, None)
     monkeypatch.setattr(context, "_configure_hooks", [*context._configure_hooks, hook])
 
 
