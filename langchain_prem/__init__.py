@@ -14,9 +14,9 @@ except ImportError as error:  # pragma: no cover - tested without the extra, in 
     missing = 'langchain_prem needs langchain-core: pip install "prem-encrypted[langchain]"'
     raise ImportError(missing) from error
 
-from langchain_prem._plaintext_egress import PlaintextEgressWarning
 from langchain_prem.chat_models import ChatPremEncrypted
 from prem_core import RefusalError, __version__
+from prem_core._adapters.plaintext_egress import PlaintextEgressWarning
 
 if TYPE_CHECKING:
     from langchain_prem.whisper import PremWhisperLoader, PremWhisperParser, TranscriptionFailedWarning

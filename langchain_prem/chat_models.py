@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils import secret_from_env
 from langchain_core.utils.function_calling import convert_to_openai_function, convert_to_openai_tool
@@ -24,15 +24,22 @@ from langchain_prem._content_blocks import PROVIDER
 from langchain_prem._errors import translate
 from langchain_prem._messages import wire_messages
 from langchain_prem._model_profile import profile_of
-from langchain_prem._plaintext_egress import PlaintextEgress, check_egress
+from langchain_prem._plaintext_egress import (
+    ChecksCompositions,
+    Composition,
+    checked,
+    model_exits,
+    traced_exits,
+)
 from langchain_prem._responses import ChunkConverter, chat_result
 from langchain_prem._structured_output import StructuredOutputParser
 from prem_core import InvalidParameterError, PremError
 from prem_core._adapters import tools as tool_forms
+from prem_core._adapters.plaintext_egress import EgressSetting
 from prem_core._adapters.settings import ModelSettings
 
 
-class ChatPremEncrypted(ModelSettings, BaseChatModel):
+class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseChatModel):
     """Chat models behind Prem's end-to-end encrypted API.
 
     This process encrypts prompts for a hardware enclave, and decrypts the answers. The gateway between them
@@ -69,7 +76,8 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
         timeout, max_retries, max_concurrency, limits, enclave_public_key, …
             Described at the attributes, and in the README under Settings. Models with equal settings share one client.
         plaintext_egress: "warn" | "error" | "allow"
-            What to do when LangSmith tracing or a cache outside memory would receive prompts in plaintext.
+            What to do when LangSmith, Langfuse, an instrumentor or a cache outside memory would receive prompts in
+            plaintext: warn once, refuse construction and calls, or allow it. docs/security.md lists what is seen.
 
     Instantiate:
         .. code-block:: python
@@ -193,8 +201,6 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     """Up to four strings at which generation stops."""
     streaming: bool = False
     """Whether `invoke` uses the streaming API too."""
-    plaintext_egress: PlaintextEgress = "warn"
-    """What to do when tracing or a cache outside memory would receive prompts in plaintext."""
 
     # Restated because pydantic would otherwise use the less strict config of the framework's base class.
     model_config = ModelSettings.model_config
@@ -287,8 +293,25 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
     @override
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         # Every way of calling a model starts here, before tracers receive the prompt.
-        check_egress(self.plaintext_egress, self.cache, self.callbacks)
+        self._check_egress()
         return super()._get_invocation_params(stop=stop, **kwargs)
+
+    @override
+    def _process_exits(self) -> Iterator[str]:
+        return traced_exits()
+
+    @override
+    def _call_exits(self) -> Iterator[str]:
+        yield from traced_exits()
+        yield from model_exits(self.cache, self.callbacks)
+
+    @override
+    def _checked(self, composition: Composition) -> Composition:
+        return checked(composition, self._check_run) if self.plaintext_egress == "error" else composition
+
+    def _check_run(self, config: RunnableConfig) -> RunnableConfig:
+        self._check_egress()
+        return {}
 
     @override
     def _generate(
@@ -480,8 +503,10 @@ class ChatPremEncrypted(ModelSettings, BaseChatModel):
                 parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
             )
             unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
-            return RunnableMap(raw=llm) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
-        return llm | parser
+            return self._checked(
+                RunnableMap(raw=llm) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+            )
+        return self._checked(llm | parser)
 
 
 def _response_format(schema: Any, *, strict: bool | None) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from llama_index_prem.whisper import (
     whisper_file_extractor,
 )
 from prem_core import RefusalError, __version__
+from prem_core._adapters.plaintext_egress import PlaintextEgressWarning
 
 __all__ = [
     "WHISPER_SUFFIXES",
+    "PlaintextEgressWarning",
     "PremEncrypted",
     "PremWhisperReader",
     "RefusalError",

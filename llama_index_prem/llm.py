@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any, ClassVar
 
@@ -19,15 +19,23 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_validator
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr, field_validator
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools.types import BaseTool
 from pydantic_core import from_json
 from typing_extensions import override
 
 from llama_index_prem._messages import calls_in_kwargs, wire_messages
 from llama_index_prem._metadata import LazyMetadata
+from llama_index_prem._plaintext_egress import (
+    CheckedStructuredLLM,
+    all_dispatchers,
+    check_before_calls,
+    model_exits,
+    registered_exits,
+)
 from llama_index_prem._responses import (
     ChunkConverter,
     chat_response,
@@ -44,10 +52,12 @@ from prem_core import (
 )
 from prem_core._adapters import tools as tool_forms
 from prem_core._adapters.model_profiles import listed_context_window, model_profile
+from prem_core._adapters.plaintext_egress import EgressSetting
 from prem_core._adapters.settings import ModelSettings, check_params
 
 
-class PremEncrypted(ModelSettings, StructuredPredictionLLM):
+@check_before_calls
+class PremEncrypted(EgressSetting, ModelSettings, StructuredPredictionLLM):
     """Models behind Prem's end-to-end encrypted API.
 
     Prompts are encrypted in this process for a hardware enclave, and answers are decrypted in it. The gateway in
@@ -67,6 +77,9 @@ class PremEncrypted(ModelSettings, StructuredPredictionLLM):
         api_key, gateway_url, timeout, max_retries, max_concurrency, limits, …: Described at the attributes, and in the
             README under Settings. Models with equal settings share one client.
         callback_manager: LlamaIndex's callbacks.
+        plaintext_egress: What to do when handlers of LlamaIndex, an instrumentor or Langfuse would receive prompts in
+            plaintext: "warn" once, refuse construction and calls with "error", or "allow" it. docs/security.md lists
+            what is seen.
         system_prompt: Prepended by `predict`, `stream` and structured prediction; `chat` sends its messages unchanged.
 
     Every parameter of the published schema is a field (``seed``, ``n``, ``verbosity``, …), and can be given for a
@@ -238,6 +251,22 @@ class PremEncrypted(ModelSettings, StructuredPredictionLLM):
                 "context_window=…"
             )
         return window
+
+    # --- plaintext exits ------------------------------------------------------------------------------
+
+    @override
+    def _process_exits(self) -> Iterator[str]:
+        return registered_exits(all_dispatchers())
+
+    @override
+    def _call_exits(self) -> Iterator[str]:
+        yield from registered_exits()
+        yield from model_exits(self.callback_manager)
+
+    @override
+    def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
+        """A model whose answers are instances of `output_cls`, in `raw`."""
+        return CheckedStructuredLLM(llm=self, output_cls=output_cls, **kwargs)
 
     # --- requests -------------------------------------------------------------------------------------
 

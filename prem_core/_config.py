@@ -93,9 +93,9 @@ def resolve_url(setting: str, url: str | None, *, allow_insecure: bool = False) 
         allow_insecure: Allow plain http to another machine.
 
     Raises:
-        ConfigurationError: It is not an http(s) URL, holds credentials or a query, or is plain http to another machine
-            without `allow_insecure`: prompts are encrypted, but the API key would be readable on the way. The message
-            names where the value comes from.
+        ConfigurationError: It is not an http(s) URL, holds credentials or a query, is one of Prem's APIs without
+            end-to-end encryption, or is plain http to another machine without `allow_insecure`: prompts are encrypted,
+            but the API key would be readable on the way. The message names where the value comes from.
     """
     name = setting
     if not url and (variable := environment_source(setting)) is not None:
@@ -114,12 +114,24 @@ def resolve_url(setting: str, url: str | None, *, allow_insecure: bool = False) 
         raise ConfigurationError(f"{name} is not a URL") from None
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigurationError(f"{name} must be an http(s) URL with a host")
+    if setting == "gateway_url" and _is_not_end_to_end(host, parts.path):
+        raise ConfigurationError(
+            f"{name} is an API without end-to-end encryption: it is protected by TLS alone, and Prem's server reads "
+            f"the prompts; use the gateway, {DEFAULT_GATEWAY_URL}"
+        )
     if parts.scheme == "http" and not is_loopback(host) and not allow_insecure:
         raise ConfigurationError(
             f"{name} is plain http to another machine, where the API key could be read on the way; "
             "use https, or pass allow_insecure=True if you accept that"
         )
     return url.rstrip("/")
+
+
+def _is_not_end_to_end(host: str, path: str) -> bool:
+    """Whether this is one of Prem's APIs without end-to-end encryption: its router, or the gateway's /typesafe."""
+    host = host.rstrip(".")
+    typesafe = host == urlsplit(DEFAULT_GATEWAY_URL).hostname and path.lower().split("/")[1:2] == ["typesafe"]
+    return typesafe or host == "router.prem.io" or host.endswith(".router.prem.io")
 
 
 def _warn_of_proxy_url() -> None:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from support.scripted_upstream import Upstream, delta, finish, usage
 from support.wire_schemas import TEST_KEY, problems
 
+from prem_core._adapters import plaintext_egress
 from prem_core._adapters.client_cache import CLIENTS
 from prem_core._serving.server import Server, listen
 from prem_core.enclave import LocalEnclave, ScriptedEngine
@@ -39,6 +40,7 @@ _VARIABLES = (
     "LANGCHAIN_TRACING_V2",
     "LANGSMITH_API_KEY",
     "LANGCHAIN_API_KEY",
+    "LANGSMITH_GATEWAY",
 )
 
 
@@ -53,6 +55,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_shared_clients() -> None:
     """Models share neither a client nor limits with those of earlier tests."""
     CLIENTS.clear()
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings that are given once per process are given once per test."""
+    monkeypatch.setattr(plaintext_egress, "_warned", set())
 
 
 class Recorder:

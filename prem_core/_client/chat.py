@@ -152,7 +152,7 @@ class AsyncCompletions:
         **params: Unpack[ChatOptions],
     ) -> ChatCompletion | AsyncChatCompletionStream:
         """See `Completions.create`."""
-        if _is_large(messages):
+        if _is_large([messages, params]):
             # Validating and serialising 20 MB would hold the event loop for some 60 ms.
             made = await asyncio.to_thread(
                 _request, self._requester, messages, model, stream, extra_body, params
@@ -273,18 +273,17 @@ def _request(
     return chat_request(given, extra_body, whole=not requester.asks_for_streams)
 
 
-def _is_large(messages: Any) -> bool:
-    """Whether the texts in `messages` exceed what an event loop should be held for. Counts only where it is cheap."""
+def _is_large(value: Any) -> bool:
+    """Whether `value` holds more than an event loop should be held for. Other iterables than lists are not opened."""
     size = 0
-    pending = list(messages) if isinstance(messages, list | tuple) else []
+    pending = [value]
     while pending and size < flow.OFFLOAD_BYTES:
         value = pending.pop()
+        size += 64
         if isinstance(value, str):
             size += len(value)
         elif isinstance(value, dict):
             pending.extend(value.values())
         elif isinstance(value, list | tuple):
             pending.extend(value)
-        else:
-            size += 64
     return size >= flow.OFFLOAD_BYTES

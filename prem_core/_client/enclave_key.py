@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from prem_core._client.shared_fetch import SharedFetch
 from prem_core._crypto.xwing import PublicKey
 
+_log = logging.getLogger("prem_core")
+
 
 class EnclaveKey:
     """The key of one client.
+
+    A key that replaces another one is logged: a gateway can cause a fetch by reporting a key rotation.
 
     Args:
         pinned: The key, if it was given; None to fetch it.
@@ -41,12 +46,7 @@ class EnclaveKey:
             APITimeoutError: The deadline has passed.
             PremError: The fetch failed.
         """
-
-        def fetched() -> PublicKey:
-            self.public_key = fetch()
-            return self.public_key
-
-        return self._fetches.get(lambda: self._known(stale), fetched, deadline)
+        return self._fetches.get(lambda: self._known(stale), lambda: self._store(fetch()), deadline)
 
     async def get_async(
         self, fetch: Callable[[], Awaitable[PublicKey]], lock: asyncio.Lock, stale: PublicKey | None = None
@@ -54,10 +54,19 @@ class EnclaveKey:
         """`get` on an event loop, whose callers wait for `lock`."""
 
         async def fetched() -> PublicKey:
-            self.public_key = await fetch()
-            return self.public_key
+            return self._store(await fetch())
 
         return await self._fetches.get_async(lambda: self._known(stale), fetched, lock)
+
+    def _store(self, key: PublicKey) -> PublicKey:
+        previous, self.public_key = self.public_key, key
+        if previous is not None and previous != key:
+            _log.warning(
+                "the enclave's public key changed: sha256:%s was replaced by sha256:%s",
+                previous.fingerprint(),
+                key.fingerprint(),
+            )
+        return key
 
     def _known(self, stale: PublicKey | None) -> PublicKey | None:
         # Another caller may have fetched a new key since the enclave rejected `stale`.

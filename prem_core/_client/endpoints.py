@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -11,8 +12,12 @@ from prem_core import _config
 from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
-from prem_core._errors import ConfigurationError
-from prem_core._transport.http import ssl_context
+from prem_core._errors import ConfigurationError, PremError
+from prem_core._protocol.error_body import load_json
+from prem_core._protocol.flow import fetch_page
+
+#: Bytes of the page with the endpoints.
+MAX_PAGE: Final = 64 * 1024
 
 #: The enclave publishes its key without authentication, and no other party is asked: neither a real API key nor the
 #: environment's gateway is needed.
@@ -82,26 +87,33 @@ def discover_endpoints(url: str = _config.ENDPOINTS_URL, *, timeout: float = 5.0
     Never called implicitly: the owner of that page can redirect you to another enclave.
 
     Args:
-        url: The page, over https.
-        timeout: Seconds.
+        url: The page, over https. Redirects are not followed.
+        timeout: Seconds for the whole page.
 
     Returns:
-        ``{"gateway_url": …, "enclave_url": …}``. If the page cannot be read: the built-in URLs, with a warning.
+        ``{"gateway_url": …, "enclave_url": …}``, both https. If the page cannot be read, is larger than `MAX_PAGE` or
+        names other URLs: the built-in ones, with a warning.
 
     Raises:
         ConfigurationError: `url` is not https.
     """
     if not url.startswith("https://"):
         raise ConfigurationError(f"discover_endpoints reads over https only, not {url.partition(':')[0]!r}")
+    options: dict[str, Any] = {
+        "enclave_url": _config.resolve_url("url", url),
+        "timeout": timeout,
+        "total_timeout": timeout,
+        "max_buffer_size": MAX_PAGE,
+    }
     try:
-        response = httpx.get(url, timeout=timeout, verify=ssl_context())
-        response.raise_for_status()
-        page = response.json()
+        # A client limits the time and the size, and follows no redirect.
+        with PremClient(**options, **_UNUSED) as client:
+            page = load_json(client._requester.run(fetch_page))
         given = {"gateway_url": page["proxy"], "enclave_url": page["enclave"]}
-        if not all(isinstance(value, str) and value for value in given.values()):
-            raise ValueError("not two URLs")
+        if not all(isinstance(value, str) and urlsplit(value).scheme == "https" for value in given.values()):
+            raise ValueError("not two https URLs")
         return {name: _config.resolve_url(name, value) for name, value in given.items()}
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (PremError, ValueError, KeyError, TypeError) as error:
         warnings.warn(
             f"Prem's endpoints could not be read ({type(error).__name__}); using the built-in ones",
             stacklevel=2,

@@ -100,7 +100,8 @@ class SyncClientOptions(ClientOptions, total=False):
     """Options of `PremClient`."""
 
     http_client: httpx.Client | None
-    """An ``httpx.Client`` of your own, for example with client certificates. It is not closed with the client."""
+    """An ``httpx.Client`` of your own, for example with client certificates. It is not closed with the client. Its
+    own settings apply: it uses an HTTP proxy of the environment even for this machine, unless ``trust_env=False``."""
 
 
 class AsyncClientOptions(ClientOptions, total=False):
@@ -108,7 +109,7 @@ class AsyncClientOptions(ClientOptions, total=False):
 
     http_client: httpx.AsyncClient | None
     """An ``httpx.AsyncClient`` of your own. It belongs to the event loop it is used on first, and is not closed with
-    the client."""
+    the client. Its own settings apply, as for `PremClient`."""
 
 
 #: The value of each option that is not given.

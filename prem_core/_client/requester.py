@@ -29,7 +29,7 @@ from prem_core._protocol.retry import RetryPolicy
 from prem_core._protocol.steps import Attest, Flow, FlowSettings, Probe, Send
 from prem_core._rate_limit.permits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
-from prem_core._transport.http import POOL_LIMITS, BodyStream, no_cookies, ssl_context
+from prem_core._transport.http import BodyStream, httpx_options
 from prem_core._transport.loops import LoopClient, LoopClients
 from prem_core._transport.sync import SyncDriver
 from prem_core._version import __version__
@@ -45,7 +45,7 @@ _ACCEPT_WHOLE: Final = "application/json, text/event-stream;q=0.1"
 _ACCEPT_OWN_NONCE: Final = "application/json"
 
 _HEADERS: Final = {
-    # Sealed bytes do not compress, and a response that is not decompressed cannot be a decompression bomb.
+    # Sealed bytes do not compress. A compressed response is an error: it could be a decompression bomb.
     "accept-encoding": "identity",
     "user-agent": f"prem-encrypted/{__version__}",
 }
@@ -230,7 +230,7 @@ class Requester(_Requester):
         self._process = os.getpid()
 
     def _connect(self) -> None:
-        self._http = httpx.Client(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
+        self._http = httpx.Client(**httpx_options(self._urls.values()))
         # Closes the sockets of a client that was never closed, when it is garbage-collected.
         self._close_http = weakref.finalize(self, self._http.close)
 
@@ -309,7 +309,7 @@ class AsyncRequester(_Requester):
         http_client = options["http_client"]
         if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
             raise ConfigurationError("http_client must be an httpx.AsyncClient (PremClient takes a Client)")
-        self._loops = LoopClients(http_client)
+        self._loops = LoopClients(http_client, self._urls.values())
         self._closed = False
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ The text of a KEK file is overwritten in memory after it was read. Nothing else 
 `bytes`, which Python cannot overwrite, and the environment keeps CLIENT_KEK for as long as the process runs. So no
 object here keeps a KEK, and the errors of these functions keep no frame that holds one.
 
-Writes are atomic. Files are created with mode 0600, and files that other users may access are rejected.
+Writes are atomic. Files are created with mode 0600, and files that other users may access or own are rejected.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class KeyFile:
         enclave_fingerprint: SHA-256 of the enclave key that the pair was made for, hex; None where not known.
         cipher_text: The pair's public half.
         mode: The file's permissions, for example 0o600.
+        owner: The user id of the file's owner.
     """
 
     path: str
@@ -80,12 +81,13 @@ class KeyFile:
     enclave_fingerprint: str | None
     cipher_text: bytes = field(repr=False)
     mode: int
+    owner: int
     _image: bytes = field(repr=False)
     version: int = VERSION
 
-    def check_mode(self) -> None:
-        """Raises `ConfigurationError` where others than the owner may do anything with the file."""
-        _check_mode(self.path, self.mode)
+    def check_access(self) -> None:
+        """Raise `ConfigurationError` if other users than this one and root may read, write or own the file."""
+        _check_access(self.path, self.mode, self.owner)
 
     @without_traceback
     def open(self, kek: bytes) -> bytes:
@@ -135,7 +137,7 @@ def read_header(path: Path) -> KeyFile:
         ConfigurationError: The file does not exist, is not a key file, or has another version.
     """
     path = os.fsdecode(path)
-    buffer, length, mode = _read(path, FILE_BYTES)
+    buffer, length, status = _read(path, FILE_BYTES)
     image = bytes(buffer[:length])
     if not image.startswith(MAGIC) or len(image) < _VERSION_END:
         raise ConfigurationError(f"{quote_path(path)} is not an encryption-key file, or is damaged")
@@ -152,7 +154,7 @@ def read_header(path: Path) -> KeyFile:
     except OverflowError:
         raise ConfigurationError(f"{quote_path(path)} is damaged: it contains an invalid date") from None
     known = fingerprint.hex() if any(fingerprint) else None
-    return KeyFile(path, created, known, cipher_text, mode, image)
+    return KeyFile(path, created, known, cipher_text, stat.S_IMODE(status.st_mode), status.st_uid, image)
 
 
 @without_traceback
@@ -163,7 +165,8 @@ def resolve_kek(kek: bytes | bytearray | str | None = None) -> bytes:
         kek: 32 bytes; or 64 hex digits, or base64.
 
     Raises:
-        ConfigurationError: There is no KEK, or it has another form. The message never quotes it.
+        ConfigurationError: There is no KEK, it has another form, or it is one byte repeated. The message never quotes
+            it.
     """
     name = KEK_VARIABLE if kek is None else "kek"
     value = os.environ.get(KEK_VARIABLE, "").strip() or None if kek is None else kek
@@ -176,6 +179,7 @@ def resolve_kek(kek: bytes | bytearray | str | None = None) -> bytes:
         raw = decode_kek(value.strip())
     if raw is None or len(raw) != KEK_BYTES:
         raise ConfigurationError(f"{name} must be {KEK_BYTES} bytes: 64 hex digits, base64, or raw bytes")
+    _check_not_repeated(name, raw)
     return raw
 
 
@@ -212,13 +216,13 @@ def read_kek(path: Path) -> bytes:
     """The KEK that a file holds as 64 hex digits or in base64.
 
     Raises:
-        ConfigurationError: The file does not exist, other users can read or write it, or it does not
-            contain a KEK.
+        ConfigurationError: The file does not exist, other users can read, write or own it, or it does not
+            contain a usable KEK.
     """
     path = os.fsdecode(path)
-    text, length, mode = _read(path, _KEK_FILE_BYTES)
+    text, length, status = _read(path, _KEK_FILE_BYTES)
     try:
-        _check_mode(path, mode)
+        _check_access(path, stat.S_IMODE(status.st_mode), status.st_uid)
         while length and text[length - 1] in b"\r\n\t ":  # strip() would make a copy
             length -= 1
         with memoryview(text) as whole, whole[:length] as spelled:
@@ -229,6 +233,7 @@ def read_kek(path: Path) -> bytes:
         raise ConfigurationError(
             f"{quote_path(path)} does not contain a KEK ({KEK_BYTES} bytes, as 64 hex digits or base64)"
         )
+    _check_not_repeated(quote_path(path), kek)
     return kek
 
 
@@ -268,28 +273,43 @@ def _exists(path: str) -> str:
     return f"{quote_path(path)} already exists and was not replaced"
 
 
-def _read(path: str, limit: int) -> tuple[bytearray, int, int]:
-    """A buffer with a regular file's first `limit` + 1 bytes, how many these are, and the file's mode."""
+def _read(path: str, limit: int) -> tuple[bytearray, int, os.stat_result]:
+    """A buffer with a regular file's first `limit` + 1 bytes, how many these are, and the file's status."""
     buffer = bytearray(limit + 1)
     try:
         # Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
         flags = getattr(os, "O_NONBLOCK", 0)
         with open(path, "rb", buffering=0, opener=lambda name, given: os.open(name, given | flags)) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise ConfigurationError(f"{quote_path(path)} is not a regular file")
-            return buffer, file.readinto(buffer), stat.S_IMODE(mode)
+            return buffer, file.readinto(buffer), status
     except ConfigurationError:
         raise
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{quote_path(path)} cannot be read: {_reason(error)}") from None
 
 
-def _check_mode(path: str, mode: int) -> None:
-    # Windows keeps no such bits: the mode it reports does not show who can read the file.
-    if os.name != "nt" and mode & 0o077:
+def _check_access(path: str, mode: int, owner: int) -> None:
+    # Windows has neither: the mode and owner that it reports do not show who can read the file.
+    if os.name == "nt":
+        return
+    if owner not in (0, user := os.geteuid()):
+        raise ConfigurationError(
+            f"{quote_path(path)} belongs to another user (uid {owner}), who can read and replace it; "
+            f"if you trust its content, run: chown {user} {quote_path(path)}"
+        )
+    if mode & 0o077:
         raise ConfigurationError(
             f"{quote_path(path)} can be accessed by other users (mode {mode:04o}); run: chmod 600 {quote_path(path)}"
+        )
+
+
+def _check_not_repeated(name: str, kek: bytes) -> None:
+    if len(set(kek)) == 1:
+        raise ConfigurationError(
+            f"{name} is one byte repeated {KEK_BYTES} times, which is easy to guess; "
+            "generate a KEK with: openssl rand -hex 32"
         )
 
 

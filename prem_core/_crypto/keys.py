@@ -122,12 +122,11 @@ class EncryptionKeys:
             kek: As for `save`.
 
         Raises:
-            ConfigurationError: There is no such file or KEK; the file is accessible to others than its owner; the
-                KEK is
-                not the one it was sealed with, or the file is damaged.
+            ConfigurationError: There is no such file or KEK; the file belongs to another user, or other users may
+                access it; the KEK is not the one it was sealed with, or the file is damaged.
         """
         file = keyfile.read_header(path)
-        file.check_mode()
+        file.check_access()
         secret = file.open(keyfile.resolve_kek(kek))
         return cls(secret, file.cipher_text, enclave_fingerprint=file.enclave_fingerprint)
 

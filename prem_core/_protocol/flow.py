@@ -266,6 +266,11 @@ def fetch_public_key(settings: FlowSettings) -> Flow:
         raise errors.EnclaveKeyError(f"the enclave's public key could not be fetched: {error}") from error
 
 
+def fetch_page(settings: FlowSettings) -> Flow:
+    """Fetch the page at the enclave's URL itself; yields its bytes."""
+    yield (yield from _fetch(Send("GET", "enclave", ""), settings))
+
+
 def with_retries(
     attempt: Callable[[], Generator[Step, Any, R]], settings: FlowSettings
 ) -> Generator[Step, Any, R]:

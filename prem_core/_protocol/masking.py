@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from prem_core._protocol.request_json import to_json
 
-#: Bytes of random text, at least, before the first byte of the caller's. Most chunks have about 300 bytes. The known end of
-#: a longer chunk, one with a whole large tool call, reveals some bytes of the request at its place.
+#: Bytes of random text, at least, before the first byte of the caller's. Most chunks have about 300 bytes. The known
+#: end of a longer chunk, one with a whole large tool call, reveals some bytes of the request at its place.
 MIN_MASK: Final = 2048
 
 #: The published schema's limits of `metadata`.

@@ -13,9 +13,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final, Literal, NotRequired, Required
+from typing import Annotated, Any, Final, Literal, NotRequired, Required, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    with_config,
+)
 
 # Before Python 3.12 pydantic reads only this TypedDict.
 from typing_extensions import TypedDict
@@ -25,6 +34,22 @@ from prem_core._protocol.masking import ChatRequest
 from prem_core._protocol.request_json import to_json, with_extra_body
 
 _OPEN = ConfigDict(extra="allow", strict=True)
+
+_T = TypeVar("_T")
+
+#: A list that is checked up to its first invalid item. pydantic would keep about a kilobyte for every invalid item.
+Items = Annotated[list[_T], Field(fail_fast=True)]
+
+
+def _entry_by_entry(value: Any, check_all: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            check_all({name: item})
+    return check_all(value)
+
+
+#: The same for a dict, for which older versions of pydantic have no fail_fast.
+Entries = Annotated[dict[str, _T], WrapValidator(_entry_by_entry)]
 
 
 @with_config(_OPEN)
@@ -92,7 +117,7 @@ class SystemMessage(TypedDict):
     """Instructions. Text only."""
 
     role: Literal["system"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     name: NotRequired[str]
 
 
@@ -101,7 +126,7 @@ class UserMessage(TypedDict):
     """The user's message: text, images, recordings, documents."""
 
     role: Literal["user"]
-    content: str | list[ContentPart]
+    content: str | Items[ContentPart]
     name: NotRequired[str]
 
 
@@ -134,11 +159,11 @@ class AssistantMessage(TypedDict, total=False):
     """An earlier message of the model. `reasoning_content` is sent back in tool loops."""
 
     role: Required[Literal["assistant"]]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     reasoning_content: str
     name: str
     refusal: str
-    tool_calls: list[ToolCallParam]
+    tool_calls: Items[ToolCallParam]
     function_call: FunctionCall
     audio: AudioReference
 
@@ -148,7 +173,7 @@ class ToolMessage(TypedDict):
     """A tool's result. Text only."""
 
     role: Literal["tool"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     tool_call_id: str
 
 
@@ -281,7 +306,7 @@ class Prediction(TypedDict):
     """Text that most of the answer is expected to repeat."""
 
     type: Literal["content"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
 
 
 @with_config(_OPEN)
@@ -331,22 +356,22 @@ class ChatOptions(TypedDict, total=False):
     max_tokens: int
     max_completion_tokens: int
     stream_options: StreamOptions
-    tools: list[Tool]
+    tools: Items[Tool]
     tool_choice: ToolChoice
     response_format: ResponseFormat
     audio: AudioOutput
     frequency_penalty: Penalty
     presence_penalty: Penalty
     function_call: Literal["none", "auto"] | Named
-    functions: list[FunctionDefinition]
-    logit_bias: dict[str, Bias]
+    functions: Items[FunctionDefinition]
+    logit_bias: Entries[Bias]
     logprobs: bool
     top_logprobs: Annotated[int, Field(ge=0, le=20)]
     metadata: Annotated[
-        dict[str, Annotated[str, Field(max_length=512)]],
+        Entries[Annotated[str, Field(max_length=512)]],
         Field(max_length=16),
     ]
-    modalities: list[Literal["text", "audio"]]
+    modalities: Items[Literal["text", "audio"]]
     n: Annotated[int, Field(ge=1)]
     prediction: Prediction
     prompt_cache_key: str
@@ -355,7 +380,7 @@ class ChatOptions(TypedDict, total=False):
     safety_identifier: str
     seed: int
     service_tier: Literal["auto", "default", "flex", "priority"]
-    stop: str | Annotated[list[str], Field(max_length=4)]
+    stop: str | Annotated[Items[str], Field(max_length=4)]
     store: bool
     verbosity: Literal["low", "medium", "high"]
     web_search_options: WebSearchOptions
@@ -365,7 +390,7 @@ class ChatOptions(TypedDict, total=False):
 class ChatParams(ChatOptions):
     """Every parameter of a chat completion, under the published schema's names."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Items[Message], Field(min_length=1)]
     model: str
     stream: NotRequired[bool]
 
@@ -384,7 +409,7 @@ class TranscriptionOptions(TranslationOptions, total=False):
 
     language: Annotated[str, Field(pattern="^[a-z]{2}$")]
     timestamp_granularities: Annotated[
-        list[Literal["word", "segment"]],
+        Items[Literal["word", "segment"]],
         Field(min_length=1, max_length=2),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prem_core import _errors as errors
 from prem_core._crypto.keys import EncryptionKeys
@@ -21,6 +21,9 @@ from prem_core._protocol.error_body import load_json, short_text, status_error, 
 
 if TYPE_CHECKING:
     from prem_core._protocol.response_types import ChatCompletion, Model, Transcription
+
+#: A longer list of models is rejected: a model object needs several hundred times the memory of its shortest JSON, {}.
+MAX_MODELS: Final = 10_000
 
 
 def read_public_key(body: bytes) -> PublicKey:
@@ -178,7 +181,7 @@ def read_models(body: bytes) -> list[Model]:
     """The list of models from an envelope.
 
     Raises:
-        APIResponseValidationError: The envelope does not contain a list of models.
+        APIResponseValidationError: The envelope does not contain a list of models, or it has more than `MAX_MODELS`.
     """
     from prem_core._protocol.response_types import Model, read_value
 
@@ -186,6 +189,10 @@ def read_models(body: bytes) -> list[Model]:
     entries = data.get("models", data.get("data")) if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise APIResponseValidationError("the response does not contain a list of models")
+    if len(entries) > MAX_MODELS:
+        raise APIResponseValidationError(
+            f"the response lists {len(entries)} models; at most {MAX_MODELS} are accepted"
+        )
     return [read_value(Model, entry) for entry in entries]
 
 

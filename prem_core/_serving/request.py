@@ -1,11 +1,16 @@
-"""What every request to a local server is checked for: its Host header, the size of its body, and a disconnect."""
+"""What every request to a local server is checked for: its Host header, the size of its body, and a disconnect.
+
+`Overloaded` is the error for a request that the server has no room for.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
+import re
 from collections.abc import AsyncIterator, Collection
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -13,6 +18,18 @@ from starlette.types import Message, Receive, Scope
 
 #: Names that programs on this machine use for it.
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+
+#: JSON values of one body. Python needs about 100 bytes for each, and a body of 32 MB can hold ten million.
+MAX_JSON_VALUES: Final = 500_000
+
+#: Request bodies of the maximum size that a server holds at once.
+MAX_BODIES: Final = 16
+
+#: The state of a request on a connection that the server has no room for (`scope["state"]`).
+OVERLOADED: Final = "prem.overloaded"
+
+#: A string, or a character before a value. A string that is not closed ends with the text: the search stays linear.
+_JSON_TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{\[,]', re.DOTALL)
 
 
 class AllowedHosts:
@@ -65,15 +82,67 @@ class BodyTooLarge(Exception):
         self.limit = limit
 
 
+class Overloaded(Exception):
+    """The server has no room for a request at the moment.
+
+    Args:
+        why: What there is no room for.
+        headers: Further headers of the response.
+
+    Attributes:
+        headers: Headers of the response.
+    """
+
+    def __init__(self, why: str, **headers: str) -> None:
+        super().__init__(f"{why}; send the request again in a moment")
+        self.headers = {"retry-after": "1", **headers}
+
+
+def check_connection(scope: Scope) -> None:
+    """Check that the server has room for the connection of a request.
+
+    Raises:
+        Overloaded: It has not. The server closes the connection after the response.
+    """
+    if scope.get("state", {}).get(OVERLOADED):
+        raise Overloaded("too many connections are open", connection="close")
+
+
+class BodyMemory:
+    """The memory of one server for request bodies.
+
+    Args:
+        limit: Bytes of all bodies that are held at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+
+def has_too_many_values(data: bytes) -> bool:
+    """Whether a JSON text holds more than `MAX_JSON_VALUES` values, without parsing it.
+
+    Empty lists and objects count twice.
+    """
+    if sum(map(data.count, (b"{", b"[", b","))) <= MAX_JSON_VALUES:
+        return False
+    # Perhaps the commas are those of a long text.
+    tokens = (1 for token in _JSON_TOKEN.finditer(data) if data[token.start()] != ord('"'))
+    return next(itertools.islice(tokens, MAX_JSON_VALUES, None), None) is not None
+
+
 class RequestBody:
     """A request body, read up to a limit. Once it is complete, `disconnected` watches for the client's disconnect.
+
+    Use it as a context manager: its bytes count as held in `memory` until the end of the block.
 
     Attributes:
         content_type: The Content-Type header; empty where there is none.
         size: Bytes read so far.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: int, memory: BodyMemory) -> None:
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")
         self.content_type = headers.get("content-type", "")
@@ -81,27 +150,37 @@ class RequestBody:
         self._declared = int(declared) if declared.isdecimal() else 0
         self._receive = receive
         self._limit = limit
+        self._memory = memory
         self._complete = asyncio.Event()
         #: Without either header there is no body (RFC 9112, 6.3).
         self._absent = not self._declared and "transfer-encoding" not in headers
         if self._absent:
             self._complete.set()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.held -= self.size
+
     async def receive(self) -> Message:
         """The next ASGI message, for an application.
 
         Raises:
             BodyTooLarge: At once, if the declared length is over the limit.
+            Overloaded: At once, if the server has no memory for the declared length.
         """
-        self._check(self._declared)
+        self._check(self._declared, self._declared - self.size)
         if self._absent:
             # `disconnected` reads from the server already: the application gets its own message.
             self._absent = False
             return {"type": "http.request", "body": b"", "more_body": False}
         message = await self._receive()
         if message["type"] == "http.request":
-            self.size += len(message.get("body", b""))
-            self._check(self.size)
+            size = len(message.get("body", b""))
+            self.size += size
+            self._memory.held += size
+            self._check(self.size, 0)
             if not message.get("more_body", False):
                 self._complete.set()
         return message
@@ -111,6 +190,7 @@ class RequestBody:
 
         Raises:
             BodyTooLarge: The body is over the limit.
+            Overloaded: The server has no memory for it.
             ClientDisconnect: The client disconnected before the body was complete.
         """
         more = True
@@ -131,9 +211,11 @@ class RequestBody:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def _check(self, size: int) -> None:
+    def _check(self, size: int, missing: int) -> None:
         if size > self._limit:
             raise BodyTooLarge(self._limit)
+        if self._memory.held + missing > self._memory.limit:
+            raise Overloaded("the requests that are being processed are too large to accept another one")
 
 
 async def cancel_on_disconnect(work: asyncio.Task[Any], body: RequestBody) -> None:

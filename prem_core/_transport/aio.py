@@ -36,7 +36,7 @@ from prem_core._transport.http import (
     BuildRequest,
     KnownKey,
     auth_of,
-    is_decoded,
+    is_coded,
     response_head,
     translate,
 )
@@ -180,11 +180,7 @@ class AsyncDriver:
             if isinstance(request.stream, BodyStream):
                 request.stream.release()
         self._response, self._reading = response, True
-        self._data = (
-            response.aiter_bytes()
-            if is_decoded(response)
-            else aiter(cast("httpx.AsyncByteStream", response.stream))
-        )
+        self._data = _raw_data(response)
         return response_head(response, step.read_timeout)
 
     async def _read(self) -> bytes:
@@ -231,6 +227,14 @@ async def _before(deadline: float, work: Awaitable[R]) -> R:
         if not timeout.expired():  # the timeout belongs to the caller
             raise
     raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
+
+
+def _raw_data(response: httpx.Response) -> AsyncIterator[bytes]:
+    if is_coded(response):
+        return _empty()
+    if response.is_stream_consumed:  # a transport already read the whole body
+        return response.aiter_bytes()
+    return aiter(cast("httpx.AsyncByteStream", response.stream))
 
 
 async def _empty() -> AsyncGenerator[bytes, None]:

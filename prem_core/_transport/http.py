@@ -12,11 +12,13 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import certifi
 import httpx
 
 from prem_core import _errors as errors
+from prem_core._config import is_loopback
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.steps import ResponseHead, Send
@@ -80,12 +82,21 @@ def ssl_context() -> ssl.SSLContext:
         raise errors.ConfigurationError(f"could not read certificates from SSL_CERT_FILE: {error}") from None
 
 
-def no_cookies() -> CookieJar:
-    """A cookie jar that stays empty.
+def httpx_options(urls: Iterable[str]) -> dict[str, Any]:
+    """The arguments of every httpx client that connects to `urls`, synchronous or asynchronous.
 
-    httpx would send the gateway's cookies back, and a cookie can link requests that the API key does not link.
+    - An HTTP proxy of the environment is not used for URLs on this machine. Over plain http it would get the API key,
+      and could replace the enclave's key.
+    - Cookies are not kept. httpx would send them back, and a cookie can link requests that the API key does not link.
     """
-    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    hosts = {urlsplit(url).hostname or "" for url in urls}
+    direct = {f"all://[{host}]" if ":" in host else f"all://{host}" for host in hosts if is_loopback(host)}
+    return {
+        "verify": ssl_context(),
+        "limits": POOL_LIMITS,
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        "mounts": dict.fromkeys(direct),
+    }
 
 
 class BuildRequest(Protocol):
@@ -131,7 +142,21 @@ class BodyStream(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def response_head(response: httpx.Response, read_timeout: float | None) -> ResponseHead:
-    """Status and headers of `response`. `read_timeout` applies to its body if it is shorter than the call's timeout."""
+    """Status and headers of `response`.
+
+    Args:
+        response: The response, its body not read.
+        read_timeout: Applies to the body if it is shorter than the call's timeout.
+
+    Raises:
+        APIResponseValidationError: The status is a success, and the body has a content coding. For an error, the status
+            matters more: drivers then give an empty body.
+    """
+    if response.is_success and is_coded(response):
+        raise errors.APIResponseValidationError(
+            f"the response has the content encoding {response.headers['content-encoding'][:60]!r}, "
+            "which was not requested and is not decoded: check the proxies between you and the service"
+        )
     if read_timeout is not None:
         # httpcore reads this value when the first read of the body starts, which is later.
         timeout = response.request.extensions["timeout"]
@@ -142,14 +167,13 @@ def response_head(response: httpx.Response, read_timeout: float | None) -> Respo
     )
 
 
-def is_decoded(response: httpx.Response) -> bool:
-    """Whether httpx has to decode the body.
+def is_coded(response: httpx.Response) -> bool:
+    """Whether the body has a content coding, such as gzip.
 
-    The request accepts no content coding, but a gateway may still apply one. Without a coding the raw bytes are the
-    body, and reading them directly is faster. If a transport already read the whole body, only httpx's decoding
-    iterator can return it again.
+    No request accepts one, and nothing is decoded: 260 bytes can decode to a gigabyte.
     """
-    return "content-encoding" in response.headers or response.is_stream_consumed
+    codings = response.headers.get_list("content-encoding", split_commas=True)
+    return any(coding.strip().lower() not in ("", "identity") for coding in codings)
 
 
 #: After the answer is complete, a driver waits for the end of the response for at most these seconds and reads.

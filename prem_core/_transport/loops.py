@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-)
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 
 import httpx
 
-from prem_core._transport.http import POOL_LIMITS, no_cookies, ssl_context
+from prem_core._transport.http import httpx_options
 
 
 @dataclass(slots=True)
@@ -36,10 +34,15 @@ class LoopClients:
     Both can be used only on the loop that they were created on, and each `asyncio.run` creates a loop. A client is
     closed when its loop shuts down: `asyncio.run` then finalizes the asynchronous generator `_lifetime`. If the owner
     is garbage-collected first, a finalizer schedules the closing on the loop.
+
+    Args:
+        http_client: Used on every loop in place of own clients.
+        urls: What the clients connect to; see `httpx_options`.
     """
 
-    def __init__(self, http_client: httpx.AsyncClient | None) -> None:
+    def __init__(self, http_client: httpx.AsyncClient | None, urls: Iterable[str]) -> None:
         self._given = http_client
+        self._urls = list(urls)
         self._clients: _LoopMap = {}
         # The finalizer refers to the clients. Otherwise they would be collected together with the owner, and nothing
         # could close their sockets.
@@ -57,7 +60,7 @@ class LoopClients:
             if self._given is not None:
                 state = LoopClient(self._given, asyncio.Lock(), asyncio.Lock(), None, asyncio.Event())
             else:
-                http = httpx.AsyncClient(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
+                http = httpx.AsyncClient(**httpx_options(self._urls))
                 closed = asyncio.Event()
                 lifetime = _lifetime(http, closed, self._clients, loop)
                 state = LoopClient(http, asyncio.Lock(), asyncio.Lock(), lifetime, closed)

@@ -38,7 +38,7 @@ from prem_core._transport.http import (
     BuildRequest,
     KnownKey,
     auth_of,
-    is_decoded,
+    is_coded,
     limit_to_deadline,
     response_head,
     translate,
@@ -169,7 +169,7 @@ class SyncDriver:
             if isinstance(request.stream, BodyStream):
                 request.stream.release()
         self._response, self._reading = response, True
-        self._data = response.iter_bytes() if is_decoded(response) else _raw_data(response)
+        self._data = _raw_data(response)
         if self._deadline is not None:
             self._deadline_timer = self._shut_down_after(self._deadline - time.monotonic())
         return response_head(response, step.read_timeout)
@@ -276,6 +276,10 @@ def _abort(
 
 
 def _raw_data(response: httpx.Response) -> Iterator[bytes]:
+    if is_coded(response):
+        return iter(())
+    if response.is_stream_consumed:  # a transport already read the whole body
+        return response.iter_bytes()
     # Equals httpx's iter_raw, which does more bookkeeping for each read.
     return iter(cast("httpx.SyncByteStream", response.stream))
 

@@ -11,7 +11,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prem_core._serving.request import AllowedHosts, BodyTooLarge, RequestBody, cancel_on_disconnect
+from prem_core._serving.request import (
+    MAX_BODIES,
+    AllowedHosts,
+    BodyMemory,
+    BodyTooLarge,
+    Overloaded,
+    RequestBody,
+    cancel_on_disconnect,
+    check_connection,
+)
 from prem_core.enclave.envelope import EnvelopeError
 
 _log = logging.getLogger("prem_core.enclave")
@@ -32,12 +41,13 @@ class ErrorAndHostMiddleware:
         self._app = app
         self._hosts = AllowedHosts(port)
         self._body_limit = body_limit
+        self._body_memory = BodyMemory(MAX_BODIES * body_limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # with an app in the scope, the router raises its 404 and 405
-        body = RequestBody(scope, receive, self._body_limit)
-        work = asyncio.create_task(self._respond(scope, body.receive, send))
-        await cancel_on_disconnect(work, body)
+        with RequestBody(scope, receive, self._body_limit, self._body_memory) as body:
+            work = asyncio.create_task(self._respond(scope, body.receive, send))
+            await cancel_on_disconnect(work, body)
         if not work.cancelled():
             work.result()
 
@@ -50,6 +60,7 @@ class ErrorAndHostMiddleware:
             await send(message)
 
         try:
+            check_connection(scope)
             if Headers(scope=scope).get("host", "") not in self._hosts:
                 raise EnvelopeError(403, "The Host header does not name this machine")
             await self._app(scope, receive, watched_send)
@@ -62,6 +73,8 @@ class ErrorAndHostMiddleware:
             failure = EnvelopeError(
                 413, f"The request body exceeds the maximum allowed size of {error.limit} bytes"
             )
+        except Overloaded as error:
+            failure = EnvelopeError(503, str(error), headers=error.headers)
         except HTTPException as error:
             failure = EnvelopeError(error.status_code, error.detail, headers=error.headers)
         except Exception as error:

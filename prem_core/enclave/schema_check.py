@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from prem_core._serving.request import MAX_JSON_VALUES, has_too_many_values
 from prem_core.enclave.envelope import EnvelopeError
 
 SchemaName = Literal[
@@ -190,8 +191,10 @@ def parse_body(schema_name: SchemaName, body: bytes, *, name: str = "body") -> d
         name: What findings about the whole body call it.
 
     Raises:
-        EnvelopeError: 400 with the findings by field, and the first one in the message.
+        EnvelopeError: 400 with the findings by field, and the first one in the message. 413 for too many values.
     """
+    if has_too_many_values(body):
+        raise EnvelopeError(413, f"The {name} has more than {MAX_JSON_VALUES:,} JSON values")
     try:
         value: dict[str, Any] = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError):

@@ -24,11 +24,20 @@ from prem_core._errors import ConfigurationError, PremError
 from prem_core._protocol.request_schema import PARAM_NAMES, TranscriptionParams, TranslationParams
 from prem_core._protocol.response_types import ChatCompletion, Model
 from prem_core._serving.coalesce import coalesce
-from prem_core._serving.request import BodyTooLarge, RequestBody, cancel_on_disconnect
+from prem_core._serving.request import (
+    MAX_BODIES,
+    BodyMemory,
+    BodyTooLarge,
+    Overloaded,
+    RequestBody,
+    cancel_on_disconnect,
+    check_connection,
+)
 from prem_core._version import __version__
-from prem_core.proxy import dashboard, responses
+from prem_core.proxy import responses
 from prem_core.proxy.call import Call
 from prem_core.proxy.client_cache import ClientCache
+from prem_core.proxy.dashboard import PAGE_PATH, Dashboard
 from prem_core.proxy.errors import ErrorResponse, error_response
 from prem_core.proxy.forms import FormReader, parse_audio_form
 from prem_core.proxy.parameters import read_json, split_parameters
@@ -72,6 +81,7 @@ class Proxy:
         drop_unsupported: Drop parameters that Prem's API does not have, instead of rejecting them.
         audio_timeout: Seconds to wait for a transcription.
         retries: Whether the clients retry. The responses then ask callers not to retry.
+        page_token: The token in the URL of the web page; None for no page.
     """
 
     def __init__(
@@ -84,11 +94,13 @@ class Proxy:
         drop_unsupported: bool,
         audio_timeout: float,
         retries: bool,
+        page_token: str | None,
     ) -> None:
         self._clients = clients
         self._log = log
         self._api_key = api_key
         self._body_limit = body_limit
+        self._body_memory = BodyMemory(MAX_BODIES * body_limit)
         self._drop = drop_unsupported
         self._audio_timeout = audio_timeout
         self._retries = retries
@@ -102,11 +114,7 @@ class Proxy:
                 Route(TRANSLATIONS, _Endpoint(self._translate), methods=["POST"]),
                 Route(MODELS, _Endpoint(self._list_models), methods=["GET"]),
                 Route(MODELS + "/{name:path}", _Endpoint(self._show_model), methods=["GET"]),
-                *(
-                    Route(path, _Endpoint(dashboard.serve_file(name, kind)), methods=["GET"])
-                    for path, name, kind in dashboard.PAGE_FILES
-                ),
-                Route(dashboard.EVENTS_PATH, _Endpoint(self._stream_records), methods=["GET"]),
+                *self._page_routes(page_token),
             ],
             redirect_slashes=False,
         )
@@ -116,8 +124,11 @@ class Proxy:
         # Only requests for the gateway are logged.
         log = self._log if record.route else RequestLog(0)
         log.add(record)
-        body = RequestBody(scope, receive, self._body_limit)
-        call = Call(scope, _take_key(scope), body, record, log, send)
+        with RequestBody(scope, receive, self._body_limit, self._body_memory) as body:
+            await self._process(Call(scope, _take_key(scope), body, record, log, send))
+
+    async def _process(self, call: Call) -> None:
+        scope = call.scope
         scope["prem.call"] = call
         scope["app"] = self  # with an app in the scope, the router raises its 404 and 405
         work = asyncio.create_task(self._respond(call))
@@ -125,7 +136,7 @@ class Proxy:
         if self._stopping:
             work.cancel()
         try:
-            await cancel_on_disconnect(work, body)
+            await cancel_on_disconnect(work, call.body)
         finally:
             self._running.discard(work)
         if not work.cancelled():
@@ -147,12 +158,22 @@ class Proxy:
     async def _respond(self, call: Call) -> ErrorResponse | None:
         """Process a call. A returned error has not been sent yet."""
         try:
+            check_connection(call.scope)
             await self._router(call.scope, call.body.receive, call.send)
         except ErrorResponse as error:
             return error
         except BodyTooLarge as error:
             return ErrorResponse(
                 413, f"{error}, the limit of prem proxy --body-limit", code="request_too_large"
+            )
+        except Overloaded as error:
+            return ErrorResponse(
+                503,
+                str(error),
+                type="server_error",
+                code="proxy_overloaded",
+                headers=error.headers,
+                retryable=True,
             )
         except HTTPException as error:
             routes = f"{CHAT}, {TRANSCRIPTIONS}, {TRANSLATIONS}, {MODELS}"
@@ -182,11 +203,14 @@ class Proxy:
 
     # Routes
 
+    def _page_routes(self, token: str | None) -> list[Route]:
+        if token is None:
+            return []
+        serve = _Endpoint(Dashboard(self._log, token).serve)
+        return [Route(path, serve, methods=["GET"]) for path in ("/", PAGE_PATH + "/{path:path}")]
+
     async def _health(self, call: Call) -> None:
         await call.respond(responses.JSON, responses.health(__version__))
-
-    async def _stream_records(self, call: Call) -> None:
-        await dashboard.stream_records(call, self._log)
 
     async def _chat(self, call: Call) -> None:
         record, key = call.record, self._key(call)

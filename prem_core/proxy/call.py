@@ -42,20 +42,24 @@ class Call:
         pairs = [("x-request-id", self.record.id)]
         return [*pairs, ("x-prem-dropped", quote_names(self.dropped))] if self.dropped else pairs
 
-    async def start(self, content_type: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+    async def start(
+        self, content_type: str, headers: Sequence[tuple[str, str]] = (), status: int = 200
+    ) -> None:
         """Send the status and the headers of a response."""
         self.streaming = content_type == EVENT_STREAM
         pairs = [("content-type", content_type), *headers, *self.headers()]
         raw = [(name.encode(), value.encode()) for name, value in pairs]
-        await self.send({"type": "http.response.start", "status": 200, "headers": raw})
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, body: bytes, *, more: bool) -> None:
         """Send the next part of the response body; `more` is False for the last part."""
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def respond(self, content_type: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
+    async def respond(
+        self, content_type: str, body: bytes, headers: Sequence[tuple[str, str]] = (), status: int = 200
+    ) -> None:
         """Send a complete response."""
-        await self.start(content_type, [*headers, ("content-length", str(len(body)))])
+        await self.start(content_type, [*headers, ("content-length", str(len(body)))], status)
         await self.write(body, more=False)
 
     async def send(self, message: Message) -> None:

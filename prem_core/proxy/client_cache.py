@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,10 +29,14 @@ class ClientCache:
     Args:
         make: Builds a client on top of an HTTP client.
         max_clients: How many to keep.
+        urls: The gateway's and the enclave's, which the clients connect to.
     """
 
-    def __init__(self, make: Callable[[CapturingClient], AsyncPremClient], max_clients: int) -> None:
+    def __init__(
+        self, make: Callable[[CapturingClient], AsyncPremClient], max_clients: int, urls: Iterable[str] = ()
+    ) -> None:
         self._make = make
+        self._urls = tuple(urls)
         self._max_clients = max_clients
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._secret = secrets.token_bytes(32)
@@ -47,7 +51,7 @@ class ClientCache:
         name = hashlib.blake2b(api_key.encode(), key=self._secret, digest_size=32).digest()
         entry = self._entries.get(name)
         if entry is None:
-            http_client = CapturingClient()
+            http_client = CapturingClient(self._urls)
             entry = self._entries[name] = _Entry(self._make(http_client), http_client)
         self._entries.move_to_end(name)
         entry.users += 1

@@ -1,29 +1,34 @@
 """The proxy's web page: each request live, next to what the gateway saw of it.
 
-The page is the three files of `page/`. Its data is `RequestRecord.as_dict`. It loads nothing from other servers.
+The page is the files of `page/`. Its data is `RequestRecord.as_dict`. It loads nothing from other servers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import secrets
 from importlib.resources import files
 from typing import Final
+
+from starlette.exceptions import HTTPException
 
 from prem_core.proxy.call import Call
 from prem_core.proxy.request_log import RequestLog, RequestRecord
 from prem_core.proxy.responses import EVENT_STREAM
 
-#: The page's event stream: first ``latest`` with the records so far, the newest first, then each record that changes.
-EVENTS_PATH: Final = "/requests"
+#: The page is at ``/page/TOKEN/``, with its files and its event stream below it.
+PAGE_PATH: Final = "/page"
 
-#: Route, file and content type.
-PAGE_FILES: Final = (
-    ("/", "index.html", "text/html; charset=utf-8"),
-    ("/page.css", "page.css", "text/css; charset=utf-8"),
-    ("/page.js", "page.js", "text/javascript; charset=utf-8"),
-)
+#: The page's event stream: first ``latest`` with the records so far, the newest first, then each record that changes.
+EVENTS: Final = "requests"
+
+#: Files and their content types, by their path below the page's.
+_FILES: Final = {
+    "": ("index.html", "text/html; charset=utf-8"),
+    "page.css": ("page.css", "text/css; charset=utf-8"),
+    "page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
 
 #: Seconds between comments, which keep an idle stream open.
 KEEPALIVE_SECONDS: Final = 15.0
@@ -41,32 +46,55 @@ _HEADERS: Final = (
 )
 
 
-def serve_file(name: str, content_type: str) -> Callable[[Call], Awaitable[None]]:
-    """A handler that sends a file of `page/`."""
-    body = files("prem_core.proxy").joinpath("page", name).read_bytes()
+class Dashboard:
+    """The page's routes.
 
-    async def send(call: Call) -> None:
-        await call.respond(content_type, body, _HEADERS)
+    Args:
+        log: The records to show.
+        token: A part of the page's URL. Other users of this machine can reach the port, but do not have the token.
+    """
 
-    return send
+    def __init__(self, log: RequestLog, token: str) -> None:
+        self._log = log
+        self._token = token.encode()
+        page = files("prem_core.proxy").joinpath("page")
+        self._files = {
+            path: (kind, page.joinpath(name).read_bytes()) for path, (name, kind) in _FILES.items()
+        }
+        self._denied = page.joinpath("denied.html").read_bytes()
 
+    async def serve(self, call: Call) -> None:
+        """Send a file or the event stream; without the token, 403 and where its URL is printed."""
+        path: str = call.scope["path"]
+        token, _, rest = path.removeprefix(PAGE_PATH).removeprefix("/").partition("/")
+        if not secrets.compare_digest(token.encode("utf-8", "replace"), self._token):
+            await call.respond("text/html; charset=utf-8", self._denied, _HEADERS, status=403)
+        elif rest == EVENTS:
+            await self._stream_records(call)
+        elif rest in self._files:
+            kind, body = self._files[rest]
+            await call.respond(kind, body, _HEADERS)
+        else:
+            raise HTTPException(404)
 
-async def stream_records(call: Call, log: RequestLog) -> None:
-    """Send the records in `log` and every change, until the page is closed or the proxy stops."""
-    await call.start(EVENT_STREAM, _HEADERS)
-    with log.subscribe() as changes:
-        latest = [record.as_dict() for record in log.latest()]
-        await call.write(b"event: latest\ndata: " + json.dumps(latest).encode() + b"\n\n", more=True)
-        waiting: asyncio.Task[RequestRecord] | None = None
-        try:
-            while True:
-                waiting = waiting or asyncio.ensure_future(anext(changes))
-                await asyncio.wait((waiting,), timeout=KEEPALIVE_SECONDS)
-                if waiting.done():
-                    record, waiting = waiting.result(), None
-                    await call.write(b"data: " + json.dumps(record.as_dict()).encode() + b"\n\n", more=True)
-                else:
-                    await call.write(b": \n\n", more=True)
-        finally:
-            if waiting is not None:
-                waiting.cancel()
+    async def _stream_records(self, call: Call) -> None:
+        """Send the records and every change, until the page is closed or the proxy stops."""
+        await call.start(EVENT_STREAM, _HEADERS)
+        with self._log.subscribe() as changes:
+            latest = [record.as_dict() for record in self._log.latest()]
+            await call.write(b"event: latest\ndata: " + json.dumps(latest).encode() + b"\n\n", more=True)
+            waiting: asyncio.Task[RequestRecord] | None = None
+            try:
+                while True:
+                    waiting = waiting or asyncio.ensure_future(anext(changes))
+                    await asyncio.wait((waiting,), timeout=KEEPALIVE_SECONDS)
+                    if waiting.done():
+                        record, waiting = waiting.result(), None
+                        await call.write(
+                            b"data: " + json.dumps(record.as_dict()).encode() + b"\n\n", more=True
+                        )
+                    else:
+                        await call.write(b": \n\n", more=True)
+            finally:
+                if waiting is not None:
+                    waiting.cancel()

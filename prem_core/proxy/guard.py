@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prem_core._serving.request import AllowedHosts
-from prem_core.proxy.dashboard import EVENTS_PATH
+from prem_core.proxy.dashboard import EVENTS
 from prem_core.proxy.errors import ErrorResponse, quote_names
 
 #: Sec-Fetch-Site values of requests that a page of another site makes. A navigation by the user is "none".
@@ -47,7 +47,7 @@ class HostOriginGuard:
             )
         # Programs send no Origin. The proxy's own page sends the host it was loaded from.
         foreign = headers.get("origin", f"http://{host}").lower() != f"http://{host}".lower()
-        if path.startswith(("/v1/", EVENTS_PATH)):
+        if path.startswith("/v1/") or path.endswith("/" + EVENTS):
             foreign = foreign or headers.get("sec-fetch-site") in _FOREIGN_SITES
         if foreign:
             raise ErrorResponse(403, "the proxy does not accept requests from web pages")

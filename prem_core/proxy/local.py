@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import secrets
 from collections.abc import Collection
 from typing import Final, Self, Unpack
 
@@ -12,9 +13,19 @@ from prem_core._client.options import ClientOptions, with_defaults
 from prem_core._crypto.redaction import without_traceback
 from prem_core._errors import ConfigurationError
 from prem_core._serving.request import AllowedHosts
-from prem_core._serving.server import ALL_INTERFACES, LOOPBACK, Server, Service, listen, url_host
+from prem_core._serving.server import (
+    ALL_INTERFACES,
+    LOOPBACK,
+    Server,
+    Service,
+    Sockets,
+    listen,
+    listen_on_loopback,
+    url_host,
+)
 from prem_core.proxy.app import Proxy
 from prem_core.proxy.client_cache import ClientCache
+from prem_core.proxy.dashboard import PAGE_PATH
 from prem_core.proxy.guard import HostOriginGuard
 from prem_core.proxy.request_log import RequestLog
 from prem_core.proxy.wire import PLACEHOLDER_KEY
@@ -38,7 +49,8 @@ class LocalProxy(Service):
     API key has its own client (`AsyncPremClient`) with its own rate limits. The proxy does not keep the key itself.
 
     Args:
-        host: The address to listen on. An address that other machines reach needs `allow_remote`.
+        host: The address to listen on. The default is 127.0.0.1 together with ::1, so that `localhost` reaches no other
+            program. An address that other machines reach needs `allow_remote`.
         port: The port; 0 for a free one.
         audio_timeout: Seconds to wait for a transcription.
         max_clients: How many API keys' clients are kept. A client in use is not closed.
@@ -47,6 +59,7 @@ class LocalProxy(Service):
             instead of rejecting them.
         allow_remote: Allow a `host` that other machines reach. Prompts and API keys then travel to it unencrypted.
         allow_hosts: Further values of the Host header to accept, with a port or without.
+        page: Whether to serve the web page; see `page_url`.
         log: Receives a record of each request. By default a log of the last 200.
         **client_options: See `ClientOptions`. They apply to the client of each API key. `api_key` is used for every
             caller; by default each caller's own key is used. Unless `max_retries` is 0, responses ask callers not to
@@ -69,6 +82,7 @@ class LocalProxy(Service):
         drop_unsupported: bool = False,
         allow_remote: bool = False,
         allow_hosts: Collection[str] = (),
+        page: bool = True,
         log: RequestLog | None = None,
         **client_options: Unpack[ClientOptions],
     ) -> None:
@@ -93,10 +107,20 @@ class LocalProxy(Service):
                 "LocalProxy makes an HTTP client for each API key: do not pass http_client"
             )
         api_key = options.pop("api_key")
+        if options["encryption_keys"] is not None and api_key is None:
+            raise ConfigurationError(
+                "encryption_keys need an api_key (--keys needs --api-key-from-env): with the same encryption keys for "
+                "every caller, the gateway and one caller together can read the responses to other callers"
+            )
         self._api_key = None if api_key is None else _config.resolve_api_key(api_key)
         self._make_client = functools.partial(AsyncPremClient, api_key=PLACEHOLDER_KEY, **options)
         self._make_client()  # raises now if an option is not valid
+        self._urls = [
+            _config.resolve_url(name, options[name], allow_insecure=options["allow_insecure"])
+            for name in _config.DEFAULT_URLS
+        ]
         self._retries = options["max_retries"] > 0
+        self._page_token = secrets.token_urlsafe(24) if page else None
         self._server: Server | None = None
 
     def __repr__(self) -> str:
@@ -104,7 +128,7 @@ class LocalProxy(Service):
 
     @property
     def url(self) -> str:
-        """The URL of the proxy and its web page. Raises RuntimeError while the proxy is not running."""
+        """The URL of the proxy. Raises RuntimeError while the proxy is not running."""
         if self._server is None:
             raise RuntimeError("this LocalProxy is not running: use a with statement, or call start()")
         return self._server.urls[0]
@@ -113,6 +137,16 @@ class LocalProxy(Service):
     def base_url(self) -> str:
         """The ``base_url`` for OpenAI clients."""
         return self.url + "/v1"
+
+    @property
+    def page_url(self) -> str:
+        """The URL of the web page that shows the requests live. It contains a secret token.
+
+        Raises RuntimeError while the proxy is not running, or if it was made without the page.
+        """
+        if self._page_token is None:
+            raise RuntimeError("this LocalProxy has no web page: it was made with page=False")
+        return f"{self.url}{PAGE_PATH}/{self._page_token}/"
 
     def start(self) -> Self:
         """Start listening. Connections are accepted when this returns.
@@ -124,9 +158,11 @@ class LocalProxy(Service):
         if self._server is not None:
             raise RuntimeError("this LocalProxy is running already")
         host, port = self._address
-        sock = listen(host, port)
+        socks: Sockets = (
+            listen_on_loopback(port) if host in (LOOPBACK, "localhost") else (listen(host, port),)
+        )
         clients = ClientCache(
-            lambda http_client: self._make_client(http_client=http_client), self._max_clients
+            lambda http_client: self._make_client(http_client=http_client), self._max_clients, self._urls
         )
         proxy = Proxy(
             clients=clients,
@@ -136,13 +172,14 @@ class LocalProxy(Service):
             drop_unsupported=self._drop_unsupported,
             audio_timeout=self._audio_timeout,
             retries=self._retries,
+            page_token=self._page_token,
         )
         any_address = host in ALL_INTERFACES
         names = self._allow_hosts if any_address else (*self._allow_hosts, url_host(host))
-        hosts = AllowedHosts(sock.getsockname()[1], names, any_address=any_address)
+        hosts = AllowedHosts(socks[0].getsockname()[1], names, any_address=any_address)
         # Without uvicorn's log: it reports the unfinished responses that end a failed stream.
         self._server = Server(
-            (HostOriginGuard(proxy, hosts), sock),
+            (HostOriginGuard(proxy, hosts), *socks),
             name="prem-proxy",
             on_stop=proxy.stop,
             closers=[clients.aclose],

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from prem_core._protocol.flow import OFFLOAD_BYTES
-from prem_core._serving.request import RequestBody
+from prem_core._serving.request import MAX_JSON_VALUES, RequestBody, has_too_many_values
 from prem_core.proxy.errors import MAX_NAME_LENGTH, ErrorResponse, quote_names
 
 
@@ -16,8 +16,9 @@ async def read_json(body: RequestBody) -> dict[str, Any]:
     """The JSON object in the body.
 
     Raises:
-        ErrorResponse: 415 or 400, the body is not one.
+        ErrorResponse: 415 or 400, the body is not one; 413, it has too many values.
         BodyTooLarge: The body is over the limit.
+        Overloaded: The server has no memory for the body.
         ClientDisconnect: The client disconnected.
     """
     if body.content_type.partition(";")[0].strip().lower() != "application/json":
@@ -30,6 +31,10 @@ async def read_json(body: RequestBody) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> Any:
+    if has_too_many_values(data):
+        raise ErrorResponse(
+            413, f"the request has more than {MAX_JSON_VALUES:,} JSON values", code="request_too_large"
+        )
     try:
         return json.loads(data, parse_constant=_reject_constant)
     except (ValueError, RecursionError):

@@ -5,14 +5,14 @@ Clients are cached without an API key. The caller's key is added per request and
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
 
-from prem_core._transport.http import POOL_LIMITS, no_cookies, ssl_context
+from prem_core._transport.http import httpx_options
 from prem_core.proxy.request_log import RequestRecord, WireCapture
 
 #: The API key that cached clients are made with. The gateway rejects it.
@@ -40,8 +40,8 @@ class CapturingClient(httpx.AsyncClient):
     It overrides `send`, not the transport: httpx reads HTTPS_PROXY only for transports that it makes itself.
     """
 
-    def __init__(self) -> None:
-        super().__init__(verify=ssl_context(), limits=POOL_LIMITS, cookies=no_cookies())
+    def __init__(self, urls: Iterable[str]) -> None:
+        super().__init__(**httpx_options(urls))
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """`httpx.AsyncClient.send`, for the current call."""

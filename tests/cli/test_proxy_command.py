@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -13,6 +14,7 @@ from support.prem_program import Prem, ServerProcess
 from support.proxies import chat
 from support.scripted_upstream import Upstream, chunk
 
+from prem_core import EncryptionKeys
 from prem_core.cli.commands.proxy import _size
 from prem_core.enclave import LocalEnclave
 
@@ -51,8 +53,19 @@ def test_it_prints_its_url_and_stops_cleanly_on_a_signal(
         assert client.chat.completions.create(**chat()).choices
     assert server.stop(number) == 0
     assert server.errors == ""
-    assert len(server.output.splitlines()) == 1
+    assert len(server.output.splitlines()) == 2
     assert "their own API keys" in server.output
+
+
+def test_it_prints_the_url_of_the_page_and_no_page_turns_it_off(start: Start, enclave: LocalEnclave) -> None:
+    server = start(**urls(enclave))
+    assert server.stop() == 0
+    page = server.output.splitlines()[1].split()[2]
+    assert page.startswith(base_url(server).replace("/v1", "/page/"))
+    other = start("--no-page", **urls(enclave))
+    assert httpx.get(base_url(other).replace("/v1", "/"), trust_env=False).status_code == 404
+    assert other.stop() == 0
+    assert len(other.output.splitlines()) == 1
 
 
 def test_it_stops_cleanly_while_a_stream_is_open(
@@ -129,6 +142,13 @@ def test_allow_remote_prints_a_warning(start: Start, enclave: LocalEnclave) -> N
 )
 def test_a_wrong_option_is_a_usage_error_on_one_line(prem: Prem, options: list[str], message: str) -> None:
     prem("proxy", "--port", "0", *options).assert_error(2, "prem proxy: ", message)
+
+
+def test_keys_need_one_api_key_for_all_callers(prem: Prem, tmp_path: Path) -> None:
+    kek = "ab" * 32
+    EncryptionKeys(b"s" * 32, b"c" * 1120).save(tmp_path / "keys", bytes.fromhex(kek))
+    result = prem("proxy", "--port", "0", "--keys", str(tmp_path / "keys"), CLIENT_KEK=kek)
+    result.assert_error(2, "prem proxy: ", "--keys needs --api-key-from-env")
 
 
 def test_a_port_in_use_is_a_usage_error_on_one_line(prem: Prem) -> None:

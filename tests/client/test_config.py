@@ -220,6 +220,39 @@ def test_plain_http_to_another_machine_is_rejected_unless_allowed(url):
     assert resolve_url("gateway_url", url, allow_insecure=True) == url
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://router.prem.io",
+        "https://router.prem.io/v1",
+        "https://ROUTER.prem.io:443/",
+        "https://router.prem.io.",
+        "https://eu.router.prem.io",
+        "https://gateway.prem.io/typesafe",
+        "https://gateway.prem.io/typesafe/v1/",
+        "https://gateway.prem.io/TypeSafe",
+    ],
+)
+def test_an_api_without_end_to_end_encryption_is_rejected_as_a_gateway(url, monkeypatch):
+    expected = "without end-to-end encryption.*use the gateway, https://gateway.prem.io"
+    with pytest.raises(ConfigurationError, match=expected):
+        resolve_url("gateway_url", url, allow_insecure=True)
+    monkeypatch.setenv("PREM_GATEWAY_URL", url)
+    with pytest.raises(
+        ConfigurationError, match=rf"gateway_url \(from PREM_GATEWAY_URL\) is an API {expected}"
+    ):
+        resolve_url("gateway_url", None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://gateway.prem.io/typesafer", "https://notrouter.prem.io", "https://router.prem.io.example"]
+    + ["https://router.example", "https://host/typesafe"],
+)
+def test_a_gateway_with_a_similar_name_is_accepted(url):
+    assert resolve_url("gateway_url", url) == url
+
+
 def test_environment_variables_are_validated_like_arguments(monkeypatch):
     monkeypatch.setenv("PREM_GATEWAY_URL", "http://gateway.prem.io")
     with pytest.raises(ConfigurationError, match="gateway_url"):

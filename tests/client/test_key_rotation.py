@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.client_api import HeldKey
-from support.fake_gateway import PARAMS, FakeEnclave, FakeGateway
+from support.fake_gateway import PARAMS, FakeEnclave, FakeGateway, stream_hello
 from support.waiting import SOON
 
 from prem_core import AsyncPremClient, EncryptionKeys, PremClient
@@ -61,6 +61,44 @@ def test_after_a_key_rotation_the_new_key_is_fetched_once_and_cached(api, make):
         api.create(client)
     assert gateway.paths().count("/publicKey") == 2
     assert len(gateway.chats()) == 4
+
+
+def rotating(gateway, new):
+    """A chat handler of an enclave that reports a key rotation once and then has the key `new`."""
+
+    def chat(call):
+        gateway.enclave, gateway.chat = new, stream_hello
+        call.reply(b'{"status": 400, "error": "failed to decrypt"}', 400)
+
+    return chat
+
+
+def test_a_changed_enclave_key_is_logged_once_with_both_fingerprints(api, make, caplog):
+    old, new = FakeEnclave(1), FakeEnclave(2)
+    with FakeGateway(enclave=old) as gateway:
+        client = make(gateway)
+        api.create(client)
+        assert caplog.records == []
+        gateway.chat = rotating(gateway, new)
+        api.create(client)
+        api.create(client)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("prem_core", "WARNING")
+    assert record.getMessage() == (
+        "the enclave's public key changed: "
+        f"sha256:{old.public.fingerprint()} was replaced by sha256:{new.public.fingerprint()}"
+    )
+
+
+def test_an_enclave_key_that_was_fetched_again_unchanged_is_not_logged(api, make, caplog):
+    enclave = FakeEnclave(1)
+    with FakeGateway(enclave=enclave) as gateway:
+        client = make(gateway)
+        api.create(client)
+        gateway.chat = rotating(gateway, enclave)
+        api.create(client)
+    assert gateway.paths().count("/publicKey") == 2
+    assert caplog.records == []
 
 
 def test_a_failed_key_fetch_is_an_enclave_key_error(api, make):

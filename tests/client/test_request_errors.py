@@ -1,9 +1,11 @@
-"""Failed requests: truncated responses, retries, timeouts, redirects, unreachable services."""
+"""Failed requests: truncated or compressed responses, retries, timeouts, redirects, unreachable services."""
+
+import gzip
 
 import httpx
 import pytest
 from support.client_api import CHUNK, StallingStream
-from support.fake_gateway import EVENT_STREAM, HELLO, PARAMS, FakeEnclave, FakeGateway, error_text
+from support.fake_gateway import EVENT_STREAM, HELLO, JSON, PARAMS, FakeEnclave, FakeGateway, error_text
 from support.waiting import SOON, eventually
 
 from prem_core import PremClient
@@ -41,6 +43,52 @@ def test_a_redirect_is_not_followed_even_if_the_callers_http_client_follows_them
                 api.create(client)
             api.close_http(http)
     assert other.calls == []
+
+
+CODED = {"content-encoding": "gzip", "content-type": "application/json"}
+ZIPPED = gzip.compress(b"{}")
+
+
+@pytest.mark.parametrize("way", ["create", "stream"])
+@pytest.mark.parametrize("kind", [JSON, EVENT_STREAM])
+def test_a_compressed_answer_is_rejected_and_not_retried(api, make, way, kind):
+    def chat(call):
+        opened = call.opened()
+        plain = opened.envelope() if kind is JSON else opened.stream()
+        call.reply(gzip.compress(plain), headers={**kind, "content-encoding": "gzip"})
+
+    with FakeGateway(chat) as gateway:
+        with pytest.raises(errors.APIResponseValidationError, match="content encoding 'gzip'"):
+            getattr(api, way)(make(gateway))
+    assert len(gateway.chats()) == 1
+
+
+def test_a_compressed_models_list_is_rejected(api, make):
+    with FakeGateway(other=lambda call: call.reply(ZIPPED, headers=CODED)) as gateway:
+        with pytest.raises(errors.APIResponseValidationError, match="content encoding 'gzip'"):
+            api.models(make(gateway))
+    assert len(gateway.calls) == 1
+
+
+def test_a_compressed_enclave_key_is_rejected(api, make):
+    with FakeGateway(key=lambda call: call.reply(ZIPPED, headers=CODED)) as gateway:
+        with pytest.raises(errors.EnclaveKeyError, match="content encoding 'gzip'") as caught:
+            api.create(make(gateway))
+    assert isinstance(caught.value.__cause__, errors.APIResponseValidationError)
+    assert gateway.paths() == ["/publicKey"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, errors.AuthenticationError), (429, errors.RateLimitError), (503, errors.InternalServerError)],
+)
+def test_a_compressed_error_body_keeps_its_status_and_retry_after(api, make, status, kind):
+    body, headers = gzip.compress(b'{"error": "SECRET"}'), {**CODED, "retry-after": "7"}
+    with FakeGateway(lambda call: call.reply(body, status, headers)) as gateway:
+        with pytest.raises(kind, match=f"the service answered {status}") as caught:
+            api.create(make(gateway, max_retries=0))
+    assert caught.value.status_code == status
+    assert caught.value.retry_after == 7
 
 
 @pytest.mark.parametrize("way", ["create", "stream"])

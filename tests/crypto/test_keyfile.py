@@ -42,6 +42,9 @@ ASK = {
 }
 
 posix = pytest.mark.skipif(os.name == "nt", reason="permission bits")
+as_root = pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() != 0, reason="only root can give a file to another user"
+)
 
 
 @pytest.fixture
@@ -213,7 +216,7 @@ class TestDamage:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("wrong", [bytes(32), KEK[:-1] + b"\0", KEK[::-1]])
+    @pytest.mark.parametrize("wrong", [bytes(range(32)), KEK[:-1] + b"\0", KEK[::-1]])
     def test_another_kek_does_not_open_the_file_and_the_error_lists_the_causes(self, path, wrong):
         text = refused(lambda: EncryptionKeys.load(path, wrong), wrong)
         assert "KEK is not the one" in text
@@ -227,17 +230,38 @@ class TestRefused:
         assert f"mode {mode:04o}" in text
         assert f"chmod 600 {path}" in text
 
+    @as_root
+    def test_a_key_file_of_another_user_is_rejected_with_its_owner_and_the_remedy(self, path):
+        os.chown(path, 12345, -1)
+        text = refused(lambda: EncryptionKeys.load(path, KEK))
+        assert "belongs to another user (uid 12345)" in text
+        assert f"chown 0 {path}" in text
+        file = keyfile.read_header(path)
+        assert file.owner == 12345
+        refused(file.check_access, match="another user")
+
+    @as_root
+    def test_a_user_may_load_a_key_file_of_its_own_and_of_root_only(self, path, monkeypatch):
+        monkeypatch.setattr(keyfile.os, "geteuid", lambda: 4711)
+        assert EncryptionKeys.load(path, KEK) == KEYS  # root's
+        os.chown(path, 4711, -1)
+        assert EncryptionKeys.load(path, KEK) == KEYS
+        os.chown(path, 4712, -1)
+        refused(lambda: EncryptionKeys.load(path, KEK), match="another user")
+
     @posix
     @pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
     def test_a_key_file_readable_by_its_owner_only_is_loaded(self, path, mode):
         path.chmod(mode)
         assert EncryptionKeys.load(path, KEK) == KEYS
 
-    def test_mode_bits_are_not_checked_on_systems_without_them(self, path, monkeypatch):
+    def test_mode_and_owner_are_not_checked_on_systems_without_them(self, path, monkeypatch):
         path.chmod(0o666)
         file = keyfile.read_header(path)
-        monkeypatch.setattr(keyfile.os, "name", "nt")
-        file.check_mode()
+        with monkeypatch.context() as windows:  # pytest itself needs the real name
+            windows.setattr(keyfile.os, "name", "nt")
+            windows.delattr(keyfile.os, "geteuid")
+            file.check_access()
 
     def test_the_error_for_a_missing_file_names_it(self, tmp_path):
         assert "No such file" in refused(lambda: EncryptionKeys.load(tmp_path / "none", KEK))
@@ -348,7 +372,7 @@ class TestWriting:
             from prem_core import EncryptionKeys
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
             try:
-                EncryptionKeys(bytes(32), bytes(1120)).save({str(path)!r}, bytes(32), overwrite=True)
+                EncryptionKeys(bytes(32), bytes(1120)).save({str(path)!r}, bytes(range(32)), overwrite=True)
             except ValueError as error:
                 print(error)
         """
@@ -368,7 +392,7 @@ class TestWriting:
             if os.geteuid() == 0:  # root may write anywhere
                 os.setuid(65534)
             try:
-                EncryptionKeys(bytes(32), bytes(1120)).save("keys.prem", bytes(32), overwrite=True)
+                EncryptionKeys(bytes(32), bytes(1120)).save("keys.prem", bytes(range(32)), overwrite=True)
             except ValueError as error:
                 print(error)
         """
@@ -388,7 +412,7 @@ class TestWriting:
         monkeypatch.setattr(keyfile.os, "link", raiser(PermissionError(1, "Operation not permitted")))
         KEYS.save(tmp_path / "k", KEK)
         monkeypatch.setattr(keyfile, "check_not_exists", lambda *_, **__: None)  # it came after the check
-        refused(lambda: KEYS.save(tmp_path / "k", bytes(32)), match="already exists")
+        refused(lambda: KEYS.save(tmp_path / "k", KEK[::-1]), match="already exists")
         assert EncryptionKeys.load(tmp_path / "k", KEK) == KEYS
         assert left_in(tmp_path) == ["k"]
 
@@ -479,7 +503,7 @@ class TestKek:
         assert EncryptionKeys.load(tmp_path / "again", KEK) == KEYS
 
     def test_the_kek_argument_overrides_the_environment(self, path, monkeypatch):
-        monkeypatch.setenv("CLIENT_KEK", "00" * 32)
+        monkeypatch.setenv("CLIENT_KEK", KEK[::-1].hex())
         assert EncryptionKeys.load(path, KEK) == KEYS
         refused(lambda: EncryptionKeys.load(path, ""), match="kek must be 32 bytes")
 
@@ -521,6 +545,21 @@ class TestKek:
             shown = error_text(caught.value) + locals_of(caught.value)
             assert not any(part in shown for part in parts)
 
+    @pytest.mark.parametrize("byte", [0, 1, 0x30, 0xFF])
+    def test_a_kek_of_one_repeated_byte_is_rejected(self, path, tmp_path, byte, monkeypatch):
+        kek = bytes([byte]) * 32
+        for form in (kek, kek.hex(), base64.b64encode(kek).decode()):
+            for call in (
+                lambda form=form: EncryptionKeys.load(path, form),
+                lambda form=form: KEYS.save(tmp_path / "k", form),
+            ):
+                assert "openssl rand -hex 32" in refused(call, match="kek is one byte repeated 32 times")
+        monkeypatch.setenv("CLIENT_KEK", kek.hex())
+        refused(lambda: EncryptionKeys.load(path), match="CLIENT_KEK is one byte repeated")
+        keyfile.write_kek(tmp_path / "kek", kek)
+        refused(lambda: keyfile.read_kek(tmp_path / "kek"), match="kek is one byte repeated")
+        assert left_in(tmp_path) == ["kek", "keys.prem"]
+
     @pytest.mark.parametrize("wrong", [32, 1.5, [0] * 32, object()])
     def test_a_kek_of_another_type_is_rejected(self, path, wrong):
         refused(lambda: EncryptionKeys.load(path, wrong), match="kek must be 32 bytes")
@@ -539,10 +578,10 @@ class TestKekFile:
             assert stat.S_IMODE((tmp_path / "kek").stat().st_mode) == 0o600
 
     def test_a_kek_file_is_never_replaced(self, tmp_path):
-        keyfile.write_kek(tmp_path / "kek", bytes(32))
+        keyfile.write_kek(tmp_path / "kek", KEK[::-1])
         text = KEK.hex().encode()
         refused(lambda: keyfile.write_kek(tmp_path / "kek", KEK), text, match="already exists")
-        assert keyfile.read_kek(tmp_path / "kek") == bytes(32)
+        assert keyfile.read_kek(tmp_path / "kek") == KEK[::-1]
 
     @pytest.mark.parametrize("text", [KEK.hex(), KEK.hex() + "\r\n", base64.b64encode(KEK).decode() + " \n"])
     def test_a_kek_file_written_by_hand_is_read(self, tmp_path, text):
@@ -565,6 +604,12 @@ class TestKekFile:
         keyfile.write_kek(tmp_path / "kek", KEK)
         (tmp_path / "kek").chmod(0o640)
         refused(lambda: keyfile.read_kek(tmp_path / "kek"), KEK.hex().encode(), match="mode 0640")
+
+    @as_root
+    def test_a_kek_file_of_another_user_is_rejected(self, tmp_path):
+        keyfile.write_kek(tmp_path / "kek", KEK)
+        os.chown(tmp_path / "kek", 12345, -1)
+        refused(lambda: keyfile.read_kek(tmp_path / "kek"), match="another user \\(uid 12345\\)")
 
     def test_the_text_of_a_kek_file_is_overwritten_in_memory(self, tmp_path, monkeypatch):
         buffers, read = [], keyfile._read

@@ -142,6 +142,7 @@ def test_the_proxy_page_lists_every_route() -> None:
         drop_unsupported=False,
         audio_timeout=1,
         retries=False,
+        page_token="token",
     )
     routes = {
         f"{method} {route.path.replace(':path', '')}"

@@ -9,6 +9,7 @@ import socket
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from support.raw_client import CHAT, RawClient, eventually, params, validator
 from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 import prem_core
+from prem_core._serving import server
+from prem_core._serving.request import MAX_JSON_VALUES
 from prem_core._serving.server import Server, listen, url_of
 from prem_core.enclave import Exchange
 from prem_core.enclave.envelope import _uuid7
@@ -148,6 +151,25 @@ def test_an_unknown_field_is_400_without_quoting_it(shared: RawClient) -> None:
 def test_an_audio_body_without_the_published_fields_is_400(shared: RawClient) -> None:
     envelope = error_envelope(shared.post(shared.seal({}).body, AUDIO), 400)
     assert "encryptedFile" in envelope["validator"]["body"]
+
+
+def test_a_request_on_a_connection_over_the_limit_is_503(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    wire = run()
+    url = httpx.URL(wire.prem.gateway_url)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection((url.host, url.port or 0)))
+        response = wire.get("/models")
+    assert "too many connections" in error_envelope(response, 503)["error"]
+    assert eventually(lambda: wire.get("/models").status_code == 200)
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["body", "sealed parameters"])
+def test_more_json_values_than_the_limit_are_413(shared: RawClient, sealed: bool) -> None:
+    many = b'{"messages": [%s]}' % b",".join([b"1"] * MAX_JSON_VALUES)
+    response = shared.post(shared.seal(many).body if sealed else many)
+    assert "500,000" in error_envelope(response, 413)["error"]
 
 
 def test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not(run: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 from support.cassettes import resealing
 from support.scripted_enclave import always
 
-from langchain_prem import ChatPremEncrypted, _plaintext_egress
+from langchain_prem import ChatPremEncrypted
 from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 MODEL = "openai/gpt-oss-120b"
@@ -34,12 +34,6 @@ def scripted(engine: ScriptedEngine, scripted_options: dict[str, Any]) -> Callab
         return ChatPremEncrypted(**{"model": "scripted", **scripted_options, **kwargs})
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A warning is given once per process; each test starts without any.
-    monkeypatch.setattr(_plaintext_egress, "_warned", set())
 
 
 @pytest.fixture

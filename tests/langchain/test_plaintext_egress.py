@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import pytest
 from langchain_core.caches import BaseCache, InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import HumanMessage
+from langchain_core.tracers import context
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 
@@ -155,3 +158,76 @@ async def test_a_tracer_of_the_model_is_refused_before_it_receives_the_prompt(
 def test_a_tracer_passed_to_a_single_call_is_the_callers_decision(llm: Make, tracer: RecordingTracer) -> None:
     assert llm(plaintext_egress="error").invoke("Hello", {"callbacks": [tracer]}).content
     assert len(tracer.received) == 1
+
+
+class ForeignHandler(BaseCallbackHandler):
+    """A handler that records, under the name of a package that sends."""
+
+    __module__ = "langfuse.langchain.CallbackHandler"
+    received: ClassVar[list[Any]] = []
+
+    def on_chain_start(self, *args: Any, **kwargs: Any) -> Any:
+        self.received.append(args)
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> Any:
+        self.received.append(args)
+
+
+@pytest.fixture
+def foreign() -> list[Any]:
+    """What the handler has received."""
+    ForeignHandler.received.clear()
+    return ForeignHandler.received
+
+
+def instrument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the handler to every callback manager, as instrumentation does."""
+    original = BaseCallbackManager.__init__
+
+    def init(self: BaseCallbackManager, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if not any(isinstance(handler, ForeignHandler) for handler in self.inheritable_handlers):
+            self.add_handler(ForeignHandler(), True)
+
+    monkeypatch.setattr(BaseCallbackManager, "__init__", init)
+
+
+def set_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make langchain-core construct the handler because of an environment variable."""
+    hook = (ContextVar[Any]("foreign", default=None), True, ForeignHandler, "FOREIGN_TRACING")
+    monkeypatch.setattr(context, "_configure_hooks", [*context._configure_hooks, hook])
+    monkeypatch.setenv("FOREIGN_TRACING", "true")
+
+
+def set_context_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set a context variable from which langchain-core takes the handler."""
+    variable = ContextVar[Any]("foreign", default=None)
+    variable.set(ForeignHandler())
+    hook = (variable, True, None, None)
+    monkeypatch.setattr(context, "_configure_hooks", [*context._configure_hooks, hook])
+
+
+@pytest.mark.parametrize("register", [instrument, set_variable, set_context_variable])
+def test_a_handler_that_langchain_adds_to_every_run_is_refused(
+    llm: Make, seen: Any, foreign: list[Any], monkeypatch: pytest.MonkeyPatch, register: Any
+) -> None:
+    retrying = llm(plaintext_egress="error").with_retry()
+    register(monkeypatch)
+    with pytest.raises(ConfigurationError, match="^Langfuse is active: "):
+        retrying.invoke("Hello")
+    with pytest.raises(ConfigurationError, match="^Langfuse is active: "):
+        llm(plaintext_egress="error")
+    assert foreign == []
+    assert seen.exchanges == []
+    llm(plaintext_egress="allow").invoke("Hello")
+    assert len(foreign) == 1
+
+
+def test_a_handler_of_another_package_among_the_models_callbacks_is_refused(
+    llm: Make, seen: Any, foreign: list[Any]
+) -> None:
+    model = llm(plaintext_egress="error", callbacks=[ForeignHandler()])
+    with pytest.raises(ConfigurationError, match="^Langfuse is active: "):
+        model.invoke("Hello")
+    assert foreign == []
+    assert seen.exchanges == []

@@ -8,11 +8,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter, ValidationError
 from support.fake_gateway import COMPLETION, PARAMS, error_text
 from support.paths import SCHEMAS
 
 from prem_core._errors import InvalidParameterError
-from prem_core._protocol.request_schema import PARAM_NAMES, ChatOptions, audio_plaintext, chat_plaintext
+from prem_core._protocol.request_schema import (
+    PARAM_NAMES,
+    ChatOptions,
+    ChatParams,
+    TranscriptionParams,
+    audio_plaintext,
+    chat_plaintext,
+)
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionMessage
 
 SCHEMA = json.loads((SCHEMAS / "chat-inference-params.schema.json").read_text())
@@ -822,3 +830,31 @@ def test_the_plaintext_is_compact_json():
 
 def test_a_large_request_is_accepted():
     assert len(chat_plaintext({**PARAMS, "messages": user("a" * 5_000_000)})) > 5_000_000
+
+
+INVALID_ITEMS = [
+    {"messages": [{}] * 1000},
+    {"messages": ["text"] * 1000},
+    *({"messages": [{"role": role, "content": [{}] * 1000}]} for role in ("system", "user", "assistant")),
+    {"messages": [{"role": "tool", "tool_call_id": "1", "content": [{}] * 1000}]},
+    {"messages": [{"role": "assistant", "tool_calls": [{}] * 1000}]},
+    *({name: [{}] * 1000} for name in ("tools", "functions", "stop", "modalities")),
+    {"prediction": {"type": "content", "content": [{}] * 1000}},
+    {"logit_bias": dict.fromkeys(map(str, range(1000)), True)},
+    {"metadata": dict.fromkeys(map(str, range(1000)), 7)},
+]
+
+
+@pytest.mark.parametrize("invalid", INVALID_ITEMS, ids=lambda invalid: str(invalid)[:60])
+def test_a_thousand_invalid_items_are_not_a_thousand_errors_in_memory(invalid):
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(ChatParams).validate_python({**PARAMS, **invalid})
+    assert caught.value.error_count() <= 4
+
+
+def test_a_thousand_invalid_timestamp_granularities_are_not_a_thousand_errors_in_memory():
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(TranscriptionParams).validate_python(
+            {"model": "whisper", "timestamp_granularities": [7] * 1000}
+        )
+    assert caught.value.error_count() == 1

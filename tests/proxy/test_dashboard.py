@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,10 +33,10 @@ QUIET = (
 )  # fmt: skip
 
 
-def page_events(http: httpx.Client, count: int) -> list[tuple[str, Any]]:
+def page_events(proxy: LocalProxy, count: int) -> list[tuple[str, Any]]:
     """The first `count` events of the page's stream."""
     events: list[tuple[str, Any]] = []
-    with http.stream("GET", "/requests") as response:
+    with httpx.stream("GET", f"{proxy.page_url}requests", trust_env=False, timeout=20) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         name = "message"
         for line in response.iter_lines():
@@ -56,11 +57,11 @@ def ask(client: openai.OpenAI, **params: Any) -> str:
     return answer.choices[0].message.content or ""
 
 
-@pytest.mark.parametrize(("path", "kind"), [("/", "html"), ("/page.css", "css"), ("/page.js", "javascript")])
+@pytest.mark.parametrize(("path", "kind"), [("", "html"), ("page.css", "css"), ("page.js", "javascript")])
 def test_the_page_is_served_with_a_strict_content_security_policy(
-    http: httpx.Client, path: str, kind: str
+    http: httpx.Client, proxy: LocalProxy, path: str, kind: str
 ) -> None:
-    response = http.get(path)
+    response = http.get(proxy.page_url + path)
     assert response.status_code == 200
     assert kind in response.headers["content-type"]
     policy = response.headers["content-security-policy"]
@@ -68,35 +69,94 @@ def test_the_page_is_served_with_a_strict_content_security_policy(
     assert "unsafe" not in policy
     assert "http:" not in policy
     assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
     assert "http://" not in response.text
     assert "https://" not in response.text
 
 
-@pytest.mark.parametrize("path", ["/", "/requests"])
+@pytest.mark.parametrize("path", ["", "requests"])
 @pytest.mark.parametrize(
     "headers",
     [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"host": "evil.example:3000"}],
 )
 def test_a_foreign_host_and_a_foreign_origin_are_rejected(
-    http: httpx.Client, path: str, headers: dict[str, str]
+    http: httpx.Client, proxy: LocalProxy, path: str, headers: dict[str, str]
 ) -> None:
-    assert http.get(path, headers=headers).status_code == 403
+    response = http.get(proxy.page_url + path, headers=headers)
+    assert response.status_code == 403
+    assert response.headers["content-type"] == "application/json"
 
 
-def test_a_page_of_another_site_cannot_read_the_records(http: httpx.Client) -> None:
-    assert http.get("/requests", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+def test_a_page_of_another_site_cannot_read_the_records(http: httpx.Client, proxy: LocalProxy) -> None:
+    headers = {"sec-fetch-site": "cross-site"}
+    assert http.get(f"{proxy.page_url}requests", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/page/",
+        "/page/wrong/",
+        "/page/wrong/requests",
+        "/page/w%C3%BCrg/page.js",
+        "/page//requests",
+    ],
+)
+def test_without_the_token_the_page_is_403_and_states_where_its_url_is_printed(
+    http: httpx.Client, proxy: LocalProxy, path: str
+) -> None:
+    response = http.get(path)
+    assert response.status_code == 403
+    assert "prints the page's URL" in response.text
+    assert proxy.page_url.split("/")[-2] not in response.text
+    assert "event: latest" not in response.text
+
+
+def test_the_records_are_not_served_without_the_token(http: httpx.Client) -> None:
+    for path in ("/requests", "/exchanges", "/page.js"):
+        assert http.get(path).status_code == 404
+
+
+def test_each_proxy_has_its_own_token_and_keeps_it_out_of_its_repr(
+    start_proxy: StartProxy, proxy: LocalProxy, enclave: LocalEnclave
+) -> None:
+    other = start_proxy(enclave)
+    token, others = (each.page_url.split("/")[-2] for each in (proxy, other))
+    assert len(token) >= 32
+    assert token != others
+    assert token not in repr(proxy)
+
+
+def test_no_log_line_contains_the_token(
+    http: httpx.Client, proxy: LocalProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(1)
+    logging.getLogger("httpx").disabled = logging.getLogger("httpcore").disabled = True  # the client's own
+    try:
+        for path in ("", "page.js", "nothing"):
+            http.get(proxy.page_url + path)
+        http.post(proxy.page_url)
+    finally:
+        logging.getLogger("httpx").disabled = logging.getLogger("httpcore").disabled = False
+    assert proxy.page_url.split("/")[-2] not in caplog.text
+
+
+def test_without_the_page_there_is_no_route_to_it(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
+    proxy = start_proxy(enclave, page=False)
+    for path in ("/", "/page/", "/page/wrong/requests"):
+        assert httpx.get(proxy.url + path, trust_env=False).status_code == 404
+    with pytest.raises(RuntimeError, match="page=False"):
+        _ = proxy.page_url
 
 
 def test_the_event_stream_starts_with_the_latest_records_and_contains_no_prompt(
     start_proxy: StartProxy, enclave: LocalEnclave
 ) -> None:
     proxy = start_proxy(enclave)
-    with (
-        openai.OpenAI(base_url=proxy.base_url, api_key=enclave.api_key) as client,
-        httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http,
-    ):
+    with openai.OpenAI(base_url=proxy.base_url, api_key=enclave.api_key) as client:
         assert "Marrow" in ask(client)
-        ((name, latest),) = page_events(http, 1)
+        ((name, latest),) = page_events(proxy, 1)
         assert name == "latest"
         (record,) = latest
         assert (record["state"], record["status"], record["model"]) == ("done", 200, MODEL)
@@ -108,13 +168,12 @@ def test_the_event_stream_starts_with_the_latest_records_and_contains_no_prompt(
 
 def test_an_open_page_does_not_delay_stop(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
     proxy = start_proxy(enclave)
-    with httpx.Client(base_url=proxy.url, trust_env=False, timeout=20) as http:
-        with http.stream("GET", "/requests") as response:
-            lines = response.iter_lines()
-            assert next(lines) == "event: latest"
-            proxy.stop()
-            with pytest.raises(httpx.RemoteProtocolError):
-                list(lines)
+    with httpx.stream("GET", f"{proxy.page_url}requests", trust_env=False, timeout=20) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: latest"
+        proxy.stop()
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
 
 
 # In a browser
@@ -143,7 +202,7 @@ def test_a_browser_shows_each_request_live_and_what_the_gateway_saw(
     page.on("request", lambda request: urls.append(request.url))
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
-    page.goto(proxy.url)
+    page.goto(proxy.page_url)
     page.get_by_text("live", exact=True).wait_for()
     assert page.get_by_text("No requests yet").is_visible()
 
@@ -195,7 +254,7 @@ def test_a_browser_shows_a_rate_limited_request_with_its_status(
 ) -> None:
     script.respond = lambda request: RateLimitError(retry_after=1)
     page = browse()
-    page.goto(scripted_proxy.url)
+    page.goto(scripted_proxy.page_url)
     with openai.OpenAI(
         base_url=scripted_proxy.base_url, api_key=scripted_enclave.api_key, max_retries=0
     ) as client:
@@ -216,7 +275,7 @@ def test_the_page_fits_the_window_and_has_a_light_and_a_dark_theme(
     pictures = []
     for scheme in ("light", "dark"):
         page = browse(viewport={"width": width, "height": 700}, color_scheme=scheme)
-        page.goto(proxy.url)
+        page.goto(proxy.page_url)
         page.get_by_text("done 200").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         pictures.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))

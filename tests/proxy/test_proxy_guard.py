@@ -115,15 +115,37 @@ def test_on_all_interfaces_an_ip_address_is_an_accepted_host_and_a_dns_name_is_n
             refused(http.get("/health", headers={"host": host}), 403)
 
 
-def test_it_listens_on_ipv6(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
+def _needs_ipv6() -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
+
+
+def test_it_listens_on_ipv6(start_proxy: StartProxy, enclave: LocalEnclave) -> None:
+    _needs_ipv6()
     proxy = start_proxy(enclave, host="::1")
     assert proxy.url.startswith("http://[::1]:")
     assert httpx.get(f"{proxy.url}/health", trust_env=False).json()["status"] == "ok"
+
+
+def test_the_default_address_is_both_loopback_addresses(proxy: LocalProxy) -> None:
+    _needs_ipv6()
+    port = httpx.URL(proxy.url).port
+    for host in ("127.0.0.1", "[::1]"):
+        response = httpx.get(f"http://{host}:{port}/health", trust_env=False)
+        assert response.json()["status"] == "ok"
+
+
+def test_a_port_that_another_program_has_on_ipv6_is_an_oserror_that_names_it() -> None:
+    _needs_ipv6()
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} on ::1"):
+            LocalProxy(port=port).start()
 
 
 def test_a_port_in_use_is_an_oserror_that_names_it(enclave: LocalEnclave) -> None:

@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import openai
 import pytest
-from support.proxies import MODEL, StartProxy, chat
+from support.proxies import MODEL, StartProxy, chat, proxy_for
 from support.proxy_process import ProxyProcess
+from support.security.forward_proxy import ForwardProxy
 
-from prem_core import AsyncPremClient
+from prem_core import AsyncPremClient, ConfigurationError, EncryptionKeys
 from prem_core.enclave import LocalEnclave, ScriptedEngine, reply
 from prem_core.proxy import LocalProxy
 from prem_core.proxy.client_cache import ClientCache
@@ -52,6 +53,19 @@ def test_every_caller_uses_its_own_api_key(start_proxy: StartProxy) -> None:
                         official.models.list()
 
 
+def test_an_http_proxy_of_the_environment_does_not_get_an_api_key_for_a_gateway_on_this_machine(
+    start_proxy: StartProxy, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ForwardProxy() as other:
+        monkeypatch.setenv("HTTP_PROXY", other.url)
+        url = f"{start_proxy(enclave).base_url}/chat/completions"
+        response = httpx.post(
+            url, json=chat("Hello"), headers={"authorization": f"Bearer {enclave.api_key}"}, trust_env=False
+        )
+    assert response.status_code == 200
+    assert bytes(other.bytes_seen) == b""
+
+
 def test_an_api_key_of_the_proxy_is_used_for_every_caller(
     start_proxy: StartProxy, enclave: LocalEnclave
 ) -> None:
@@ -60,6 +74,21 @@ def test_an_api_key_of_the_proxy_is_used_for_every_caller(
     assert httpx.get(f"{proxy.base_url}/models", trust_env=False).status_code == 200
     headers = {"authorization": "Bearer sk_test_wrong"}
     assert httpx.get(f"{proxy.base_url}/models", headers=headers, trust_env=False).status_code == 200
+
+
+def test_encryption_keys_that_different_callers_would_share_are_an_error(enclave: LocalEnclave) -> None:
+    keys = EncryptionKeys.encapsulate(enclave.public_key)
+    with pytest.raises(ConfigurationError, match="--api-key-from-env"):
+        proxy_for(enclave, encryption_keys=keys)
+
+
+def test_encryption_keys_are_accepted_with_one_api_key_for_all_callers(
+    start_proxy: StartProxy, enclave: LocalEnclave
+) -> None:
+    keys = EncryptionKeys.encapsulate(enclave.public_key)
+    proxy = start_proxy(enclave, encryption_keys=keys, api_key=enclave.api_key)
+    response = httpx.post(f"{proxy.base_url}/chat/completions", json=chat(), trust_env=False)
+    assert response.status_code == 200
 
 
 def test_the_public_key_is_fetched_without_an_api_key(start_proxy: StartProxy) -> None:

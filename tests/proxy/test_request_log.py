@@ -12,7 +12,7 @@ import pytest
 from support.proxies import MODEL, WHISPER, StartProxy, chat
 from support.wire_schemas import Opened
 
-from prem_core._serving.request import RequestBody
+from prem_core._serving.request import BodyMemory, RequestBody
 from prem_core.enclave import LocalEnclave, ScriptedEngine
 from prem_core.proxy import LocalProxy, RequestLog, RequestRecord
 from prem_core.proxy.call import Call
@@ -167,7 +167,7 @@ async def test_the_repr_of_a_call_shows_neither_its_api_key_nor_its_body() -> No
         del message
 
     scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked"), (b"cookie", b"zebra")]}
-    body = RequestBody(scope, receive, 10)
+    body = RequestBody(scope, receive, 10, BodyMemory(10))
     assert await body.read() == b"zebra"
     call = Call(scope, "sk_test_zebra", body, RequestRecord("/v1/models"), RequestLog(), send, ["zebra"])
     assert "zebra" not in repr(call) + repr(RequestContext(call.record, "sk_test_zebra"))

@@ -61,6 +61,7 @@ from llama_index_prem import PremEncrypted, PremWhisperReader, whisper_file_extr
 from prem_core import AsyncPremClient, DecryptionError, EncryptionKeys, PremClient
 from prem_core import enclave as prem_enclave
 from prem_core import proxy as prem_proxy
+from prem_core._adapters import plaintext_egress
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol import response_types
 from prem_core.enclave import (
@@ -244,10 +245,11 @@ def _use_langchain(enclaves: Enclaves, things: dict[str, list[Any]], runner: asy
     things["langchain_prem.ChatPremEncrypted"] += [llm, plain, bound, structured, llm.with_retry()]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        langchain_prem._plaintext_egress._warned.clear()
+        plaintext_egress._warned.clear()
         ChatPremEncrypted(model="text", cache=Cache(), **options).invoke(LC_MESSAGES)
     assert [each.category for each in warned] == [PlaintextEgressWarning]
     things["langchain_prem.PlaintextEgressWarning"] += [each.message for each in warned]
+    things["llama_index_prem.PlaintextEgressWarning"] += [each.message for each in warned]
 
     (enclaves.folder / "calls").mkdir()
     recording = enclaves.folder / "calls" / "call.wav"

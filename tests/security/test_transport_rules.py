@@ -25,7 +25,6 @@ from langchain_prem import ChatPremEncrypted, PremWhisperParser
 from llama_index_prem import PremEncrypted, PremWhisperReader
 from prem_core import AsyncPremClient, PremClient
 from prem_core._transport.http import ssl_context
-from prem_core.enclave import LocalEnclave
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
@@ -239,6 +238,14 @@ def test_a_redirect_of_the_key_request_is_an_enclave_key_error(name: str, status
 # --- proxies
 
 
+HOST = "service.example"
+
+
+def elsewhere(gateway: FakeGateway) -> str:
+    """The gateway's URL under a name that only `ForwardProxy` leads to."""
+    return gateway.url.replace("127.0.0.1", HOST)
+
+
 TEXT_SEARCH = SecretSearch(**secret_values.SECRET_TEXTS)
 KEY_SEARCH = SecretSearch(**secret_values.SECRET_KEYS)
 
@@ -246,20 +253,19 @@ KEY_SEARCH = SecretSearch(**secret_values.SECRET_KEYS)
 @pytest.mark.parametrize("name", ["synchronously chat", "asynchronously chat", "synchronously transcribe"])
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_an_http_proxy_of_the_environment_is_used_and_sees_ciphertext_only(
-    name: str, variable: str, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+    name: str, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ForwardProxy() as proxy:
+    with FakeGateway() as gateway, ForwardProxy() as proxy:
         monkeypatch.setenv(variable, proxy.url)
-        options = {**enclave.client_options, "max_retries": 0}
+        url = elsewhere(gateway)
         try:
-            REQUESTS[name](**options, timeout=10)
-        except prem_core.PremError as error:
-            # The enclave has no model "m", and the file is no recording.
-            assert isinstance(error, prem_core.NotFoundError | prem_core.BadRequestError)
+            REQUESTS[name](**gateway.settings(gateway_url=url, enclave_url=url, allow_insecure=True))
+        except prem_core.NotFoundError:
+            assert name.endswith("transcribe")
     route = "audio/transcriptions" if name.endswith("transcribe") else "chat/completions"
     assert proxy.request_lines == [
-        f"GET {enclave.enclave_url}/publicKey HTTP/1.1",
-        f"POST {enclave.gateway_url}/rvenc/{route} HTTP/1.1",
+        f"GET {url}/publicKey HTTP/1.1",
+        f"POST {url}/rvenc/{route} HTTP/1.1",
     ]
     assert b'"encryptedInference"' in proxy.bytes_seen
     assert TEXT_SEARCH(bytes(proxy.bytes_seen)) == set()
@@ -271,10 +277,11 @@ def test_an_http_proxy_of_the_environment_is_used_and_sees_ciphertext_only(
 def test_an_https_proxy_sees_a_tunnel_without_the_api_key(
     name: str, variable: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FakeGateway(tls=authority.server()) as gateway, ForwardProxy() as proxy:
+    with FakeGateway(tls=authority.server(HOST)) as gateway, ForwardProxy() as proxy:
         monkeypatch.setenv(variable, proxy.url)
-        REQUESTS[name](**gateway.settings(api_key=API_KEY))
-        host = gateway.url.removeprefix("https://")
+        url = elsewhere(gateway)
+        REQUESTS[name](**gateway.settings(api_key=API_KEY, gateway_url=url, enclave_url=url))
+        host = url.removeprefix("https://")
         assert {call.headers.get("authorization") for call in gateway.chats()} == {f"Bearer {API_KEY}"}
     assert set(proxy.request_lines) == {f"CONNECT {host} HTTP/1.1"}
     assert TEXT_SEARCH(bytes(proxy.bytes_seen)) | KEY_SEARCH(bytes(proxy.bytes_seen)) == set()
@@ -286,24 +293,67 @@ def test_an_https_proxy_sees_a_tunnel_without_the_api_key(
 def test_a_proxy_that_impersonates_the_service_gets_no_request(
     name: str, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FakeGateway(tls=authority.server()) as gateway, ForwardProxy(stranger.server()) as proxy:
+    with FakeGateway(tls=authority.server(HOST)) as gateway, ForwardProxy(stranger.server(HOST)) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        url = elsewhere(gateway)
         with pytest.raises(prem_core.APIConnectionError):
-            REQUESTS[name](**gateway.settings(max_retries=0))
+            REQUESTS[name](**gateway.settings(gateway_url=url, enclave_url=url, max_retries=0))
         assert gateway.calls == []
     assert b"HTTP/1.1\r\n" in proxy.bytes_seen  # the CONNECT line, and nothing after it
     assert b"publicKey" not in proxy.bytes_seen
 
 
-def test_hosts_in_no_proxy_are_connected_directly(
-    enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", SEALED_REQUESTS[:2])
+def test_hosts_in_no_proxy_are_connected_directly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeGateway() as gateway, ForwardProxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "0.0.0.0")
+        url = gateway.url.replace("127.0.0.1", "0.0.0.0")  # this machine, but not a loopback address
+        REQUESTS[name](**gateway.settings(gateway_url=url, enclave_url=url, allow_insecure=True))
+    assert proxy.request_lines == []
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_http_proxy_of_the_environment_is_not_used_for_this_machine(
+    name: str, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    models = b'{"data": []}'
+    with FakeGateway(other=lambda call: call.reply(models)) as gateway, ForwardProxy() as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        url = gateway.url.replace("127.0.0.1", host)
+        try:
+            REQUESTS[name](**gateway.settings(gateway_url=url, enclave_url=url, api_key=API_KEY))
+        except prem_core.APIResponseValidationError:
+            assert name.endswith("transcribe")
+        assert gateway.calls[-1].headers["authorization"] == f"Bearer {API_KEY}"
+    assert bytes(proxy.bytes_seen) == b""
+
+
+@pytest.mark.parametrize("name", SEALED_REQUESTS[:1] + SEALED_REQUESTS[3:4])
+@pytest.mark.parametrize("host", ["127.9.8.7", "[::1]", "LOCALHOST"])
+def test_an_http_proxy_is_not_used_for_any_loopback_address(
+    name: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeGateway() as closed:
+        url = closed.url.replace("127.0.0.1", host)
     with ForwardProxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        assert REQUESTS["synchronously list"](**enclave.client_options)
-        assert REQUESTS["asynchronously list"](**enclave.client_options)
-    assert proxy.request_lines == []
+        with pytest.raises(prem_core.APIConnectionError):
+            REQUESTS[name](api_key=API_KEY, gateway_url=url, enclave_url=url, max_retries=0, timeout=5)
+    assert bytes(proxy.bytes_seen) == b""
+
+
+@pytest.mark.parametrize("name", SEALED_REQUESTS[:1] + SEALED_REQUESTS[3:4])
+def test_a_gateway_on_this_machine_does_not_change_the_route_to_the_enclave(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeGateway() as gateway, ForwardProxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        REQUESTS[name](**gateway.settings(enclave_url=elsewhere(gateway), allow_insecure=True))
+        assert len(gateway.chats()) == 1
+    assert proxy.request_lines == [f"GET {elsewhere(gateway)}/publicKey HTTP/1.1"]
 
 
 # --- credentials

@@ -9,10 +9,21 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from prem_core._serving.request import AllowedHosts, BodyTooLarge, RequestBody, cancel_on_disconnect
+from prem_core._serving.request import (
+    MAX_JSON_VALUES,
+    AllowedHosts,
+    BodyMemory,
+    BodyTooLarge,
+    Overloaded,
+    RequestBody,
+    cancel_on_disconnect,
+    has_too_many_values,
+)
 
 
-def body_of(messages: Iterable[dict[str, Any]], limit: int = 10, **headers: str) -> RequestBody:
+def body_of(
+    messages: Iterable[dict[str, Any]], limit: int = 10, memory: BodyMemory | None = None, **headers: str
+) -> RequestBody:
     """A body that the server delivers in these ASGI messages. After them, it waits for ever."""
     waiting = iter(messages)
 
@@ -21,7 +32,7 @@ def body_of(messages: Iterable[dict[str, Any]], limit: int = 10, **headers: str)
         return message if message is not None else await asyncio.Event().wait()
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return RequestBody({"type": "http", "headers": raw}, receive, limit)
+    return RequestBody({"type": "http", "headers": raw}, receive, limit, memory or BodyMemory(limit))
 
 
 def part(data: bytes, *, more: bool = False) -> dict[str, Any]:
@@ -97,3 +108,55 @@ async def test_work_that_ends_first_keeps_its_result() -> None:
     work = asyncio.create_task(asyncio.sleep(0, "done"))
     await cancel_on_disconnect(work, body_of([]))
     assert work.result() == "done"
+
+
+async def test_a_body_for_which_the_server_has_no_memory_is_an_error() -> None:
+    memory = BodyMemory(15)
+    with body_of([part(b"0123456789")], memory=memory, transfer_encoding="chunked") as first:
+        await first.read()
+        with body_of([part(b"012345")], memory=memory, transfer_encoding="chunked") as second:
+            with pytest.raises(Overloaded):
+                await second.read()
+        with body_of([part(b"01234")], memory=memory, transfer_encoding="chunked") as third:
+            assert await third.read() == b"01234"
+    assert memory.held == 0
+
+
+async def test_a_declared_length_for_which_the_server_has_no_memory_is_an_error_before_the_body_is_read() -> (
+    None
+):
+    memory = BodyMemory(15)
+    with body_of([part(b"0123456789")], memory=memory, content_length="10") as first:
+        await first.read()
+        with body_of([], memory=memory, content_length="6") as second:
+            with pytest.raises(Overloaded):
+                await second.read()
+
+
+@pytest.mark.parametrize(
+    ("text", "too_many"),
+    [
+        (b"[%s]" % b",".join([b"[1]"] * (MAX_JSON_VALUES // 2)), False),
+        (b"[%s]" % b",".join([b"[1]"] * (MAX_JSON_VALUES // 2 + 1)), True),
+        (b"[%s]" % b",".join([b"1"] * (MAX_JSON_VALUES - 1)), False),
+        (b"[%s]" % b",".join([b"1"] * (MAX_JSON_VALUES + 1)), True),
+        (b"[" * (MAX_JSON_VALUES + 1), True),
+        (b'{"content": "%s"}' % (b"a, [b] {" * MAX_JSON_VALUES), False),
+        (b'{"content": "%s"}' % (rb"\", [" * MAX_JSON_VALUES), False),
+        (b'{"content": "%s"}' % (rb"\\" + b'",' + b'"a",' * MAX_JSON_VALUES + b'"'), True),
+        (b'"' + b'\\",' * MAX_JSON_VALUES, False),
+    ],
+    ids=[
+        "lists",
+        "one more list",
+        "numbers",
+        "one more number",
+        "nested",
+        "text",
+        "escaped quotes",
+        "escaped backslash",
+        "not closed",
+    ],
+)
+def test_the_json_values_of_a_body_are_counted_outside_its_strings(text: bytes, too_many: bool) -> None:
+    assert has_too_many_values(text) is too_many

@@ -347,6 +347,8 @@ class ReceivedRequest:
         self._handler.send_response(status)
         for name, value in (headers or {}).items():
             self._handler.send_header(name, value)
+        if self.headers.get("connection") == "close":
+            self._handler.send_header("connection", "close")
         self._handler.end_headers()
 
     def raw(self, data: bytes) -> None:

@@ -24,7 +24,7 @@ from prem_core._errors import (
 )
 from prem_core._protocol import assumptions
 from prem_core._protocol.routes import MODELS_ROUTE
-from prem_core._transport.http import HTTPX_ERRORS, ssl_context, translate
+from prem_core._transport.http import HTTPX_ERRORS, httpx_options, translate
 from prem_core.cli import DEFAULT_CHAT_MODEL
 from prem_core.cli.checks.check import Check, Options, State, attempt
 from prem_core.cli.connection import Connection, parse_enclave_key
@@ -131,7 +131,7 @@ def _reach(party: str, url: str | None, path: str, options: Options) -> Generato
     start = time.monotonic()
     try:
         with (
-            httpx.Client(verify=ssl_context(), timeout=options.connection.timeout) as http,
+            httpx.Client(**httpx_options([url]), timeout=options.connection.timeout) as http,
             http.stream("GET", url + path) as response,
         ):
             status = response.status_code

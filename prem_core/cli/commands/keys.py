@@ -98,7 +98,7 @@ def inspect(
     """Show the contents of a key file, and whether the KEK opens it.
 
     Without the KEK, the contents are not verified. Exit code 1 means that the file is not a key file, is damaged, is
-    readable by other users, or does not open.
+    readable by other users, belongs to one, or does not open.
 
     \b
     Example:
@@ -123,7 +123,7 @@ def inspect(
             typer.echo("opens        no")
             raise
         typer.echo(f"opens        {'not checked (no KEK)' if kek is None else 'yes'}")
-        file.check_mode()
+        file.check_access()
 
 
 def _check_paths(path: str, kek_file: str | None, new_kek: str | None) -> None:

@@ -76,6 +76,14 @@ def proxy(
             help="Additional host name that callers may use, such as host.docker.internal. Can be repeated.",
         ),
     ] = None,
+    no_page: Annotated[
+        bool,
+        typer.Option(
+            "--no-page",
+            help="Do not serve the web page that shows the requests live. Default: serve it at a URL with a secret "
+            "token, which is printed at the start.",
+        ),
+    ] = False,
 ) -> None:
     """Run a local OpenAI-compatible server for any client.
 
@@ -84,6 +92,10 @@ def proxy(
     (exit code 0).
 
     The proxy retries failed requests itself and tells callers not to retry; --max-retries 0 leaves retries to callers.
+
+    The proxy cannot see what a client sends elsewhere. The OpenAI Agents SDK sends prompts and its API key to OpenAI
+    unless OPENAI_AGENTS_DISABLE_TRACING=1 is set. LangChain sends prompts to LangSmith where LANGSMITH_TRACING=true is
+    set, and CrewAI to CrewAI where CREWAI_TRACING_ENABLED=true is set.
 
     \b
     Examples:
@@ -115,6 +127,7 @@ def proxy(
             drop_unsupported=drop_unsupported,
             allow_remote=allow_remote,
             allow_hosts=allow_host or (),
+            page=not no_page,
             allow_insecure=connection.allow_insecure,
         )
 
@@ -125,6 +138,8 @@ def proxy(
         typer.echo(
             f"prem proxy: {served.base_url} ({'embedded enclave' if local else keys}; Ctrl-C stops it)"
         )
+        if not no_page:
+            typer.echo(f"prem proxy: {served.page_url} (a page with the requests; the URL is secret)")
 
     serve_until_stopped(served, announce)
 

@@ -82,7 +82,7 @@ function fill({ record, row, details }) {
   const view = details.cells[0];
   view.replaceChildren(
     element("h2", "What the gateway saw"),
-    element("p", "The gateway sees the API key, these sizes and times, and the bytes below. The model, messages, tools and response are inside the ciphertext."),
+    element("p", "The gateway sees the API key, these sizes and times, and the bytes below. The model, messages, tools and response are inside the ciphertext. The chunks of a streamed response share the nonce of its request: from the ciphertext, the gateway could work out the response and the start of the request."),
     element("h2", `Sent, ${bytes(record.gateway_request.size)}${record.attempts > 1 ? `, in ${record.attempts} attempts` : ""}`),
     element("pre", preview(record.gateway_request)),
     element("h2", `Received, ${bytes(record.gateway_response.size)}`),

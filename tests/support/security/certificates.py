@@ -70,8 +70,11 @@ class Authority:
             .add_extension(_key_usage(authority=host is None), critical=True)
         )
         if host is not None:
-            names = [x509.IPAddress(ipaddress.ip_address(host))]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+            try:
+                name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+            except ValueError:
+                name = x509.DNSName(host)
+            builder = builder.add_extension(x509.SubjectAlternativeName([name]), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
 

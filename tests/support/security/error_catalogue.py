@@ -448,6 +448,9 @@ OTHER_FAILURES: dict[str, Other] = {
     "KEK: not base64": (
         prem_core.ConfigurationError, lambda enclaves: EncryptionKeys.load(_damaged(enclaves), "!" + _BASE64)
     ),
+    "KEK: one byte repeated": (
+        prem_core.ConfigurationError, lambda enclaves: EncryptionKeys.load(_damaged(enclaves), bytes([7]) * 32)
+    ),
     "KEK: malformed in the environment": (
         prem_core.ConfigurationError,
         lambda enclaves: _from_environment("CLIENT_KEK", _HEX[:-1], lambda: KEYS.save(enclaves.folder / "k")),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 
 class ForwardProxy:
-    """Forwards plain requests and tunnels CONNECT requests.
+    """Forwards plain requests and tunnels CONNECT requests. Every host name leads to this machine.
 
     Args:
         impostor: Respond to CONNECT with this TLS context instead of a tunnel.
@@ -66,14 +66,15 @@ class ForwardProxy:
                     with self._impostor.wrap_socket(client, server_side=True) as tls:
                         self.bytes_seen += tls.recv(65536)
                     return
-                host, _, port = target.rpartition(":")
+                port = int(target.rpartition(":")[2])
                 first = b""
             else:
                 url = urlsplit(target)
-                host, port = str(url.hostname), str(url.port)
+                port = url.port or 80
                 # One request per connection: the next one may be for another server.
+                rest = rest.replace(b"\r\nConnection: keep-alive", b"")
                 first = f"{method} {url.path} {version}\r\nConnection: close\r\n".encode() + rest
-            with socket.create_connection((host, int(port))) as server:
+            with socket.create_connection(("127.0.0.1", port)) as server:
                 server.sendall(first)
                 self._pass_on(client, server)
 
