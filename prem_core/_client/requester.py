@@ -116,6 +116,12 @@ class _Requester:
         )
 
     @property
+    def _all_urls(self) -> tuple[str, ...]:
+        """What the client connects to, where it may be this machine."""
+        roots = self._settings.attestation.roots
+        return (*self._urls.values(), *(roots.sources.urls if roots is not None else ()))
+
+    @property
     def asks_for_streams(self) -> bool:
         """Whether a stream is asked for as a stream; see `nonce_reuse`."""
         return self._settings.asks_for_streams
@@ -230,7 +236,7 @@ class Requester(_Requester):
         self._process = os.getpid()
 
     def _connect(self) -> None:
-        self._http = httpx.Client(**httpx_options(self._urls.values()))
+        self._http = httpx.Client(**httpx_options(self._all_urls))
         # Closes the sockets of a client that was never closed, when it is garbage-collected.
         self._close_http = weakref.finalize(self, self._http.close)
 
@@ -309,7 +315,7 @@ class AsyncRequester(_Requester):
         http_client = options["http_client"]
         if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
             raise ConfigurationError("http_client must be an httpx.AsyncClient (PremClient takes a Client)")
-        self._loops = LoopClients(http_client, self._urls.values())
+        self._loops = LoopClients(http_client, self._all_urls)
         self._closed = False
 
     async def close(self) -> None:

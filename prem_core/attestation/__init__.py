@@ -10,6 +10,7 @@ from prem_core.attestation.errors import (
     CertificateExpiredError,
     ChipMismatchError,
     CollateralExpiredError,
+    CollateralUnavailableError,
     DebugEnabledError,
     GpuAttestationFailedError,
     GpuTokenMismatchError,
@@ -19,6 +20,7 @@ from prem_core.attestation.errors import (
     MigrationAllowedError,
     MissingGpuTokenError,
     NonceMismatchError,
+    NotAttestedError,
     QuoteRefusedError,
     RevocationUnknownError,
     RevokedError,
@@ -30,6 +32,7 @@ from prem_core.attestation.errors import (
     UnknownRootError,
     VmplTooHighError,
 )
+from prem_core.attestation.evidence import Evidence
 from prem_core.attestation.nvidia import verify_nvidia_tokens
 from prem_core.attestation.policy import (
     AllOf,
@@ -40,7 +43,7 @@ from prem_core.attestation.policy import (
     VerificationPolicy,
 )
 from prem_core.attestation.report import AttestationReport, Check, GpuReport, SnpTcb
-from prem_core.attestation.roots import VENDOR_ROOTS, TrustedRoots
+from prem_core.attestation.roots import VENDOR_ROOTS, CollateralSources, TrustedRoots
 from prem_core.attestation.snp import SnpFields, parse_snp_report, verify_snp_report
 from prem_core.attestation.tdx import verify_tdx_quote
 
@@ -54,7 +57,10 @@ __all__ = [
     "Check",
     "ChipMismatchError",
     "CollateralExpiredError",
+    "CollateralSources",
+    "CollateralUnavailableError",
     "DebugEnabledError",
+    "Evidence",
     "GpuAttestationFailedError",
     "GpuReport",
     "GpuTokenMismatchError",
@@ -65,6 +71,7 @@ __all__ = [
     "MigrationAllowedError",
     "MissingGpuTokenError",
     "NonceMismatchError",
+    "NotAttestedError",
     "PremPolicy",
     "QuoteRefusedError",
     "RevocationUnknownError",

@@ -26,6 +26,14 @@ REFRESH: dict[Role, timedelta] = {
     "jwks": timedelta(hours=1),
 }
 
+_TITLES: dict[Role, str] = {
+    "vcek": "AMD's certificate of the chip (VCEK)",
+    "chain": "AMD's certificate chain",
+    "crl": "AMD's revocation list",
+    "tdx": "Intel's collateral of the platform",
+    "jwks": "NVIDIA's public keys (JWKS)",
+}
+
 #: Bytes of one document: more than the largest real one has.
 MAX_DOCUMENT = 4 << 20
 
@@ -38,6 +46,11 @@ class Document:
     name: str
     path: str = ""
     query: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What the document is, for an error."""
+        return _TITLES[self.role]
 
     def valid_until(self, body: bytes) -> datetime:
         """When the document stops being valid, by its own statement.

@@ -27,7 +27,7 @@ class CollateralSources:
             this server's TLS certificate.
 
     Raises:
-        ConfigurationError: A URL is neither https nor http to this machine.
+        ConfigurationError: A URL is missing, or is neither https nor http to this machine.
     """
 
     amd: tuple[str, ...] = ("https://kcds.prem.io", "https://kdsintf.amd.com")
@@ -39,10 +39,18 @@ class CollateralSources:
     nvidia_jwks: tuple[str, ...] = ("https://nras.attestation.nvidia.com/.well-known/jwks.json",)
 
     def __post_init__(self) -> None:
-        for url in (*self.amd, *self.intel, *self.intel_root_crl, *self.nvidia_jwks):
+        for name in ("amd", "intel", "intel_root_crl", "nvidia_jwks"):
+            if not getattr(self, name):
+                raise ConfigurationError(f"{name} must have at least one URL")
+        for url in self.urls:
             parts = urlsplit(url)
             if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
                 raise ConfigurationError(f"collateral is fetched over https only, not from {url!r}")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All URLs."""
+        return (*self.amd, *self.intel, *self.intel_root_crl, *self.nvidia_jwks)
 
 
 @dataclass(frozen=True)

@@ -278,9 +278,7 @@ class _Collection:
             if stored is not None and not self._refetch and stored.is_valid(now):
                 self.used_cache = True
                 return stored.body
-            raise CollateralUnavailableError(
-                f"{document.name} could not be fetched from its sources: {error}"
-            ) from error
+            raise CollateralUnavailableError(f"{document.title} could not be fetched: {error}") from error
         fetched = Stored(body, now, document.valid_until(body))
         if fetched.is_valid(now):
             COLLATERAL.put(sources, document, fetched)
