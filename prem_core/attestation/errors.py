@@ -18,6 +18,7 @@ __all__ = [
     "MigrationAllowedError",
     "MissingGpuTokenError",
     "NonceMismatchError",
+    "QuoteRefusedError",
     "RevocationUnknownError",
     "RevokedError",
     "SecureBootDisabledError",
@@ -64,6 +65,12 @@ class TokenExpiredError(AttestationError):
     """A token is expired, or not valid yet."""
 
     DEFAULT_CHECK = "validity"
+
+
+class QuoteRefusedError(AttestationError):
+    """The library that verifies TDX quotes refuses this one, for a reason that has no class of its own here."""
+
+    DEFAULT_CHECK = "quote"
 
 
 class RevokedError(AttestationError):

@@ -190,10 +190,10 @@ class _TokenVerifier:
             )
         except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError, jwt.InvalidKeyError):
             raise SignatureInvalidError(f"{name} has no valid {ALGORITHM} signature") from None
-        except (jwt.InvalidIssuerError, jwt.exceptions.MissingRequiredClaimError) as error:
-            raise MalformedEvidenceError(
-                f"{name} does not name its issuer, times and nonce: {error}"
-            ) from None
+        except jwt.InvalidIssuerError:
+            raise UnknownRootError(f"{name} is not issued by {self._issuer}", check="issuer") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise MalformedEvidenceError(f"{name} has no claim {error.claim}") from None
         except jwt.PyJWTError:
             raise MalformedEvidenceError(f"{name} cannot be decoded as a JWT") from None
         self._check_times(name, claims)

@@ -50,7 +50,7 @@ class PremPolicy:
         minimum_snp_tcb: The lowest firmware versions of SEV-SNP. Prem's own policy is microcode 72.
         tdx_statuses: The TCB statuses of TDX that are accepted.
         max_vmpl: The least privileged level of an SEV-SNP guest that may have requested the report.
-        allow_migration: Whether the guest may be one that can be migrated.
+        allow_migration: Whether an SEV-SNP guest may be one that can be migrated.
         require_revocation_check: Whether evidence without a revocation list is refused.
     """
 
@@ -207,7 +207,10 @@ class AnyOf:
 
 
 class UnsafeNoOp:
-    """Accepts all genuine evidence: old firmware, guests that can be debugged, any software. For experiments only."""
+    """Accepts all genuine evidence: old firmware, guests that can be debugged, any software. For experiments only.
+
+    The library that verifies TDX quotes still refuses those of a guest that can be debugged or migrated.
+    """
 
     def verify(self, report: AttestationReport) -> None:
         """Do nothing."""

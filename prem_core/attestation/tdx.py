@@ -15,7 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from prem_core._errors import ConfigurationError
+from prem_core._errors import AttestationError, ConfigurationError
 from prem_core.attestation import report as reports
 from prem_core.attestation._checks import (
     CheckLog,
@@ -38,6 +38,8 @@ from prem_core.attestation.collateral import TdxCollateral
 from prem_core.attestation.errors import (
     DebugEnabledError,
     MalformedEvidenceError,
+    MigrationAllowedError,
+    QuoteRefusedError,
     RevokedError,
     SignatureInvalidError,
     UnknownRootError,
@@ -53,6 +55,13 @@ TEE_TDX = 0x81
 #: The low byte of the TD attributes: any of its bits makes the TD debuggable or otherwise untrusted.
 ATTRIBUTES_DEBUG = 0xFF
 ATTRIBUTE_MIGRATABLE = 1 << 29
+#: Words in the library's messages. A message without one of them is still a refusal, with a less specific error.
+REFUSALS: tuple[tuple[tuple[str, ...], type[AttestationError]], ...] = (
+    (("signature", "hash mismatch"), SignatureInvalidError),
+    (("revoked",), RevokedError),
+    (("debug", "profiling"), DebugEnabledError),
+    (("migration",), MigrationAllowedError),
+)
 
 
 def verify_tdx_quote(
@@ -178,6 +187,15 @@ def _without_padding(quote: bytes) -> bytes:
         raise MalformedEvidenceError("the quote is shorter than its size fields state")
     if any(quote[end:]):
         raise MalformedEvidenceError("the bytes after the quote are not zero")
+    # After the signature and the key: a type, which the library does not check, and the rest's size.
+    certification = header + body + size_field + 128
+    if end < certification + 6 or struct.unpack_from("<HI", quote, certification) != (
+        6,
+        end - certification - 6,
+    ):
+        raise MalformedEvidenceError(
+            "the quote's certification data is not a report of the quoting enclave (type 6)"
+        )
     return quote[:end]
 
 
@@ -268,15 +286,12 @@ def _verify(
     return values
 
 
-def _refusal(reason: str) -> Exception:
-    """The library has one error for all causes; what remains after the checks here is mostly a signature."""
+def _refusal(reason: str) -> AttestationError:
+    """The typed error for the library's message: it has one error class for all causes."""
     reason = reason.removeprefix("Verification failed: ")
     text = f"the quote is not accepted: {reason[:200]}"
     lowered = reason.lower()
-    if "signature" in lowered or "hash mismatch" in lowered:
-        return SignatureInvalidError(text)
-    if "revoked" in lowered:
-        return RevokedError(text)
-    if "debug" in lowered:
-        return DebugEnabledError(text)
-    return MalformedEvidenceError(text, check="quote")
+    for words, kind in REFUSALS:
+        if any(word in lowered for word in words):
+            return kind(text)
+    return QuoteRefusedError(text)
