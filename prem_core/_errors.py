@@ -6,7 +6,7 @@
     ├── ConfigurationError            a setting of the client cannot work
     ├── InvalidParameterError         a request parameter is not allowed; nothing was sent
     ├── EnclaveKeyError               the enclave's public key cannot be fetched, read or used
-    ├── AttestationError              the attestation evidence is not accepted (kinds: `prem_core.attestation`)
+    ├── AttestationError              the attestation evidence is not accepted (kinds: prem_core.attestation)
     ├── DecryptionError               bytes that do not open with the request's secret
     ├── NonceReuseError               the service seals replies under their request's nonce; see `nonce_reuse`
     ├── LengthFinishReasonError       the token limit truncated structured output or a tool call

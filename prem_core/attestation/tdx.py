@@ -239,6 +239,10 @@ def _check_collateral(
     log.record("chain", "PCK, PCK CA, TCB signing and root certificates")
     valid_until = min(check_certificate_time(name, certificate, now) for name, certificate, _ in named)
     ends = [_check_document("TCB info", collateral.tcb_info, now)]
+    extension = parsed.pck_extension()
+    # The library compares the FMSPC, but not the PCE's identifier.
+    if extension is None or json.loads(collateral.tcb_info).get("pceId") != extension.pce_id.hex().upper():
+        raise MalformedEvidenceError("the TCB info is not of the platform's provisioning enclave (pceId)")
     ends.append(_check_document("QE identity", collateral.qe_identity, now))
     log.record("validity", "the certificates, the TCB info and the QE identity are valid")
     root_crl = read_crl("the root CA's revocation list", collateral.root_ca_crl)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from datetime import timedelta
 from typing import get_args
 
+import jwt
 import pytest
 from support.attestation import GPU_NONCE, NOW, verify_nvidia, verify_snp
 
@@ -148,3 +150,20 @@ def test_a_report_of_a_cpu_with_gpus_states_that_nothing_links_them(
     assert both.checks == cpu.checks + gpus.checks
     assert any("Nothing links the GPUs to the CPU" in sentence for sentence in both.not_proven)
     assert len(set(both.not_proven)) == len(both.not_proven)
+
+
+def test_a_critical_header_that_is_not_understood_is_refused(nvidia: NvidiaIssuer) -> None:
+    evidence = nvidia.evidence(GPU_NONCE, now=NOW)
+    (kind, overall), tokens = json.loads(evidence.text)
+    claims = jwt.decode(overall, options={"verify_signature": False})
+    token = jwt.encode(claims, nvidia._key, "ES384", headers={"kid": nvidia._kid, "crit": ["x"], "x": 1})
+    text = json.dumps([[kind, token], tokens])
+    with pytest.raises(MalformedEvidenceError):
+        verify_nvidia(nvidia, dataclasses.replace(evidence, text=text))
+
+
+def test_without_the_extra_the_error_names_it(nvidia: NvidiaIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = nvidia.evidence(GPU_NONCE, now=NOW)
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    with pytest.raises(ConfigurationError, match=r"prem-encrypted\[attestation\]"):
+        verify_nvidia(nvidia, evidence)

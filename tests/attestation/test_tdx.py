@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from datetime import timedelta
 from typing import Any, get_args
 from urllib.parse import quote as url_quote
@@ -11,6 +12,7 @@ from urllib.parse import quote as url_quote
 import pytest
 from support.attestation import NONCE, NOW, PUBLIC_KEY, verify_tdx
 
+from prem_core import ConfigurationError
 from prem_core.attestation import (
     VENDOR_ROOTS,
     AttestationError,
@@ -44,6 +46,7 @@ FAULTS: dict[TdxFault, tuple[type[AttestationError], str]] = {
     "foreign_root": (UnknownRootError, "root"),
     "migration": (MigrationAllowedError, "migration"),
     "other_key": (KeyNotBoundError, "key binding"),
+    "other_pce": (MalformedEvidenceError, "format"),
     "other_platform": (QuoteRefusedError, "quote"),
     "out_of_date": (TcbTooOldError, "TCB"),
     "revoked": (RevokedError, "revocation"),
@@ -158,3 +161,9 @@ def test_collateral_is_read_from_the_responses_of_a_certificate_service(tdx: Tdx
     )
     assert collateral == wanted
     assert verify_tdx(tdx, dataclasses.replace(evidence, collateral=collateral)).tcb_status == "UpToDate"
+
+
+def test_without_the_extra_the_error_names_it(tdx: TdxIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dcap_qvl", None)
+    with pytest.raises(ConfigurationError, match=r"prem-encrypted\[attestation\]"):
+        verify_tdx(tdx)
