@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,11 @@ class TrustedRoots:
     nvidia_issuer: str = "https://nras.attestation.nvidia.com"
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "amd", MappingProxyType({name: frozenset(pins) for name, pins in self.amd.items()})
-        )
+        object.__setattr__(self, "amd", {name: frozenset(pins) for name, pins in self.amd.items()})
         object.__setattr__(self, "intel", frozenset(self.intel))
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.amd.items()), self.intel, self.nvidia_issuer))
 
 
 #: The vendors' own roots. Each pin was computed from two independent copies of the certificate, which agree.

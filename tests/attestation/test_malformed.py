@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -48,6 +49,32 @@ def test_a_damaged_snp_report_or_certificate(snp: SnpIssuer, field: str) -> None
     for _ in range(CHANGES):
         changed = dataclasses.replace(evidence, **{field: damaged(chance, getattr(evidence, field))})
         refused_or_accepted(verify_snp, snp, changed)
+
+
+def changed_bytes(chain: bytes) -> Iterator[bytes]:
+    """A chain in PEM, with each byte of its first certificate changed in turn."""
+    end = b"-----END CERTIFICATE-----\n"
+    first, rest = chain.split(end, 1)
+    der = ssl.PEM_cert_to_DER_cert((first + end).decode())
+    for offset in range(len(der)):
+        changed = bytearray(der)
+        changed[offset] ^= 1 << offset % 8
+        yield ssl.DER_cert_to_PEM_cert(bytes(changed)).encode() + rest
+
+
+def test_a_changed_byte_of_an_intermediate_certificate_of_amd(snp: SnpIssuer) -> None:
+    evidence = snp.evidence(NONCE, now=NOW)
+    for chain in changed_bytes(evidence.chain):
+        with pytest.raises(AttestationError):
+            verify_snp(snp, dataclasses.replace(evidence, chain=chain))
+
+
+def test_a_changed_byte_of_an_intermediate_certificate_of_intel(tdx: TdxIssuer) -> None:
+    evidence = tdx.evidence(NONCE, now=NOW)
+    for chain in changed_bytes(evidence.collateral.pck_crl_issuer_chain.encode()):
+        # It is compared with the quote's certificate by its key and name, so a change elsewhere has no meaning.
+        collateral = dataclasses.replace(evidence.collateral, pck_crl_issuer_chain=chain.decode())
+        refused_or_accepted(verify_tdx, tdx, dataclasses.replace(evidence, collateral=collateral))
 
 
 def test_a_damaged_tdx_quote(tdx: TdxIssuer) -> None:
