@@ -72,6 +72,7 @@ bench: $(INSTALLED)  ## Measure beside the peers: chunks, calls, recordings, imp
 	$(BIN)/python benchmarks/llama_index_overhead.py
 	$(BIN)/python benchmarks/audio_overhead.py
 	$(BIN)/python benchmarks/proxy_overhead.py
+	$(BIN)/python benchmarks/attestation.py
 	$(BIN)/python benchmarks/import_time.py
 
 newest: $(INSTALLED)  ## Run the tests with the newest versions there are

@@ -6,6 +6,7 @@
     ├── ConfigurationError            a setting of the client cannot work
     ├── InvalidParameterError         a request parameter is not allowed; nothing was sent
     ├── EnclaveKeyError               the enclave's public key cannot be fetched, read or used
+    ├── AttestationError              the attestation evidence is not accepted (kinds: prem_core.attestation)
     ├── DecryptionError               bytes that do not open with the request's secret
     ├── NonceReuseError               the service seals replies under their request's nonce; see `nonce_reuse`
     ├── LengthFinishReasonError       the token limit truncated structured output or a tool call
@@ -71,6 +72,25 @@ def _writable(text: str) -> str:
 
 class EnclaveKeyError(PremError):
     """The enclave's public key could not be fetched or read, or the enclave no longer has the private key for it."""
+
+
+class AttestationError(PremError):
+    """The attestation evidence is missing, not genuine, not fresh, or shows what the policy does not accept.
+
+    Each kind of refusal is a class of its own in `prem_core.attestation`.
+
+    Attributes:
+        check: The check that failed, for example ``nonce`` or ``revocation``.
+        checks: Every check up to this one, in order, as `prem_core.attestation.Check`; the last one failed.
+    """
+
+    #: The check where none is given.
+    DEFAULT_CHECK: ClassVar[str] = "attestation"
+
+    def __init__(self, message: str, *, check: str | None = None) -> None:
+        super().__init__(message)
+        self.check = self.DEFAULT_CHECK if check is None else check
+        self.checks: tuple[Any, ...] = ()
 
 
 class DecryptionError(PremError):

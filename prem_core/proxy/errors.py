@@ -33,6 +33,7 @@ TABLE: Final[tuple[tuple[type[errors.PremError], int | None, str, str | None], .
     (errors.APIResponseValidationError, 502, "server_error", "invalid_response"),
     (errors.APIError, 502, "server_error", None),
     (errors.EnclaveKeyError, 502, "server_error", "enclave_key_error"),
+    (errors.AttestationError, 502, "server_error", "attestation_failed"),
     (errors.DecryptionError, 502, "server_error", "decryption_failed"),
     (errors.LengthFinishReasonError, 502, "server_error", "length"),
     (errors.RefusalError, 502, "server_error", "refusal"),

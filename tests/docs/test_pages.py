@@ -109,6 +109,7 @@ REFERENCE = {
     "prem_core": "prem_core",
     "langchain_prem": "langchain_prem",
     "llama_index_prem": "llama_index_prem",
+    "attestation": "prem_core.attestation",
     "enclave": "prem_core.enclave",
     "proxy": "prem_core.proxy",
 }

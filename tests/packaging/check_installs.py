@@ -23,6 +23,7 @@ VERSION = (ROOT / "prem_core/_version.py").read_text().split('"')[-2]
 #: Module, and the extra that it needs.
 MODULES = {
     "prem_core": None,
+    "prem_core.attestation": None,
     "langchain_prem": "langchain",
     "llama_index_prem": "llama-index",
     "prem_core.enclave": "enclave",
@@ -32,7 +33,7 @@ MODULES = {
 BRINGS = {
     "proxy": {"cli"},
     "enclave": {"cli"},
-    "all": {"langchain", "llama-index", "cli", "proxy", "enclave", "audio"},
+    "all": {"langchain", "llama-index", "cli", "proxy", "enclave", "audio", "attestation"},
 }
 
 #: Run in the environment: imports every public name of the first modules, and wants an error from the others.

@@ -9,6 +9,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from prem_core import AsyncPremClient, EncryptionKeys, Limits, PremClient, PremE
 from prem_core._crypto import keyfile
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.xwing import CIPHER_TEXT_BYTES, PrivateKey
+from prem_core.attestation import verify_snp_report
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy
 from support.fake_gateway import DONE, FakeGateway, ReceivedRequest, event
@@ -420,6 +422,12 @@ OTHER_FAILURES: dict[str, Other] = {
     "keys: an invalid fingerprint": (
         prem_core.ConfigurationError,
         lambda enclaves: EncryptionKeys(KEYS.shared_secret, KEYS.cipher_text, enclave_fingerprint="none"),
+    ),
+    "attestation: a report of the wrong size": (
+        prem_core.AttestationError,
+        lambda enclaves: verify_snp_report(
+            PROMPT.encode(), vcek=b"", chain=b"", crl=None, nonce=bytes(64), now=datetime.now(UTC)
+        ),
     ),
     "keys: bytes that do not open": (
         prem_core.DecryptionError, lambda enclaves: KEYS.open(KEYS.seal(b"", bytes(24)), bytes(23) + b"x")
