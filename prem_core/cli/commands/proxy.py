@@ -119,6 +119,7 @@ def proxy(
             enclave_url=connection.enclave_url,
             enclave_public_key=parse_enclave_key(connection.enclave_public_key),
             encryption_keys=connection.encryption_keys(),
+            nonce_reuse=connection.nonce_reuse,
             timeout=connection.timeout,
             audio_timeout=audio_timeout,
             max_retries=connection.max_retries,
