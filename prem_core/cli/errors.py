@@ -101,16 +101,16 @@ def error_boundary(
 
 @contextlib.contextmanager
 def warnings_on_one_line(command: str) -> Iterator[None]:
-    """Write every warning in the block as one line to standard error, whatever Python's option -W says of ours."""
+    """Write every warning in the block as one line to standard error."""
+    from prem_core import NonceReuseWarning
 
     def write(message: Warning | str, *_: Any, **__: Any) -> None:
-        from prem_core import NonceReuseWarning
-
         text = _NONCE_REUSE_WARNING if isinstance(message, NonceReuseWarning) else message
         write_stderr(f"{command}: warning: {text}")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
+        # Only --nonce-reuse hides this one, not Python's filters.
+        warnings.simplefilter("always", NonceReuseWarning)
         warnings.showwarning = write
         yield
 
