@@ -71,8 +71,10 @@ class Connection:
     keys: str | None = None
     kek_file: str | None = None
     nonce_reuse: NonceReuse | None = None
+    masking: bool = True
     timeout: float | None = None
     max_retries: int = DEFAULT_MAX_RETRIES
+    retry_after_send: bool = False
     allow_insecure: bool = False
 
     def client(self, **options: Any) -> PremClient:
@@ -141,8 +143,10 @@ class Connection:
             "enclave_public_key": parse_enclave_key(self.enclave_public_key),
             "encryption_keys": self.encryption_keys(),
             "nonce_reuse": self.nonce_reuse,
+            "request_masking": self.masking,
             "timeout": timeout,
             "max_retries": self.max_retries,
+            "retry_after_send": self.retry_after_send,
             "allow_insecure": self.allow_insecure,
         }
 
@@ -193,8 +197,20 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
         "Default: PREM_NONCE_REUSE, or warn.",
         metavar="MODE",
     ),
+    "masking": _option(
+        bool,
+        "Begin each chat with about 2 kB of random characters, so that the gateway cannot read the beginning of the "
+        "request with the help of its streamed answer. Default: masking.",
+        "--masking/--no-masking",
+        show_default=False,
+    ),
     "max_retries": _option(
         int, "Retries after a failed request; never after the first chunk.", metavar="N", min=0
+    ),
+    "retry_after_send": _option(
+        bool,
+        "Retry also where the service may have accepted the request. It may then charge for it twice.",
+        "--retry-after-send",
     ),
     "allow_insecure": _option(
         bool, "Allow plain http to another machine; the API key can then be read on the way.",

@@ -163,6 +163,9 @@ def _message_and_status(error: Exception, names: Mapping[str, str]) -> tuple[str
     wrong_setting = (ConfigurationError, InvalidParameterError)
     if isinstance(error, wrong_setting) or isinstance(error.__cause__, wrong_setting):
         text = use_cli_names(text, names)
+    source = error.__cause__ if isinstance(error, CliError) else error
+    if isinstance(source, PremError):
+        text = ". ".join([text, *(use_cli_names(note, names) for note in getattr(source, "__notes__", ()))])
     if isinstance(error, CliError):
         return text, error.status
     if isinstance(error, PremError):

@@ -13,8 +13,10 @@ from support.prem_program import Prem, Result, client_environment, run, run_on_t
 from support.screen import screen_rows
 
 from prem_core import EncryptionKeys
+from prem_core._protocol.masking import MIN_MASK
 from prem_core._protocol.nonce_reuse import is_probe
-from prem_core.enclave import EngineRequest, LocalEnclave, QuotingEngine
+from prem_core._protocol.routes import CHAT_ROUTE
+from prem_core.enclave import EngineRequest, Exchange, LocalEnclave, QuotingEngine
 
 OPENS = "Context:\nThe clinic opens at eight.\n\nQuestion: When does the clinic open?"
 
@@ -153,6 +155,20 @@ def test_a_whole_answer_under_the_nonce_of_its_request_is_written_with_a_warning
     assert line.startswith("prem chat: warning: the gateway can read and replace this answer")
 
 
+@pytest.mark.parametrize(("options", "masked"), [([], True), (["--no-masking"], False)])
+def test_a_request_is_masked_unless_no_masking_is_given(options: list[str], masked: bool) -> None:
+    sizes: list[int] = []
+
+    def record(exchange: Exchange) -> None:
+        if exchange.path == CHAT_ROUTE:
+            sizes.append(len(json.loads(exchange.request_body)["encryptedInference"]) // 2)
+
+    with LocalEnclave(on_exchange=record) as prem:
+        assert run("chat", OPENS, *options, **client_environment(prem)).returncode == 0
+    (size,) = sizes
+    assert (size > MIN_MASK) is masked
+
+
 def test_local_works_with_nonce_reuse_error() -> None:
     result = run("--local", "chat", OPENS, "--nonce-reuse", "error")
     assert (result.returncode, result.stdout, result.stderr) == (0, b"The clinic opens at eight.\n", b"")
@@ -256,7 +272,7 @@ def test_doctor_probes_with_encryption_keys_from_a_file(
     assert [checks[name]["state"] for name in ("keys", "chat nonce", "chat")] == ["ok"] * 3
 
 
-def test_a_missing_scope_or_rate_limit_of_the_probe_is_reported_as_for_the_call(prem: Prem) -> None:
+def test_a_missing_scope_of_the_probe_is_reported_as_for_the_call() -> None:
     with LocalEnclave(scopes=["audio.transcription"]) as narrow:
         checks = doctor_checks(narrow, "--audio", status=1)
     assert checks["chat nonce"]["state"] == "failed"
