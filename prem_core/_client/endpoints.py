@@ -21,7 +21,7 @@ MAX_PAGE: Final = 64 * 1024
 
 #: The enclave publishes its key without authentication, and no other party is asked: neither a real API key nor the
 #: environment's gateway is needed.
-_UNUSED: Any = {"api_key": "unused", "gateway_url": _config.DEFAULT_GATEWAY_URL}
+_UNUSED: Any = {"api_key": "unused", "gateway_url": _config.DEFAULT_GATEWAY_URL, "nonce_reuse": "warn"}
 
 
 def generate_encryption_keys(

@@ -46,14 +46,27 @@ def _read(name: str, data: bytes, der: Callable[[bytes], T], pem: Callable[[byte
 
 def read_certificate(name: str, data: bytes) -> x509.Certificate:
     """Read one certificate, in DER or PEM."""
-    return _read(name, data, x509.load_der_x509_certificate, x509.load_pem_x509_certificate)
+    certificate = _read(name, data, x509.load_der_x509_certificate, x509.load_pem_x509_certificate)
+    _read_fields(name, certificate)
+    return certificate
 
 
 def read_chain(name: str, data: bytes) -> list[x509.Certificate]:
-    """Read certificates that follow each other, in PEM, or one in DER."""
-    return _read(
-        name, data, lambda der: [x509.load_der_x509_certificate(der)], x509.load_pem_x509_certificates
-    )
+    """Read certificates that follow each other, in PEM."""
+    certificates = _read(name, data, x509.load_pem_x509_certificates, x509.load_pem_x509_certificates)
+    for certificate in certificates:
+        _read_fields(name, certificate)
+    return certificates
+
+
+def _read_fields(name: str, certificate: x509.Certificate) -> None:
+    """Read the fields that are parsed only when they are used, so that no later use can fail."""
+    try:
+        _ = (certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key())
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        _ = (certificate.signature_hash_algorithm, certificate.signature_algorithm_parameters)
+    except UNREADABLE:
+        raise MalformedEvidenceError(f"{name} cannot be read: a field of it is malformed") from None
 
 
 def read_crl(name: str, data: bytes) -> x509.CertificateRevocationList:
@@ -68,10 +81,7 @@ def pem_to_der(name: str, crl: bytes) -> bytes:
 
 def spki_sha256(certificate: x509.Certificate) -> str:
     """The pin of a certificate: the SHA-256 of its DER SubjectPublicKeyInfo, in hex."""
-    try:
-        key = certificate.public_key()
-    except UNREADABLE:
-        raise MalformedEvidenceError("a certificate holds a public key that cannot be read") from None
+    key = certificate.public_key()
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any
 from urllib.parse import urlsplit
 
 from prem_core._config import is_loopback
@@ -73,17 +71,11 @@ class TrustedRoots:
     sources: CollateralSources = field(default_factory=CollateralSources)
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "amd", MappingProxyType({name: frozenset(pins) for name, pins in self.amd.items()})
-        )
+        object.__setattr__(self, "amd", {name: frozenset(pins) for name, pins in self.amd.items()})
         object.__setattr__(self, "intel", frozenset(self.intel))
 
     def __hash__(self) -> int:
         return hash((frozenset(self.amd.items()), self.intel, self.nvidia_issuer, self.sources))
-
-    def __reduce__(self) -> tuple[type[TrustedRoots], tuple[Any, ...]]:
-        # A read-only mapping can be neither pickled nor copied.
-        return TrustedRoots, (dict(self.amd), self.intel, self.nvidia_issuer, self.sources)
 
 
 #: The vendors' own roots. Each pin was computed from two independent copies of the certificate, which agree.

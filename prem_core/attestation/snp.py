@@ -26,7 +26,6 @@ from prem_core.attestation._checks import (
     decide,
 )
 from prem_core.attestation.certificates import (
-    UNREADABLE,
     check_certificate_time,
     check_crl,
     check_issued,
@@ -284,19 +283,13 @@ def _verify_chain(
 
 
 def _uses_pss_sha384(certificate: x509.Certificate) -> bool:
-    try:
-        return isinstance(certificate.signature_algorithm_parameters, padding.PSS) and isinstance(
-            certificate.signature_hash_algorithm, hashes.SHA384
-        )
-    except UNREADABLE:
-        return False
+    return isinstance(certificate.signature_algorithm_parameters, padding.PSS) and isinstance(
+        certificate.signature_hash_algorithm, hashes.SHA384
+    )
 
 
 def _check_signature(report: bytes, fields: SnpFields, leaf: x509.Certificate) -> None:
-    try:
-        key = leaf.public_key()
-    except UNREADABLE:
-        raise MalformedEvidenceError("the VCEK certificate holds a public key that cannot be read") from None
+    key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise MalformedEvidenceError("the VCEK certificate does not hold a P-384 key")
     try:
@@ -332,14 +325,11 @@ def _check_chip(fields: SnpFields, leaf: x509.Certificate, generation: str, log:
 
 
 def _extensions(leaf: x509.Certificate) -> dict[str, bytes]:
-    try:
-        return {
-            extension.oid.dotted_string: extension.value.value
-            for extension in leaf.extensions
-            if isinstance(extension.value, x509.UnrecognizedExtension)
-        }
-    except UNREADABLE:
-        raise MalformedEvidenceError("the VCEK certificate's extensions cannot be read") from None
+    return {
+        extension.oid.dotted_string: extension.value.value
+        for extension in leaf.extensions
+        if isinstance(extension.value, x509.UnrecognizedExtension)
+    }
 
 
 def _product(extensions: dict[str, bytes]) -> str | None:

@@ -83,7 +83,9 @@ def _prem(
 ) -> None:
     """Prem's end-to-end encrypted inference, from the command line.
 
-    Prompts and recordings are encrypted on this machine for the enclave; the gateway in between sees only ciphertext.
+    Prompts and recordings are encrypted on this machine for the enclave. The gateway in between gets ciphertext, but it
+    can read and replace streamed answers: see prem chat --nonce-reuse, and prem doctor for what is not verified.
+
     Set PREM_API_KEY to your API key. No option takes a secret, because other users can read a command line.
 
     \b

@@ -12,6 +12,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -21,6 +22,7 @@ from prem_core._config import (
     DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT,
     VARIABLES,
+    WHOLE_REPLY_TIMEOUT,
     from_environment,
     positive,
 )
@@ -30,8 +32,17 @@ from prem_core.cli.errors import CliError
 
 if TYPE_CHECKING:
     from prem_core import AsyncPremClient, EncryptionKeys, PremClient, PublicKey
+    from prem_core._protocol.nonce_reuse import NonceReuse
 
 _SECTION: Final = "Connection"
+
+
+class NonceReuseMode(StrEnum):
+    """The client's `nonce_reuse`, as typer takes it."""
+
+    WARN = "warn"
+    ERROR = "error"
+    ALLOW = "allow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +70,11 @@ class Connection:
     enclave_public_key: str | None = None
     keys: str | None = None
     kek_file: str | None = None
-    timeout: float = DEFAULT_TIMEOUT
+    nonce_reuse: NonceReuse | None = None
+    masking: bool = True
+    timeout: float | None = None
     max_retries: int = DEFAULT_MAX_RETRIES
+    retry_after_send: bool = False
     allow_insecure: bool = False
 
     def client(self, **options: Any) -> PremClient:
@@ -94,6 +108,10 @@ class Connection:
             )
         return key
 
+    def refuses_nonce_reuse(self) -> bool:
+        """Whether only replies under a nonce of their own are accepted, so that nothing is asked for as a stream."""
+        return (self.nonce_reuse or from_environment("nonce_reuse")) == "error"
+
     def encryption_keys(self) -> EncryptionKeys | None:
         """Read the keys of ``--keys``.
 
@@ -112,17 +130,23 @@ class Connection:
     def _client_options(self) -> dict[str, Any]:
         import httpx
 
+        timeout = None
+        if self.timeout is not None:
+            # A response may take long; finding the gateway should not.
+            timeout = httpx.Timeout(
+                positive("--timeout", self.timeout), connect=min(self.timeout, DEFAULT_TIMEOUT)
+            )
         return {
             "api_key": self.api_key(),
             "gateway_url": self.gateway_url,
             "enclave_url": self.enclave_url,
             "enclave_public_key": parse_enclave_key(self.enclave_public_key),
             "encryption_keys": self.encryption_keys(),
-            # A response may take long; finding the gateway should not.
-            "timeout": httpx.Timeout(
-                positive("--timeout", self.timeout), connect=min(self.timeout, DEFAULT_TIMEOUT)
-            ),
+            "nonce_reuse": self.nonce_reuse,
+            "request_masking": self.masking,
+            "timeout": timeout,
             "max_retries": self.max_retries,
+            "retry_after_send": self.retry_after_send,
             "allow_insecure": self.allow_insecure,
         }
 
@@ -133,7 +157,16 @@ def _option(kind: Any, help: str, *names: str, **more: Any) -> Any:  # noqa: A00
 
 _API_KEY_ENV_HELP: Final = "Read the API key from this environment variable instead of PREM_API_KEY."
 
-#: The type and help of each field of `Connection`, except `api_key_env`.
+_TIMEOUT_HELP: Final = (
+    "Seconds to wait for a connection, for the start of the response, and between its chunks."
+)
+
+_DEFAULT_TIMEOUT_HELP: Final = (
+    f" Default: {DEFAULT_TIMEOUT:g}, and {WHOLE_REPLY_TIMEOUT:g} for the start of an answer that is not "
+    "streamed."
+)
+
+#: The type and help of each field of `Connection`, except `api_key_env` and `timeout`.
 _ANNOTATIONS: Final[dict[str, Any]] = {
     "gateway_url": _option(
         str | None, "URL of the gateway. Default: PREM_GATEWAY_URL, or Prem's gateway.", metavar="URL"
@@ -156,13 +189,28 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
         "File with the KEK (key-encryption key) that opens --keys. Default: the variable CLIENT_KEK.",
         metavar="FILE",
     ),
-    "timeout": _option(
-        float,
-        "Seconds to wait for a connection, for the start of the response, and between its chunks.",
-        metavar="SECONDS",
+    "nonce_reuse": _option(
+        NonceReuseMode | None,
+        "What to do about replies that are sealed under their request's nonce, as all streams are: the gateway can "
+        "read and replace them. warn: write one warning. error: ask for no stream, and send no prompt to a model "
+        "before a probe with a random word shows that its replies have a nonce of their own. allow: accept them. "
+        "Default: PREM_NONCE_REUSE, or warn.",
+        metavar="MODE",
+    ),
+    "masking": _option(
+        bool,
+        "Begin each chat with about 2 kB of random characters, so that the gateway cannot read the beginning of the "
+        "request with the help of its streamed answer. Default: masking.",
+        "--masking/--no-masking",
+        show_default=False,
     ),
     "max_retries": _option(
         int, "Retries after a failed request; never after the first chunk.", metavar="N", min=0
+    ),
+    "retry_after_send": _option(
+        bool,
+        "Retry also where the service may have accepted the request. It may then charge for it twice.",
+        "--retry-after-send",
     ),
     "allow_insecure": _option(
         bool, "Allow plain http to another machine; the API key can then be read on the way.",
@@ -172,12 +220,12 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
 
 
 def with_connection_options(
-    *, timeout: float = DEFAULT_TIMEOUT, api_key_env_help: str = _API_KEY_ENV_HELP
+    *, timeout: float | None = None, api_key_env_help: str = _API_KEY_ENV_HELP
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the connection options to a command, which receives them as its parameter `connection`.
 
     Args:
-        timeout: The command's default of ``--timeout``.
+        timeout: The command's default of ``--timeout``; None for the client's.
         api_key_env_help: The command's help for ``--api-key-env``.
     """
 
@@ -188,12 +236,18 @@ def with_connection_options(
 
         @functools.wraps(command)
         def wrapper(**arguments: Any) -> None:
-            connection = Connection(**{name: arguments.pop(name) for name in defaults})
-            command(connection=connection, **arguments)
+            given = {name: arguments.pop(name) for name in defaults}
+            given["nonce_reuse"] = given["nonce_reuse"] and given["nonce_reuse"].value
+            command(connection=Connection(**given), **arguments)
 
         annotations = {
             **_ANNOTATIONS,
             "api_key_env": _option(str | None, api_key_env_help, metavar="NAME"),
+            "timeout": _option(
+                float | None,
+                _TIMEOUT_HELP + ("" if timeout else _DEFAULT_TIMEOUT_HELP),
+                metavar="SECONDS",
+            ),
         }
         kind = inspect.Parameter.KEYWORD_ONLY
         shared = [

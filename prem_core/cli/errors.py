@@ -18,12 +18,28 @@ from typing import Any, Final
 import typer
 
 from prem_core import _config
-from prem_core._errors import ConfigurationError, InvalidParameterError, PremError
+from prem_core._errors import ConfigurationError, InvalidParameterError, NonceReuseError, PremError
 from prem_core.cli import EXIT_BROKEN_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from prem_core.cli.output import is_terminal, strip_controls, write_stderr
 
 #: The base class of typer's usage errors. Its module differs between typer's releases.
 UsageError: Final[Any] = typer.BadParameter.__base__
+
+#: What a user of the command line can do about a `NonceReuseError`.
+NONCE_REUSE_REMEDY: Final = "use another model, or accept this with --nonce-reuse warn"
+
+_NONCE_REUSE_REFUSED: Final = (
+    "the service seals this model's replies under the nonce of their request, so the gateway could read "
+    "and replace them"
+)
+
+_NONCE_REUSE_WARNING: Final = (
+    "the gateway can read and replace this answer and, by sending the request again, read the request; "
+    "--nonce-reuse error prevents it, --nonce-reuse allow hides this warning"
+)
+
+#: The client's name of an option that has another name here.
+_CLIENT_NAMES: Final = {"keys": "encryption_keys"}
 
 
 class CliError(Exception):
@@ -86,12 +102,17 @@ def error_boundary(
 @contextlib.contextmanager
 def warnings_on_one_line(command: str) -> Iterator[None]:
     """Write every warning in the block as one line to standard error."""
-    before = warnings.showwarning
-    warnings.showwarning = lambda message, *_, **__: write_stderr(f"{command}: warning: {message}")
-    try:
+    from prem_core import NonceReuseWarning
+
+    def write(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = _NONCE_REUSE_WARNING if isinstance(message, NonceReuseWarning) else message
+        write_stderr(f"{command}: warning: {text}")
+
+    with warnings.catch_warnings():
+        # Only --nonce-reuse hides this one, not Python's filters.
+        warnings.simplefilter("always", NonceReuseWarning)
+        warnings.showwarning = write
         yield
-    finally:
-        warnings.showwarning = before
 
 
 def discard_stdout() -> None:
@@ -113,7 +134,7 @@ def cli_names(ctx: Any) -> dict[str, str]:
             if parameter.name in _config.VARIABLES and ctx.params.get(parameter.name) is None:
                 variable = _config.environment_source(parameter.name)
             if name := variable or option:
-                names.setdefault(parameter.name, name)
+                names.setdefault(_CLIENT_NAMES.get(parameter.name, parameter.name), name)
         ctx = ctx.parent
     return names
 
@@ -124,16 +145,27 @@ def use_cli_names(text: str, names: Mapping[str, str]) -> str:
     A name that is also an English word, such as "timeout", is replaced only at the start of the message.
     """
     for parameter, name in names.items():
+        text = text.replace(f"{parameter}='error'", f"{name}{' ' if name.startswith('--') else '='}error")
         found = rf"\b{parameter}\b" if "_" in parameter else rf"^{parameter}(?=: | must | is )"
         text = re.sub(rf"{found}(=\w+)?( \(from \w+\)| \({re.escape(name)}\))?", name, text)
     return text
 
 
+def error_text(error: Exception) -> str:
+    """The message of an error, with what a user of the command line can do."""
+    if isinstance(error, NonceReuseError):
+        return f"{_NONCE_REUSE_REFUSED}: {NONCE_REUSE_REMEDY}"
+    return str(error)
+
+
 def _message_and_status(error: Exception, names: Mapping[str, str]) -> tuple[str, int]:
-    text = str(error)
+    text = error_text(error)
     wrong_setting = (ConfigurationError, InvalidParameterError)
     if isinstance(error, wrong_setting) or isinstance(error.__cause__, wrong_setting):
         text = use_cli_names(text, names)
+    source = error.__cause__ if isinstance(error, CliError) else error
+    if isinstance(source, PremError):
+        text = ". ".join([text, *(use_cli_names(note, names) for note in getattr(source, "__notes__", ()))])
     if isinstance(error, CliError):
         return text, error.status
     if isinstance(error, PremError):

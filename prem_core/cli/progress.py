@@ -1,4 +1,4 @@
-"""Progress bars on standard error for recordings that are being transcribed."""
+"""Progress on standard error: bars for recordings that are being transcribed, a spinner for an answer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ MAX_NAME: Final = 40
 class ProgressBars:
     """One bar for all recordings, and one for each in progress. Use it as a context manager.
 
-    No bars are shown if standard error is not a terminal, or if standard output is a pipe: the program that reads
-    from it may write to the same terminal.
+    No bars are shown where `has_place` is false.
 
     Args:
         total: The number of recordings.
@@ -33,7 +32,7 @@ class ProgressBars:
         self._progress: Any = None
         self._live: Any = None
         self._tasks: dict[AudioSource, Any] = {}
-        if not is_terminal(sys.stderr) or _is_pipe(sys.stdout):
+        if not has_place():
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -98,6 +97,26 @@ class ProgressBars:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+@contextlib.contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Show `text` with a spinner while the block runs, if there is a place for it."""
+    if not has_place():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def has_place() -> bool:
+    """Whether standard error is a terminal that no other program writes to.
+
+    If standard output is a pipe, the program that reads from it may write to the same terminal.
+    """
+    return is_terminal(sys.stderr) and not _is_pipe(sys.stdout)
 
 
 def _is_pipe(stream: IO[str] | None) -> bool:

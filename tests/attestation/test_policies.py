@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.attestation import GPU_NONCE, NONCE, NOW, verify_nvidia, verify_snp
 
 from prem_core import ConfigurationError, PremError
 from prem_core.attestation import (
+    VENDOR_ROOTS,
     AllOf,
     AnyOf,
     AttestationReport,
@@ -143,11 +145,17 @@ def test_a_policy_of_the_users_own_sees_every_check(snp: SnpIssuer) -> None:
     assert {"signature", "nonce", "revocation"} <= {check.name for check in seen[0].checks}
 
 
+def test_roots_and_policies_can_be_copied_compared_and_used_as_keys(snp: SnpIssuer) -> None:
+    for value in (VENDOR_ROOTS, snp.roots, PremPolicy()):
+        assert {value: 1}[copy.deepcopy(value)] == 1
+        assert pickle.loads(pickle.dumps(value)) == value
+
+
 def test_an_error_can_be_pickled_with_its_checks(snp: SnpIssuer) -> None:
     with pytest.raises(MeasurementNotAllowedError) as refused:
         verify_snp(snp, policy=MeasurementAllowList([OTHER]))
-    copy = pickle.loads(pickle.dumps(refused.value))
-    assert (type(copy), str(copy)) == (MeasurementNotAllowedError, str(refused.value))
-    assert (copy.check, copy.checks) == (refused.value.check, refused.value.checks)
-    assert isinstance(copy, PremError)
-    assert not copy.is_retryable
+    pickled = pickle.loads(pickle.dumps(refused.value))
+    assert (type(pickled), str(pickled)) == (MeasurementNotAllowedError, str(refused.value))
+    assert (pickled.check, pickled.checks) == (refused.value.check, refused.value.checks)
+    assert isinstance(pickled, PremError)
+    assert not pickled.is_retryable

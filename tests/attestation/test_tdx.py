@@ -67,6 +67,12 @@ def test_every_changed_byte_of_a_quote_before_its_certificates_is_refused(tdx: T
     assert accepted == []
 
 
+def test_collateral_of_another_moment_verifies_the_quote(tdx: TdxIssuer) -> None:
+    evidence = tdx.evidence(NONCE, now=NOW)
+    later = tdx.evidence(bytes(64), now=NOW + timedelta(days=1)).collateral
+    assert verify_tdx(tdx, dataclasses.replace(evidence, collateral=later)).tcb_status == "UpToDate"
+
+
 def test_zeros_after_a_quote_are_padding(tdx: TdxIssuer) -> None:
     evidence = tdx.evidence(NONCE, now=NOW)
     assert verify_tdx(tdx, dataclasses.replace(evidence, quote=evidence.quote + bytes(64))).tcb_status

@@ -22,7 +22,9 @@ from support.prem_program import (
     run,
     run_on_terminal,
 )
+from support.screen import screen_rows
 from support.scripted_upstream import Upstream, chunk, delta, finish, usage
+from support.waiting import eventually
 
 from prem_core import EncryptionKeys, PublicKey
 from prem_core._crypto.xwing import PrivateKey
@@ -163,7 +165,7 @@ def test_an_image_of_more_than_20_mb_is_a_usage_error(
 
 
 def test_json_is_the_complete_response_as_one_object(
-    prem: Prem, upstream_env: dict[str, str], upstream: Upstream
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, upstream_enclave: LocalEnclave
 ) -> None:
     upstream.respond_with(
         delta(reasoning_content="Hm."), delta(content=CONTROLS), finish(), usage(3, 4, reasoning=1)
@@ -176,6 +178,13 @@ def test_json_is_the_complete_response_as_one_object(
     assert choice["message"] == {"role": "assistant", "content": CONTROLS, "reasoning_content": "Hm."}
     assert choice["finish_reason"] == "stop"
     assert answer["usage"]["total_tokens"] == 7
+    assert answer["prem"] == {
+        "key_fingerprint": upstream_enclave.public_key.fingerprint(),
+        "key_source": "fetched",
+        "attested": False,
+        "reply_nonce": "own",
+        "support_id": None,
+    }
 
 
 def test_reasoning_goes_to_standard_error_on_request(
@@ -189,32 +198,27 @@ def test_reasoning_goes_to_standard_error_on_request(
     assert prem("chat", "Hi", "--reasoning", **upstream_env) == Result(0, "Yes.\n", "Let me see.\n\n")
 
 
-def test_stats_are_one_line_on_standard_error(
-    prem: Prem, upstream_env: dict[str, str], upstream: Upstream
+def test_stats_on_standard_error_count_tokens_and_say_how_the_answer_was_protected(
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, upstream_enclave: LocalEnclave
 ) -> None:
     upstream.respond_with(delta(content="Yes."), finish(), usage(12, 34, reasoning=5))
     result = prem("chat", "Hi", "--stats", **upstream_env)
-    assert result.out == "Yes.\n"
-    result.err = f"prem chat: {result.err}"
-    result.assert_error(
-        0, "scripted", "12 input and 34 output (5 for reasoning) tokens", "first token after 0.", "total 0."
-    )
+    assert (result.status, result.out) == (0, "Yes.\n")
+    counts, protection = result.err.splitlines()
+    assert counts.startswith("scripted, 12 input and 34 output (5 for reasoning) tokens, total ")
+    key = f"sha256:{upstream_enclave.public_key.fingerprint()}"
+    assert protection == f"sealed to the key {key} (fetched, not attested); the answer has a nonce of its own"
+    streamed = run_on_terminal("chat", "Hi", "--stats", PREM_NONCE_REUSE="allow", **upstream_env).terminal
+    assert "tokens, first token after " in streamed
+    assert streamed.endswith("the answer has the request's nonce (the gateway can read and replace it)\n")
 
 
-def test_an_answer_that_breaks_off_is_an_error_after_the_part_that_arrived(
-    prem: Prem, upstream_env: dict[str, str], upstream: Upstream
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_whole_answer_that_breaks_off_is_an_error_and_nothing_is_written(
+    prem: Prem, upstream_env: dict[str, str], upstream: Upstream, options: list[str]
 ) -> None:
     upstream.respond_with(delta(content="Half of"), done=False)
-    result = prem("chat", "Hi", **upstream_env)
-    assert result.out == "Half of\n"
-    result.assert_error(1, "the answer above is incomplete")
-
-
-def test_an_answer_that_breaks_off_writes_no_json(
-    prem: Prem, upstream_env: dict[str, str], upstream: Upstream
-) -> None:
-    upstream.respond_with(delta(content="Half of"), done=False)
-    result = prem("chat", "Hi", "--json", **upstream_env)
+    result = prem("chat", "Hi", *options, **upstream_env)
     assert result.out == ""
     result.assert_error(1, "prem chat: ")
 
@@ -284,8 +288,24 @@ def test_keys_from_a_file_are_used(
 # --- as a program of its own --------------------------------------------------------------------------------
 
 
+def test_a_streamed_answer_that_breaks_off_is_an_error_after_the_part_that_arrived(
+    streaming_env: dict[str, str], upstream: Upstream
+) -> None:
+    upstream.respond_with(delta(content="Half of"), done=False)
+    shown = run_on_terminal("chat", "Hi", **streaming_env)
+    answer, error = shown.terminal.split("\n", 1)
+    assert (shown.status, answer) == (1, "Half of")
+    assert error.startswith("prem chat: the answer above is incomplete: ")
+
+
+@pytest.fixture
+def streaming_env(upstream_env: dict[str, str]) -> dict[str, str]:
+    """`upstream_env` without the warning about streamed answers."""
+    return {**upstream_env, "PREM_NONCE_REUSE": "allow"}
+
+
 def test_on_a_terminal_reasoning_is_dim_and_control_characters_are_removed(
-    upstream_env: dict[str, str], upstream: Upstream
+    streaming_env: dict[str, str], upstream: Upstream
 ) -> None:
     upstream.respond_with(
         delta(reasoning_content="[bold]Hm\x1b[2J\u202e"),
@@ -293,17 +313,17 @@ def test_on_a_terminal_reasoning_is_dim_and_control_characters_are_removed(
         delta(content=CONTROLS[9:]),
         finish(),
     )
-    shown = run_on_terminal("chat", "Hi", **upstream_env)
+    shown = run_on_terminal("chat", "Hi", **streaming_env)
     assert shown.status == 0
     assert shown.terminal == "\x1b[2m[bold]Hm[2J\x1b[0m\n\none[31m two]0;minethree 5m\tfour\nfive\n"
 
 
 @pytest.mark.parametrize("looks", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
 def test_a_terminal_without_colours_gets_none(
-    upstream_env: dict[str, str], upstream: Upstream, looks: dict[str, str]
+    streaming_env: dict[str, str], upstream: Upstream, looks: dict[str, str]
 ) -> None:
     upstream.respond_with(delta(reasoning_content="Hm."), delta(content="Yes."), finish())
-    shown = run_on_terminal("chat", "Hi", **upstream_env, **looks)
+    shown = run_on_terminal("chat", "Hi", **streaming_env, **looks)
     plain = shown.terminal
     if "NO_COLOR" in looks:  # dim is no colour
         plain = plain.replace("\x1b[2m", "").replace("\x1b[0m", "")
@@ -321,10 +341,10 @@ def test_a_pipe_gets_the_exact_text_in_utf_8_in_any_locale(
 
 
 def test_ctrl_c_stops_the_stream_quietly_and_disconnects(
-    upstream_env: dict[str, str], upstream: Upstream
+    streaming_env: dict[str, str], upstream: Upstream
 ) -> None:
     upstream.stalls(chunk("Once upon"))
-    running = TerminalProcess("chat", "Hi", **upstream_env)
+    running = TerminalProcess("chat", "Hi", **streaming_env)
     running.wait_for("Once upon")
     running.process.send_signal(signal.SIGINT)
     shown = running.end()
@@ -333,8 +353,22 @@ def test_ctrl_c_stops_the_stream_quietly_and_disconnects(
     assert upstream.left.wait(10)
 
 
+def test_ctrl_c_while_a_whole_answer_is_awaited_removes_the_spinner_and_disconnects(
+    upstream_env: dict[str, str], upstream: Upstream
+) -> None:
+    upstream.stalls(chunk("Once upon"))
+    running = TerminalProcess("chat", "Hi", "--json", **upstream_env)
+    running.wait_for("waiting for the answer")
+    assert eventually(lambda: bool(upstream.requests))
+    running.process.send_signal(signal.SIGINT)
+    shown = running.end()
+    assert shown.status == 130
+    assert "".join(screen_rows(shown.terminal, 100)).isspace()
+    assert upstream.left.wait(10)
+
+
 def test_a_broken_pipe_ends_it_quietly(upstream_env: dict[str, str], upstream: Upstream) -> None:
-    upstream.stalls(chunk("first\n"), *(chunk("x" * 1000) for _ in range(500)))
+    upstream.respond_with(delta(content="first\n"), delta(content="x" * 500_000), finish())
     running = subprocess.Popen(
         [*PREM, "chat", "Hi"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
         env=environment(upstream_env),
@@ -342,7 +376,7 @@ def test_a_broken_pipe_ends_it_quietly(upstream_env: dict[str, str], upstream: U
     with running:
         assert running.stdout is not None
         assert running.stderr is not None
-        assert running.stdout.readline() == b"first\n"
+        assert running.stdout.readline() == b"first\n"  # the rest is more than a pipe holds
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait(30) == 141

@@ -58,14 +58,16 @@ def test_every_check_succeeds_or_reports_what_is_not_verified(
 ) -> None:
     checks = run_doctor(prem, "--audio", status=0, **enclave_env)
     well = ["python", "package", "gateway URL", "enclave URL", "gateway", "enclave", "enclave key", "API key"]
-    assert states(checks, *well, "models", "chat", "audio") == ["ok"] * 11
+    calls = ["chat nonce", "chat", "audio nonce", "audio"]
+    assert states(checks, *well, "models", *calls) == ["ok"] * 13
     assert __version__ in checks["package"][1]
     assert checks["gateway URL"][1] == f"{enclave_env['PREM_GATEWAY_URL']} (from PREM_GATEWAY_URL)"
     assert re.search(r"responded in \d+ ms \(status 401\); plain http on this machine", checks["gateway"][1])
     assert checks["enclave key"][1] == f"sha256:{enclave.public_key.fingerprint()} (fetched)"
     assert checks["API key"][1] == "sk_test…: accepted by the gateway"
     assert "openai/gpt-oss-120b" in checks["chat"][1]
-    assert states(checks, "attestation", "key origin", "assumptions") == ["not verified"] * 3
+    unverified = states(checks, "attestation", "streamed replies", "key origin", "assumptions")
+    assert unverified == ["not verified"] * 4
 
 
 def test_verbose_lists_the_assumptions_of_the_readme(prem: Prem, enclave_env: dict[str, str]) -> None:
@@ -80,8 +82,8 @@ def test_no_calls_skips_chat_and_audio(prem: Prem, upstream_env: dict[str, str],
     assert states(checks, "chat", "audio") == ["skipped"] * 2
     assert upstream.requests == []
     assert run_doctor(prem, status=0, **upstream_env)["chat"][0] == "ok"
-    ((_, body),) = upstream.requests
-    assert body["max_tokens"] == 1
+    (_, probe), (_, body) = upstream.requests
+    assert (probe["max_tokens"], body["max_tokens"]) == (16, 1)
 
 
 def test_a_wrong_api_key_fails_and_skips_the_calls(prem: Prem, enclave_env: dict[str, str]) -> None:

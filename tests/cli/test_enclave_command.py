@@ -89,8 +89,25 @@ def test_models_tier_and_api_key_are_options(start: Start, http: httpx.Client) -
 
 
 @pytest.mark.parametrize(
+    ("options", "content_type"),
+    [
+        ([], "application/json"),
+        (["--whole-replies", "envelope"], "application/json"),
+        (["--whole-replies", "stream"], "text/event-stream"),
+    ],
+)
+def test_whole_replies_selects_the_form_of_answers_that_are_not_requested_as_a_stream(
+    start: Start, http: httpx.Client, options: list[str], content_type: str
+) -> None:
+    asked = {name: value for name, value in params().items() if name != "stream"}
+    _, response = wire(start(*options), http).chat(asked)
+    assert response.headers["content-type"].startswith(content_type)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--whole-replies", "xml"], "xml"),
         (["--tier", "gold"], "gold"),
         (["--port", "70000"], "65535"),
         (["--host", "0.0.0.0"], "--host"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import typer
 from support.paths import ROOT
 from support.prem_program import PREM, TIMEOUT, Prem, environment, run, run_on_terminal
 from support.scripted_upstream import Upstream
+from typer.testing import CliRunner
 
 from prem_core import (
     APIConnectionError,
@@ -22,10 +25,13 @@ from prem_core import (
     ConfigurationError,
     EnclaveKeyError,
     InvalidParameterError,
+    NonceReuseError,
 )
+from prem_core._protocol.steps import Send
 from prem_core._version import __version__
 from prem_core.cli import COMMANDS, DEFAULT_CHAT_MODEL
 from prem_core.cli.app import application
+from prem_core.cli.connection import Connection, with_connection_options
 from prem_core.cli.errors import CliError, error_boundary, exit_with, use_cli_names, warnings_on_one_line
 from prem_core.cli.output import as_json, one_line, strip_controls
 
@@ -169,6 +175,12 @@ def test_debug_prints_a_traceback_without_values() -> None:
             "prem x: line one line two",
         ),
         (EnclaveKeyError("rotated"), 1, "prem x: rotated"),
+        (
+            NonceReuseError(),
+            1,
+            "prem x: the service seals this model's replies under the nonce of their request, so the gateway could "
+            "read and replace them: use another model, or accept this with --nonce-reuse warn",
+        ),
         (CliError("enough", 3), 3, "prem x: enough"),
         (ImportError('needs y: pip install "z[y]"'), 2, 'prem x: needs y: pip install "z[y]"'),
         (
@@ -202,6 +214,7 @@ def test_an_error_can_get_another_exit_code() -> None:
         ("gateway_url (from PROXY_URL) is not a URL", "PROXY_URL is not a URL"),
         ("use https, or allow_insecure=True", "use https, or --allow-insecure"),
         ("pass allow_remote (--allow-remote)", "pass --allow-remote"),
+        ("cannot be combined with nonce_reuse='error'", "cannot be combined with --nonce-reuse error"),
         ("timeout must be a number above 0", "--timeout must be a number above 0"),
         ("the timeout is over", "the timeout is over"),
         ("keys.prem is damaged", "keys.prem is damaged"),
@@ -212,10 +225,66 @@ def test_an_error_names_options_and_variables_not_python_parameters(text: str, s
         "gateway_url": "PROXY_URL",
         "allow_insecure": "--allow-insecure",
         "allow_remote": "--allow-remote",
+        "nonce_reuse": "--nonce-reuse",
         "timeout": "--timeout",
         "keys": "--keys",
     }
     assert use_cli_names(text, names) == shown
+
+
+@pytest.mark.parametrize(("options", "requests"), [([], 1), (["--retry-after-send"], 2)])
+def test_a_request_that_may_have_been_accepted_is_sent_again_only_with_retry_after_send(
+    prem: Prem, enclave_env: dict[str, str], options: list[str], requests: int
+) -> None:
+    received = 0
+
+    def accept() -> None:
+        nonlocal received
+        for _ in range(requests):
+            connection = listening.accept()[0]
+            with connection, connection.makefile("rb") as request:
+                while (line := request.readline()) not in (b"\r\n", b""):
+                    if line.lower().startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                request.read(length)
+                received += 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        gateway = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        given = ["chat", "Hi", "--max-retries", "1", "--gateway-url", gateway, *options]
+        result = prem(*given, **enclave_env)
+        thread.join()
+    assert received == requests
+    result.assert_error(1, "prem chat: gateway: ")
+    advice = (
+        "The service may have accepted the request, so it was not sent again. With --retry-after-send it is."
+    )
+    assert (advice in result.err) is not bool(options)
+
+
+@pytest.mark.parametrize(("options", "seconds"), [([], (30.0, 600.0)), (["--timeout", "40"], (40.0, 40.0))])
+def test_a_whole_answer_may_take_longer_to_start_than_a_stream(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], seconds: tuple[float, float]
+) -> None:
+    monkeypatch.setenv("PREM_API_KEY", "sk_test_1")
+    waits: list[float] = []
+
+    @with_connection_options()
+    def command(connection: Connection) -> None:
+        """Note how long a client waits for the start of a response."""
+        with connection.client() as client:
+            requester = client._requester
+            for whole in (False, True):
+                step = Send("POST", "gateway", "/", b"", whole=whole)
+                request = requester.build_request(requester._http, step)
+                waits.append(request.extensions["timeout"]["read"])
+
+    app = typer.Typer()
+    app.command()(command)
+    assert CliRunner().invoke(app, options).exit_code == 0
+    assert tuple(waits) == seconds
 
 
 def test_a_plain_proxy_url_is_warned_of_on_one_line(enclave_env: dict[str, str]) -> None:

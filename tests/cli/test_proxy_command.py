@@ -145,7 +145,7 @@ def test_a_wrong_option_is_a_usage_error_on_one_line(prem: Prem, options: list[s
 
 
 def test_keys_need_one_api_key_for_all_callers(prem: Prem, tmp_path: Path) -> None:
-    kek = "ab" * 32
+    kek = bytes(range(32)).hex()
     EncryptionKeys(b"s" * 32, b"c" * 1120).save(tmp_path / "keys", bytes.fromhex(kek))
     result = prem("proxy", "--port", "0", "--keys", str(tmp_path / "keys"), CLIENT_KEK=kek)
     result.assert_error(2, "prem proxy: ", "--keys needs --api-key-from-env")

@@ -22,6 +22,7 @@ from support.screen import screen_rows
 from support.scripted_upstream import ReceivedRecording, Upstream
 
 from prem_core._protocol.routes import MAX_AUDIO_BYTES
+from prem_core.enclave import LocalEnclave
 
 TRANSCRIPTION = {
     "task": "transcribe",
@@ -75,10 +76,10 @@ def test_a_transcript_is_written_to_standard_output_in_each_format(
     assert prem("transcribe", "a.wav", *form, **upstream_env) == Result(0, out, "")
 
 
-def test_json_has_the_transcript_and_its_segments(
-    prem: Prem, upstream_env: dict[str, str], recordings: Path
+def test_json_has_the_transcript_its_segments_and_how_it_was_protected(
+    prem: Prem, upstream_env: dict[str, str], recordings: Path, upstream_enclave: LocalEnclave
 ) -> None:
-    result = prem("transcribe", "a.wav", "--format", "json", **upstream_env)
+    result = prem("transcribe", "a.wav", "--format", "json", "--nonce-reuse", "error", **upstream_env)
     assert (result.status, result.err) == (0, "")
     assert json.loads(result.out) == {
         "file": "a.wav",
@@ -90,6 +91,15 @@ def test_json_has_the_transcript_and_its_segments(
         "segments": [
             {"start": 0.0, "end": 1.5, "text": "Hello there."},
             {"start": 1.25, "end": 4.5, "text": "1 < 2."},
+        ],
+        "prem": [
+            {
+                "key_fingerprint": upstream_enclave.public_key.fingerprint(),
+                "key_source": "fetched",
+                "attested": False,
+                "reply_nonce": "own",
+                "support_id": None,
+            }
         ],
     }
 

@@ -45,8 +45,8 @@ class Options:
     Attributes:
         connection: The connection options.
         local: Whether an embedded enclave was started for this command.
-        calls: Request a chat completion.
-        audio: Request a transcription.
+        calls: Request a chat completion, and probe the model.
+        audio: Request a transcription, and probe the model.
         model: The chat model to use, or None for the first enabled chat model.
         fingerprint: The expected SHA-256 of the enclave's key, if known.
         verbose: List the names of the undocumented points.

@@ -39,10 +39,13 @@ def checks(options: Options) -> Iterator[Check]:
             f"{source} contains {KEK_BYTES} bytes",
             f"Put {KEK_BYTES} random bytes in {source}, for example from: openssl rand -hex 32",
         )
+    timeout = f"{connection.timeout or _config.DEFAULT_TIMEOUT:g} s"
+    if connection.timeout is None:
+        timeout += f" ({_config.WHOLE_REPLY_TIMEOUT:g} s for an answer that is not streamed)"
     yield Check(
         "limits",
         State.INFO,
-        f"timeout {connection.timeout:g} s, {connection.max_retries} retries, {Limits().max_concurrency} concurrent "
+        f"timeout {timeout}, {connection.max_retries} retries, {Limits().max_concurrency} concurrent "
         f"requests, {_config.DEFAULT_MAX_BUFFER_SIZE // 1024**2} MB per event or body",
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import socket
 import ssl
 import time
+import warnings
 import wave
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -18,20 +20,36 @@ from prem_core._audio.upload import DEFAULT_MODEL as DEFAULT_AUDIO_MODEL
 from prem_core._errors import (
     APIConnectionError,
     AuthenticationError,
+    NonceReuseError,
     PermissionDeniedError,
     PremError,
     RateLimitError,
 )
 from prem_core._protocol import assumptions
+from prem_core._protocol.flow import probe
+from prem_core._protocol.nonce_reuse import REPLY_FORMS, NonceReuseWarning, ProbeSubject
 from prem_core._protocol.routes import MODELS_ROUTE
+from prem_core._protocol.steps import Flow, FlowSettings
 from prem_core._transport.http import HTTPX_ERRORS, httpx_options, translate
 from prem_core.cli import DEFAULT_CHAT_MODEL
 from prem_core.cli.checks.check import Check, Options, State, attempt
 from prem_core.cli.connection import Connection, parse_enclave_key
-from prem_core.cli.errors import CliError, use_cli_names
+from prem_core.cli.errors import NONCE_REUSE_REMEDY, CliError, use_cli_names
 
 if TYPE_CHECKING:
     from prem_core import Model, PremClient
+
+_OWN_NONCE: Final = (
+    "replies in one piece come under a nonce of their own: the gateway cannot read them, "
+    "if this is the enclave's key"
+)
+_REQUESTS_NONCE: Final = (
+    "replies come under the request's nonce: the gateway can read and replace them; "
+    "--nonce-reuse error refuses them"
+)
+
+#: The checks that use the models, and cost tokens.
+_CALLS: Final = ("chat nonce", "chat", "audio nonce", "audio")
 
 #: The source of a setting that is not given.
 DEFAULT: Final = "default"
@@ -58,20 +76,20 @@ def checks(options: Options) -> Iterator[Check]:
             yield missing_key
         else:
             yield from _skip("API key")
-        yield from _skip("chat", "audio")
+        yield from _skip(*_CALLS)
         return
     with client:
         models = yield from _api_key(options.connection, client) if gateway_reached else _skip("API key")
         if models is None or not has_enclave_key:
-            yield from _skip("chat", "audio")
+            yield from _skip(*_CALLS)
             return
-        yield _chat(client, options, models)
-        yield _audio(client, options, models)
+        yield from _chat(client, options, models)
+        yield from _audio(client, options, models)
 
 
-def _skip(*names: str) -> Generator[Check, None, None]:
+def _skip(*names: str, why: str = "depends on a failed check") -> Generator[Check, None, None]:
     for name in names:
-        yield Check(name, State.SKIPPED, "depends on a failed check")
+        yield Check(name, State.SKIPPED, why)
 
 
 def _url(party: str, options: Options) -> Generator[Check, None, str | None]:
@@ -119,7 +137,9 @@ def _client(connection: Connection) -> Generator[Check, None, PremClient | None]
     try:
         return connection.client(max_retries=0)
     except (PremError, CliError) as error:
-        yield Check("settings", State.FAILED, str(error), "Correct this setting")
+        names = {"nonce_reuse": "--nonce-reuse" if connection.nonce_reuse else "PREM_NONCE_REUSE"}
+        detail = use_cli_names(str(error), {**names, "encryption_keys": "--keys"})
+        yield Check("settings", State.FAILED, detail, "Correct this setting")
         return None
 
 
@@ -131,7 +151,9 @@ def _reach(party: str, url: str | None, path: str, options: Options) -> Generato
     start = time.monotonic()
     try:
         with (
-            httpx.Client(**httpx_options([url]), timeout=options.connection.timeout) as http,
+            httpx.Client(
+                **httpx_options([url]), timeout=options.connection.timeout or _config.DEFAULT_TIMEOUT
+            ) as http,
             http.stream("GET", url + path) as response,
         ):
             status = response.status_code
@@ -184,7 +206,7 @@ def _enclave_key(options: Options) -> Generator[Check, None, bool]:
         pinned = parse_enclave_key(connection.enclave_public_key)
         fetched = generate_encryption_keys(
             enclave_url=connection.enclave_url,
-            timeout=connection.timeout,
+            timeout=connection.timeout or _config.DEFAULT_TIMEOUT,
             max_retries=0,
             allow_insecure=connection.allow_insecure,
         ).enclave_fingerprint
@@ -249,27 +271,48 @@ def _key_kind(key: str) -> str:
     return next((f"{kind}…" for kind in ("sk_live", "sk_test") if key.startswith(kind)), "unknown key type")
 
 
-def _chat(client: PremClient, options: Options, models: list[Model]) -> Check:
+def _chat(client: PremClient, options: Options, models: list[Model]) -> Iterator[Check]:
     if not options.calls:
-        return Check("chat", State.SKIPPED, "--no-calls")
+        yield from _skip("chat nonce", "chat", why="--no-calls")
+        return
     model = options.model or _first(models, "CHAT") or DEFAULT_CHAT_MODEL
     messages = [{"role": "user", "content": "Hi"}]
-    return _call(
+    yield _reply_nonce("chat nonce", client, ProbeSubject("chat", model))
+    yield _call(
         "chat",
         f"{model}: encrypted request and response",
         lambda: client.chat.completions.create(model=model, messages=messages, max_tokens=1),
     )
 
 
-def _audio(client: PremClient, options: Options, models: list[Model]) -> Check:
+def _audio(client: PremClient, options: Options, models: list[Model]) -> Iterator[Check]:
     if not options.audio:
-        return Check("audio", State.SKIPPED, "skipped because it uses a second of audio; run it with --audio")
+        why = "skipped because it uses a second of audio; run it with --audio"
+        yield from _skip("audio nonce", "audio", why=why)
+        return
     model = _first(models, "AUDIO_TRANSCRIPTION") or DEFAULT_AUDIO_MODEL
-    return _call(
+    yield _reply_nonce("audio nonce", client, ProbeSubject("transcribe", model))
+    yield _call(
         "audio",
         f"{model}: a second of silence transcribed, encrypted both ways",
         lambda: client.audio.transcriptions.create(model=model, file=("silence.wav", _silence())),
     )
+
+
+def _reply_nonce(name: str, client: PremClient, subject: ProbeSubject) -> Check:
+    """Probe under which nonce a model's replies come, as a client does that refuses those under their request's."""
+    requester = client._requester
+
+    def probe_model(settings: FlowSettings) -> Flow:
+        # Sealed to the enclave's key, as the outcome is recorded for it.
+        return probe(subject, dataclasses.replace(settings, keys=None))
+
+    check = _call(name, "", lambda: requester.run(probe_model))
+    if check.state is not State.OK:
+        return check
+    own = REPLY_FORMS.own_nonce(requester.gateway_url, requester.fetch_key(), subject)
+    state, detail = (State.OK, _OWN_NONCE) if own else (State.NOT_VERIFIED, _REQUESTS_NONCE)
+    return Check(name, state, f"{subject.model}: {detail}")
 
 
 def _first(models: list[Model], kind: str) -> str | None:
@@ -290,7 +333,16 @@ def _silence() -> bytes:
 def _call(name: str, detail: str, call: Callable[[], Any]) -> Check:
     start = time.monotonic()
     try:
-        call()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NonceReuseWarning)  # the nonce is a check of its own
+            call()
+    except NonceReuseError:
+        return Check(
+            name,
+            State.FAILED,
+            "replies come under the request's nonce, which --nonce-reuse error refuses",
+            NONCE_REUSE_REMEDY[0].upper() + NONCE_REUSE_REMEDY[1:],
+        )
     except PermissionDeniedError as error:
         missing = f"the API key lacks the scope {error.scope}: " if error.scope else ""
         return Check(name, State.FAILED, f"{missing}{error}", _scope_remedy(error))

@@ -15,8 +15,16 @@ def checks(options: Options) -> Iterator[Check]:
     yield Check(
         "attestation",
         State.NOT_VERIFIED,
-        "not checked: nothing here proves that this is a real enclave, or which code it runs",
+        "not checked: nothing here proves that this is a real enclave, which code it runs, or that no one else has its "
+        "private key",
     )
+    if not options.connection.refuses_nonce_reuse():
+        yield Check(
+            "streamed replies",
+            State.NOT_VERIFIED,
+            "sealed under the request's nonce: the gateway can read and replace them and, by sending a request again, "
+            "read it (--nonce-reuse error requests no streams)",
+        )
     if options.connection.enclave_public_key is None:
         yield Check(
             "key origin",

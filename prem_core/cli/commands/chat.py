@@ -1,6 +1,7 @@
-"""``prem chat``: send a question and write the answer as it arrives.
+"""``prem chat``: send a question and write the answer, on a terminal as it arrives.
 
-Standard output contains the answer and nothing else.
+Standard output contains the answer and nothing else. Only a terminal gets a stream: the gateway can read and replace
+streamed answers.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from prem_core.cli import DEFAULT_CHAT_MODEL, EXIT_FAILURE, EXIT_TRUNCATED, EXIT
 from prem_core.cli.connection import Connection, global_options, with_connection_options
 from prem_core.cli.errors import CliError
 from prem_core.cli.output import is_terminal, strip_controls, write, write_json, write_stderr
+from prem_core.cli.progress import spinner
 
 if TYPE_CHECKING:
-    from prem_core import ChatCompletion, ChatCompletionChunk, PremClient
+    from prem_core import ChatCompletion, ChatCompletionChunk, PremClient, Protection
 
 #: Bytes of standard input: far more than any model's context.
 MAX_INPUT: Final = 16 * 1024 * 1024
@@ -87,10 +89,17 @@ def chat(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Write the complete response as one JSON object.")
+        bool,
+        typer.Option(
+            "--json",
+            help='Write the complete response as one JSON object. Its member "prem" is how the answer was protected.',
+        ),
     ] = False,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Write token counts and timing to standard error.")
+        bool,
+        typer.Option(
+            "--stats", help="Write token counts, timing and how the answer was protected to standard error."
+        ),
     ] = False,
 ) -> None:
     """Ask a model a question.
@@ -98,8 +107,11 @@ def chat(
     Piped text is used as the question, or appended to QUESTION after an empty line. In a shell loop that reads lines,
     add </dev/null; otherwise the first call reads them all.
 
-    Only the answer is written to standard output, as it arrives. Exit code 3 means that the answer was truncated, for
-    example by --max-tokens. An answer that breaks off on the way is an error (exit code 1).
+    Only the answer is written to standard output. On a terminal it is streamed, so the gateway can read and replace
+    it. With --json, in a pipe, in a file and with --nonce-reuse error it is requested and written as a whole.
+
+    Exit code 3 means that the answer was truncated, for example by --max-tokens. An answer that breaks off on the way
+    is an error (exit code 1).
 
     \b
     Examples:
@@ -110,7 +122,8 @@ def chat(
     """
     if reasoning is None:
         reasoning = is_terminal(sys.stdout) and is_terminal(sys.stderr) and not as_json
-    printer = _StreamPrinter(answer=not as_json, reasoning=reasoning)
+    printer = _Printer(answer=not as_json, reasoning=reasoning)
+    streamed = is_terminal(sys.stdout) and not as_json and not connection.refuses_nonce_reuse()
     # The client first: wrong settings are reported before a user types a question.
     with connection.client() as client:
         request: dict[str, Any] = {
@@ -120,20 +133,49 @@ def chat(
             "temperature": temperature,
             "max_tokens": max_tokens,
             "reasoning_effort": reasoning_effort.value if reasoning_effort else None,
-            "stream_options": {"include_usage": True},
         }
+        started = time.monotonic()
         try:
-            printer.start()
-            with client.chat.completions.create(stream=True, **request) as stream:
-                for chunk in stream:
-                    printer.add(chunk)
+            completion = (_stream if streamed else _whole)(client, request, printer)
         except PremError as error:
             if printer.wrote_answer:
                 raise CliError(f"the answer above is incomplete: {error}", EXIT_FAILURE) from error
             raise
         finally:
             printer.finish()
-    _report(printer, as_json=as_json, stats=stats)
+    finished = time.monotonic()
+    if as_json:
+        write_json(_as_dict(completion))
+    if stats:
+        first_token = printer.first_token if streamed else None
+        write_stderr(_format_stats(completion, finished - started, first_token and first_token - started))
+        if completion.prem:
+            write_stderr(_format_protection(completion.prem))
+    _check_complete(completion)
+
+
+def _stream(client: PremClient, request: dict[str, Any], printer: _Printer) -> ChatCompletion:
+    """Request a stream and print its chunks as they arrive. Returns the whole answer."""
+    from prem_core._protocol.accumulator import CompletionBuilder
+
+    builder = CompletionBuilder()
+    request["stream_options"] = {"include_usage": True}
+    with client.chat.completions.create(stream=True, **request) as stream:
+        for chunk in stream:
+            builder.add(chunk)
+            printer.add(chunk)
+    return builder.build().with_protection(stream.prem)
+
+
+def _whole(client: PremClient, request: dict[str, Any], printer: _Printer) -> ChatCompletion:
+    """Request the whole answer and print it."""
+    from prem_core._protocol.accumulator import chunks_of
+
+    with spinner("waiting for the answer"):
+        completion: ChatCompletion = client.chat.completions.create(**request)
+    for chunk in chunks_of(completion, include_usage=False):
+        printer.add(chunk)
+    return completion
 
 
 def _default_model(client: PremClient, *, upstream: bool) -> str:
@@ -179,8 +221,8 @@ def _messages(system: str | None, question: str, images: list[str]) -> list[dict
     return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
-class _StreamPrinter:
-    """Writes a streamed answer as it arrives, and keeps the whole completion.
+class _Printer:
+    """Writes the chunks of an answer.
 
     Args:
         answer: Write the answer to standard output.
@@ -188,35 +230,21 @@ class _StreamPrinter:
     """
 
     def __init__(self, *, answer: bool, reasoning: bool) -> None:
-        from prem_core._protocol.accumulator import CompletionBuilder
-
         self._prints_answer = answer
         self._write_reasoning = _reasoning_writer() if reasoning else None
-        self._builder = CompletionBuilder()
-        self._started = 0.0
-        #: Seconds until the first token, or None.
+        #: The time by `time.monotonic` of the first token, or None.
         self.first_token: float | None = None
         #: Whether a part of the answer is on standard output.
         self.wrote_answer = False
         # The last character of each text so far.
         self._reasoning_end = self._answer_end = "\n"
 
-    @property
-    def seconds(self) -> float:
-        """Time since `start`."""
-        return time.monotonic() - self._started
-
-    def start(self) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
-
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Write the next chunk."""
-        self._builder.add(chunk)
         for choice in chunk.choices:
             delta = choice.delta
             if self.first_token is None and (delta.content or delta.reasoning_content):
-                self.first_token = self.seconds
+                self.first_token = time.monotonic()
             # State first: Ctrl-C may arrive right after the text is written.
             if delta.reasoning_content and self._write_reasoning is not None:
                 self._reasoning_end = delta.reasoning_content[-1]
@@ -233,10 +261,6 @@ class _StreamPrinter:
         if self._answer_end != "\n":
             self._answer_end = "\n"
             write("\n")
-
-    def completion(self) -> ChatCompletion:
-        """The whole answer."""
-        return self._builder.build()
 
     def _end_reasoning(self) -> None:
         if self._reasoning_end != "\n" and self._write_reasoning is not None:
@@ -265,12 +289,17 @@ def _reasoning_writer() -> Any:
     return write_dim
 
 
-def _report(printer: _StreamPrinter, *, as_json: bool, stats: bool) -> None:
-    completion = printer.completion()
-    if as_json:
-        write_json(completion.model_dump(mode="json", exclude_none=True))
-    if stats:
-        write_stderr(_format_stats(printer, completion))
+def _as_dict(completion: ChatCompletion) -> dict[str, Any]:
+    response = completion.model_dump(mode="json", exclude_none=True)
+    return {**response, "prem": completion.prem.as_dict()} if completion.prem else response
+
+
+def _check_complete(completion: ChatCompletion) -> None:
+    """Fail if the model refused, or if the answer was truncated.
+
+    Raises:
+        CliError: It did, or it was.
+    """
     for choice in completion.choices:
         if choice.message.refusal and not choice.message.content:
             raise CliError(f"the model refused: {choice.message.refusal}", EXIT_FAILURE)
@@ -278,13 +307,20 @@ def _report(printer: _StreamPrinter, *, as_json: bool, stats: bool) -> None:
             raise CliError(f"the answer was truncated by {reason}", EXIT_TRUNCATED)
 
 
-def _format_stats(printer: _StreamPrinter, completion: ChatCompletion) -> str:
-    total = printer.seconds
+def _format_stats(completion: ChatCompletion, total: float, first_token: float | None) -> str:
     parts = [completion.model]
     if usage := completion.usage:
         reasoning = (usage.completion_tokens_details or {}).get("reasoning_tokens")
         of_these = f" ({reasoning} for reasoning)" if reasoning else ""
         parts.append(f"{usage.prompt_tokens} input and {usage.completion_tokens} output{of_these} tokens")
-    if printer.first_token is not None:
-        parts.append(f"first token after {printer.first_token:.2f} s")
+    if first_token is not None:
+        parts.append(f"first token after {first_token:.2f} s")
     return ", ".join([*filter(None, parts), f"total {total:.2f} s"])
+
+
+def _format_protection(protection: Protection) -> str:
+    key = f"sha256:{protection.key_fingerprint}" if protection.key_fingerprint else "unknown"
+    attested = "attested" if protection.attested else "not attested"
+    own = protection.reply_nonce == "own"
+    nonce = "a nonce of its own" if own else "the request's nonce (the gateway can read and replace it)"
+    return f"sealed to the key {key} ({protection.key_source}, {attested}); the answer has {nonce}"

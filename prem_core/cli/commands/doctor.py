@@ -33,11 +33,19 @@ def doctor(
     calls: Annotated[
         bool,
         typer.Option(
-            "--calls/--no-calls", help="Check chat with a request for one token.", show_default=False
+            "--calls/--no-calls",
+            help="Check chat with a request for one token, and the nonce of its replies with a random word. Both are "
+            "charged: about 20 tokens of output.",
+            show_default=False,
         ),
     ] = True,
     audio: Annotated[
-        bool, typer.Option("--audio", help="Check transcription with a second of silence.")
+        bool,
+        typer.Option(
+            "--audio",
+            help="Check transcription with a second of silence, and the nonce of its replies with half a second more. "
+            "Both are charged.",
+        ),
     ] = False,
     model: Annotated[
         str | None,
@@ -52,8 +60,8 @@ def doctor(
 ) -> None:
     """Check the installation, settings, service and API key.
 
-    Each check has one line: ok, failed, skipped, info, or "not verified" for things that cannot be checked. A failed
-    check shows what to do. No secret is shown. Exit code 1 means that a check failed.
+    Each check has one line: ok, failed, skipped, info, or "not verified" for protection that is missing or cannot be
+    checked. A failed check shows what to do. No secret is shown. Exit code 1 means that a check failed.
 
     \b
     Examples:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from prem_core.enclave import LocalEnclave
 
 
+class WholeReplies(StrEnum):
+    """The form of answers that are not requested as a stream."""
+
+    ENVELOPE = "envelope"
+    STREAM = "stream"
+
+
 class Tier(StrEnum):
     """The rate limits to simulate."""
 
@@ -44,6 +51,14 @@ def enclave(
     tier: Annotated[
         Tier, typer.Option(metavar="TIER", help="Rate limits to simulate: base (Prem's BASE tier) or off.")
     ] = Tier.OFF,
+    whole_replies: Annotated[
+        WholeReplies,
+        typer.Option(
+            metavar="FORM",
+            help="Form of answers that are not requested as a stream: envelope (whole, under a nonce of its own) "
+            "or stream (under the request's nonce). Which of them Prem's service sends is not documented.",
+        ),
+    ] = WholeReplies.ENVELOPE,
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Model to offer instead of the default ones. Can be repeated."),
@@ -65,6 +80,7 @@ def enclave(
     Examples:
       prem enclave
       prem enclave --upstream http://localhost:11434 --tier base
+      prem enclave --whole-replies stream
     """
     from prem_core.enclave import LocalEnclave
 
@@ -75,6 +91,7 @@ def enclave(
         upstream=upstream,
         upstream_api_key=read_variable(upstream_api_key_env) if upstream_api_key_env else None,
         tier=tier.value,
+        whole_replies=whole_replies.value,
         models=model or None,
     )
     serve_until_stopped(prem, lambda: _print_settings(prem))

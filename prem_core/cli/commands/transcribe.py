@@ -21,7 +21,7 @@ from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import InvalidParameterError, PremError
 from prem_core.cli import EXIT_FAILURE, EXIT_USAGE
 from prem_core.cli.connection import Connection, with_connection_options
-from prem_core.cli.errors import CliError
+from prem_core.cli.errors import CliError, error_text
 from prem_core.cli.output import as_json, write, write_stderr
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ async def _transcribe_all(
 
 
 def _error_line(source: AudioSource, error: PremError | CliError) -> str:
-    text = str(error)
+    text = error_text(error)
     if isinstance(error, InvalidParameterError):
         # "file" is the name of the parameter in Python; the text names the file itself.
         text = text.removeprefix("file: ")
@@ -233,6 +233,8 @@ def _formatted(
             for each in parts
             if each.text
         ],
+        # One for each chunk of the recording.
+        "prem": [each.transcription.prem.as_dict() for each in transcripts if each.transcription.prem],
     }
     return as_json(value) + "\n"
 

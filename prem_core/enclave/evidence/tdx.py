@@ -92,8 +92,8 @@ class TdxIssuer:
     ) -> None:
         self._measurement, self._rtmrs = measurement, rtmrs
         self._root = Authority.root("SGX Root CA", _p256(), now)
-        # Kept, so that the collateral of one quote fits the next one.
-        self._pck_ca_key, self._pck_key, self._attestation_key, self._tcb_key = (_p256() for _ in range(4))
+        self._pck_ca = self._root.authority("SGX PCK Platform CA", _p256(), now)
+        self._pck_key, self._attestation_key, self._tcb_key = _p256(), _p256(), _p256()
 
     @property
     def roots(self) -> TrustedRoots:
@@ -122,8 +122,10 @@ class TdxIssuer:
             nonce = secrets.token_bytes(len(nonce))
         elif fault == "other_key":
             binding, public_key = "sha256", b"the key of another enclave"
-        root = Authority.root("SGX Root CA", _p256(), now) if fault == "foreign_root" else self._root
-        pck_ca = root.authority("SGX PCK Platform CA", self._pck_ca_key, now)
+        root, pck_ca = self._root, self._pck_ca
+        if fault == "foreign_root":
+            root = Authority.root("SGX Root CA", _p256(), now)
+            pck_ca = root.authority("SGX PCK Platform CA", _p256(), now)
         crl_ca = root.authority("SGX PCK Processor CA", _p256(), now) if fault == "foreign_crl" else pck_ca
         pck = pck_ca.leaf(
             "SGX PCK Certificate",
