@@ -116,6 +116,11 @@ class _Requester:
         )
 
     @property
+    def requires_attestation(self) -> bool:
+        """Whether nothing is sent without a proof."""
+        return self._settings.attestation.mode == "require"
+
+    @property
     def _all_urls(self) -> tuple[str, ...]:
         """What the client connects to, where it may be this machine."""
         roots = self._settings.attestation.roots

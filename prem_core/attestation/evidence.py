@@ -16,7 +16,7 @@ from prem_core.attestation.documents import MAX_DOCUMENT, Role
 from prem_core.attestation.errors import CollateralUnavailableError, MalformedEvidenceError
 from prem_core.attestation.nvidia import verify_nvidia_tokens
 from prem_core.attestation.policy import VerificationPolicy
-from prem_core.attestation.report import AttestationReport
+from prem_core.attestation.report import FOREIGN_ROOT_NOT_PROVEN, NO_GPU_NOT_PROVEN, AttestationReport
 from prem_core.attestation.roots import VENDOR_ROOTS, TrustedRoots
 from prem_core.attestation.snp import verify_snp_report
 from prem_core.attestation.tdx import verify_tdx_quote
@@ -91,8 +91,10 @@ class Evidence:
         else:
             collateral = TdxCollateral.from_json(self._document("tdx").decode(errors="replace"))
             report = verify_tdx_quote(self.report, collateral=collateral, nonce=self.nonce, **of_cpu)
+        if (roots.amd, roots.intel) != (VENDOR_ROOTS.amd, VENDOR_ROOTS.intel):
+            report = report.without_proof_of(FOREIGN_ROOT_NOT_PROVEN)
         if self.gpu_tokens is None or self.gpu_nonce is None:
-            return report.without_gpus()
+            return report.without_proof_of(NO_GPU_NOT_PROVEN)
         try:
             gpus = verify_nvidia_tokens(
                 self.gpu_tokens,

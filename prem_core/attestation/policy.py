@@ -6,6 +6,7 @@ shows is good enough.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -42,7 +43,7 @@ def _refuse_debug(report: AttestationReport) -> None:
         raise DebugEnabledError(f"debugging is enabled in {subject}: its memory can be read from outside")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PremPolicy:
     """Prem's published policy and more: no debugging, recent firmware, revocation checked, secure boot.
 
@@ -81,6 +82,11 @@ class PremPolicy:
             raise TcbTooOldError(
                 f"the platform's TCB status is {report.tcb_status}; the policy accepts: {accepted}"
             )
+
+    def __repr__(self) -> str:
+        given = (f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self)
+                 if getattr(self, field.name) != field.default)  # fmt: skip
+        return f"PremPolicy({', '.join(given)})"
 
     def _verify_snp(self, report: AttestationReport) -> None:
         if report.vmpl is None or not 0 <= report.vmpl <= self.max_vmpl:

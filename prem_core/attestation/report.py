@@ -31,6 +31,9 @@ GPU_LINK_NOT_PROVEN = (
     "the same machine."
 )
 GPU_EVIDENCE_NOT_PROVEN = "NVIDIA's service judged the GPUs' evidence. The evidence itself was not seen here."
+FOREIGN_ROOT_NOT_PROVEN = (
+    "The roots that were trusted are not the vendors' own: that the machine is a genuine one is not proven."
+)
 NO_GPU_NOT_PROVEN = (
     "The gateway names no GPU for this model, and no GPU was attested. That it names none is not proven."
 )
@@ -141,9 +144,9 @@ class AttestationReport:
             not_proven=tuple(dict.fromkeys(self.not_proven + gpus.not_proven)),
         )
 
-    def without_gpus(self) -> AttestationReport:
-        """This report of a CPU, where no evidence of a GPU was given."""
-        return dataclasses.replace(self, not_proven=(*self.not_proven, NO_GPU_NOT_PROVEN))
+    def without_proof_of(self, *sentences: str) -> AttestationReport:
+        """This report, with further sentences about what the evidence does not establish, first."""
+        return dataclasses.replace(self, not_proven=(*sentences, *self.not_proven))
 
     def as_dict(self) -> dict[str, Any]:
         """The report in types that JSON has."""

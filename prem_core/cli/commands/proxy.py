@@ -10,7 +10,13 @@ import typer
 from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import ConfigurationError
 from prem_core.cli import EXIT_USAGE
-from prem_core.cli.connection import Connection, global_options, parse_enclave_key, with_connection_options
+from prem_core.cli.connection import (
+    LOCAL_ROOTS,
+    Connection,
+    global_options,
+    parse_enclave_key,
+    with_connection_options,
+)
 from prem_core.cli.errors import exit_with
 from prem_core.cli.output import write_stderr
 from prem_core.cli.serving import serve_until_stopped
@@ -121,6 +127,8 @@ def proxy(
             encryption_keys=connection.encryption_keys(),
             nonce_reuse=connection.nonce_reuse,
             request_masking=connection.masking,
+            attestation=connection.attestation,
+            attestation_roots=LOCAL_ROOTS.get(),
             timeout=connection.timeout,
             audio_timeout=audio_timeout,
             max_retries=connection.max_retries,
