@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import Any, Final, TypedDict
 
 import httpx
 
@@ -15,10 +15,8 @@ from prem_core._errors import ConfigurationError
 from prem_core._protocol.attestation.settings import DEFAULT_MAX_AGE, AttestationMode
 from prem_core._protocol.nonce_reuse import NonceReuse
 from prem_core._rate_limit.permits import Limits
-
-if TYPE_CHECKING:
-    from prem_core.attestation.policy import VerificationPolicy
-    from prem_core.attestation.roots import TrustedRoots
+from prem_core.attestation.policy import VerificationPolicy
+from prem_core.attestation.roots import TrustedRoots
 
 
 class ClientOptions(TypedDict, total=False):
