@@ -8,6 +8,7 @@ from support.fake_gateway import (
     COMPLETION,
     DONE,
     HELLO,
+    PARAMS,
     FakeEnclave,
     FlowHarness,
     OpenedRequest,
@@ -16,15 +17,18 @@ from support.fake_gateway import (
     error_text,
     event,
     every_byte,
+    open_completion,
     text_of,
 )
 
 from prem_core import _errors as errors
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
+from prem_core._protocol import chat_stream
 from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.request_body import chat_body
-from prem_core._protocol.response_body import BodyReader, open_completion
+from prem_core._protocol.request_schema import chat_request
+from prem_core._protocol.response_body import BodyReader
 
 MAX = 1 << 20
 ENCLAVE = FakeEnclave()
@@ -187,13 +191,13 @@ def test_comments_between_events_are_ignored():
         {"choices": [{"index": 0, "delta": None}]},
         {"choices": [{}]},
         {"choices": []},
-        {"choices": None},
         {
             "choices": [{"index": 0, "delta": {"content": None, "role": None, "tool_calls": None}}],
             "usage": None,
         },
         {"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": None, "matched_stop": None}]},
         {
+            "choices": [],
             "id": None,
             "created": None,
             "model": None,
@@ -201,7 +205,7 @@ def test_comments_between_events_are_ignored():
             "system_fingerprint": None,
             "error": None,
         },
-        {"new": {"field": [1, None]}},
+        {"choices": [], "new": {"field": [1, None]}},
         {"choices": [{"index": 0, "delta": {"new": 1}, "newer": "x"}]},
         {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "new": {}}},
         {"choices": [], "usage": {"prompt_tokens": None}},
@@ -212,6 +216,24 @@ def test_a_chunk_that_deviates_from_the_schema_is_parsed(value):
     assert error is None
     assert len(found) == 3
     assert text_of(found) == "a"
+
+
+@pytest.mark.parametrize("value", [{}, {"choices": None}, {"new": {"field": [1, None]}}])
+def test_a_chunk_without_choices_is_an_error(value):
+    found, error = whole(OPENED.events(PART, value, FINISH) + DONE)
+    assert len(found) == 1
+    assert type(error) is errors.APIResponseValidationError
+    assert "choices" in str(error)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_request_itself_sent_back_as_a_chunk_is_an_error(masked):
+    # Nothing in the protocol binds a direction: the gateway has the request under the same secret and nonce.
+    request = chat_request(PARAMS).plaintext(masked=masked)
+    sent = json.loads(chat_body(KEYS, request, OPENED.nonce))["encryptedInference"]
+    found, error = whole(event("data", sent) + OPENED.events(PART, FINISH) + DONE)
+    assert found == []
+    assert type(error) is errors.APIResponseValidationError
 
 
 @pytest.mark.parametrize("plain", [b"", b"hello", b"[]", b'{"choices": 5}', b"\xff"])

@@ -14,7 +14,16 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.fake_gateway import COMPLETION, DONE, HELLO, FakeEnclave, OpenedRequest, chunk, event
+from support.fake_gateway import (
+    COMPLETION,
+    DONE,
+    HELLO,
+    FakeEnclave,
+    OpenedRequest,
+    chunk,
+    event,
+    open_completion,
+)
 from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, RawClient, params
 
 from prem_core import DecryptionError, PremError
@@ -24,7 +33,7 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.request_body import Body, audio_body, chat_body
-from prem_core._protocol.response_body import open_completion, open_response
+from prem_core._protocol.response_body import open_response
 from prem_core.enclave import LocalEnclave
 from prem_core.enclave.envelope import EnvelopeError
 from prem_core.enclave.opened_request import open_audio, open_chat
