@@ -21,7 +21,7 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._protocol.flow import fetch_public_key, probe
-from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject, check_nonce_reuse
+from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject, resolve_nonce_reuse
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import RetryPolicy
@@ -61,9 +61,7 @@ class _Requester:
         for name in ("request_masking", "retry_after_send"):
             if not isinstance(options[name], bool):
                 raise ConfigurationError(f"{name} must be True or False, not {options[name]!r}")
-        nonce_reuse = check_nonce_reuse(
-            options["nonce_reuse"] or _config.from_environment("nonce_reuse") or "warn"
-        )
+        nonce_reuse = resolve_nonce_reuse(options["nonce_reuse"])
         keys = options["encryption_keys"]
         if keys is not None and not isinstance(keys, EncryptionKeys):
             raise ConfigurationError("encryption_keys must come from generate_encryption_keys()")

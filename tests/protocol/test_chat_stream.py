@@ -14,6 +14,7 @@ from support.fake_gateway import (
     OpenedRequest,
     ScriptedResponse,
     chunk,
+    default_settings,
     error_text,
     event,
     every_byte,
@@ -385,6 +386,57 @@ def test_an_event_that_is_too_large_is_an_error():
     stream = reader(max_buffer_size=100)
     with pytest.raises(errors.ResponseTooLargeError):
         list(stream.feed(OPENED.stream()))
+
+
+def test_a_stream_with_too_many_events_is_an_error(monkeypatch):
+    # A gateway can send one genuine chunk for ever.
+    monkeypatch.setattr(chat_stream, "MAX_EVENTS", 10)
+    stream, part = reader(), OPENED.events(PART)
+    assert [len(list(stream.feed(part))) for _ in range(10)] == [1] * 10
+    with pytest.raises(errors.ResponseTooLargeError, match="10 events"):
+        list(stream.feed(part))
+
+
+def test_a_stream_with_too_many_bytes_is_an_error(monkeypatch):
+    monkeypatch.setattr(chat_stream, "MAX_STREAM_BYTES", 1000)
+    stream = reader()
+    for _ in range(10):
+        assert list(stream.feed(b":" + b"-" * 97 + b"\n\n")) == []
+    with pytest.raises(errors.ResponseTooLargeError, match="1000 bytes"):
+        list(stream.feed(b":"))
+
+
+def test_a_stream_may_be_as_long_as_its_bounds(monkeypatch):
+    monkeypatch.setattr(chat_stream, "MAX_EVENTS", len(HELLO) + 1)
+    monkeypatch.setattr(chat_stream, "MAX_STREAM_BYTES", len(STREAM))
+    assert len(list(reader().feed(STREAM))) == len(HELLO)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": "a" * 50},
+        {"reasoning_content": "a" * 50},
+        {"refusal": "a" * 50},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "a" * 50}}]},
+    ],
+)
+def test_an_answer_that_is_collected_is_limited_by_the_buffer_size(delta):
+    part = {"choices": [{"index": 0, "delta": delta}]}
+    harness = FlowHarness(
+        default_settings(max_buffer_size=2000), answers=[lambda opened: opened.events(*[part] * 100)]
+    )
+    with pytest.raises(errors.ResponseTooLargeError, match="max_buffer_size"):
+        harness.complete()
+    assert len(harness.sent) == 1
+
+
+def test_a_stream_may_be_longer_than_the_buffer_size():
+    chunks = [PART] * 100 + [FINISH]
+    harness = FlowHarness(
+        default_settings(max_buffer_size=500), answers=[lambda opened: opened.stream(*chunks)]
+    )
+    assert text_of(harness.stream()) == "a" * 100
 
 
 # --- the envelope form

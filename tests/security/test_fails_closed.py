@@ -85,7 +85,10 @@ def _sent(body: Body) -> dict[str, str]:
 
 _MADE = EncryptionKeys.encapsulate(PRIVATE.public_key())
 CHAT_BODY = _sent(chat_body(_MADE, json.dumps(params()).encode(), new_nonce()))
-AUDIO_BODY = _sent(audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"note.wav", b"RIFF and so on"))
+_NONCES = (new_nonce(), new_nonce(), new_nonce())
+AUDIO_BODY = _sent(
+    audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"note.wav", b"RIFF and so on", _NONCES)
+)
 
 
 def test_the_unchanged_requests_open() -> None:

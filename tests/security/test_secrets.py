@@ -163,8 +163,8 @@ def _use_client(enclaves: Enclaves, things: dict[str, list[Any]], stack: context
     translated = client.audio.translations.create(file=secret_values.FILE)
     with contextlib.suppress(prem_core.PremError):
         ask(model="failing", messages=MESSAGES)
-    with pytest.warns(prem_core.NonceReuseWarning) as warned, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nonce_reuse, "_warned", False)
+    nonce_reuse._warned = False
+    with pytest.warns(prem_core.NonceReuseWarning) as warned:
         ask(model="text", messages=MESSAGES, stream=True).close()
     things["prem_core.NonceReuseWarning"] += [each.message for each in warned]
     things["prem_core.PremClient"] += [
