@@ -207,7 +207,11 @@ def test_with_error_a_stream_gives_the_whole_answer(api, make):
 
 @pytest.mark.parametrize(
     ("options", "reported"),
-    [({}, 0), ({"stream_options": {"include_usage": False}}, 0), ({"stream_options": {"include_usage": True}}, 1)],
+    [
+        ({}, 0),
+        ({"stream_options": {"include_usage": False}}, 0),
+        ({"stream_options": {"include_usage": True}}, 1),
+    ],
 )
 def test_with_error_a_stream_reports_the_usage_only_if_it_is_asked_for(api, make, options, reported):
     with ProbedGateway(prompt=whole(COMPLETION)) as gateway:
@@ -393,7 +397,9 @@ def never(call):
 FAILURES = [
     pytest.param(lambda call: call.reply(b"{}", 401), errors.AuthenticationError, 1, id="401"),
     pytest.param(lambda call: call.reply(b"{}", 404), errors.NotFoundError, 1, id="404"),
-    pytest.param(lambda call: call.reply(b"{}", 500), errors.InternalServerError, 3, id="500, which is retried"),
+    pytest.param(
+        lambda call: call.reply(b"{}", 500), errors.InternalServerError, 3, id="500, which is retried"
+    ),
     pytest.param(lambda call: call.reply(b"{}", 429), errors.RateLimitError, 3, id="429, which is retried"),
     pytest.param(
         lambda call: call.reply(b"<html>", headers={"content-type": "text/html"}),
@@ -403,7 +409,10 @@ FAILURES = [
     ),
     pytest.param(lambda call: call.reply(b"<html>"), errors.APIResponseValidationError, 1, id="no JSON"),
     pytest.param(
-        lambda call: call.reply(b'{"status": 200, "data": {}}'), errors.APIResponseValidationError, 1, id="no data"
+        lambda call: call.reply(b'{"status": 200, "data": {}}'),
+        errors.APIResponseValidationError,
+        1,
+        id="no data",
     ),
     pytest.param(
         lambda call: call.reply(
@@ -518,7 +527,10 @@ def test_a_part_of_the_request_sent_back_as_the_transcript_is_an_error(api, make
         plain = (opened.plaintext, opened.name, opened.recording)[item]
         return opened.envelope(plain, nonce=opened.nonces[item])
 
-    with ProbedGateway(recording=reflected) as gateway, pytest.raises(errors.APIResponseValidationError, match="copy"):
+    with (
+        ProbedGateway(recording=reflected) as gateway,
+        pytest.raises(errors.APIResponseValidationError, match="copy"),
+    ):
         transcribe(api, make(gateway, nonce_reuse=mode), response_format="text")
 
 

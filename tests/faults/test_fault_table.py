@@ -221,7 +221,7 @@ def retried_cell_tests(row: Row) -> list[CellTest]:
 
 
 def unsent_cell_tests(row: Row) -> list[CellTest]:
-    """The cells of a row in which the second attempt needs `retry_after_send`: the service may have accepted the first."""
+    """The cells of a row in which the service may have accepted the first attempt."""
     return [
         test
         for test in retried_cell_tests(row)

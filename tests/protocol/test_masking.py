@@ -10,7 +10,14 @@ from support.fake_gateway import PARAMS, FlowHarness, default_settings
 from support.wire_schemas import PARAMS as PUBLISHED
 
 from prem_core import _errors as errors
-from prem_core._protocol.masking import MAX_PAIRS, MIN_MASK, PADDING_NAME, VALUE_LENGTH, padme, without_padding
+from prem_core._protocol.masking import (
+    MAX_PAIRS,
+    MIN_MASK,
+    PADDING_NAME,
+    VALUE_LENGTH,
+    padme,
+    without_padding,
+)
 from prem_core._protocol.request_schema import chat_request
 
 #: The longest chunk that is expected: one that carries a whole tool call.
@@ -71,9 +78,7 @@ def test_the_mask_of_each_attempt_is_fresh():
 
 
 def test_the_random_characters_are_of_64_kinds_and_evenly_spread():
-    text = "".join(
-        value for _ in range(200) for value in json.loads(masked({}))["metadata"].values()
-    )
+    text = "".join(value for _ in range(200) for value in json.loads(masked({}))["metadata"].values())
     assert re.fullmatch("[A-Za-z0-9_-]+", text)
     counts = {letter: text.count(letter) for letter in set(text)}
     assert len(counts) == 64
@@ -127,7 +132,13 @@ def test_without_masking_the_request_is_sent_as_it_is():
 
 @pytest.mark.parametrize("masking", [True, False])
 def test_messages_are_the_last_parameter(masking):
-    params = {"messages": PARAMS["messages"], "model": "m", "tools": [TOOL], "temperature": 0.5, "metadata": {"a": "b"}}
+    params = {
+        "messages": PARAMS["messages"],
+        "model": "m",
+        "tools": [TOOL],
+        "temperature": 0.5,
+        "metadata": {"a": "b"},
+    }
     plain = chat_request(params).plaintext(masked=masking)
     assert list(json.loads(plain)) == ["metadata", "model", "tools", "temperature", "messages"]
 

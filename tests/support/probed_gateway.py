@@ -12,7 +12,14 @@ from prem_core import DecryptionError
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._protocol.nonce_reuse import is_probe
-from support.fake_gateway import COMPLETION, FakeEnclave, FakeGateway, OpenedRequest, ReceivedRequest, stream_hello
+from support.fake_gateway import (
+    COMPLETION,
+    FakeEnclave,
+    FakeGateway,
+    OpenedRequest,
+    ReceivedRequest,
+    stream_hello,
+)
 
 Respond = Callable[[ReceivedRequest], None]
 
