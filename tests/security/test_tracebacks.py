@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -142,31 +141,3 @@ def test_a_cause_that_refers_to_itself_ends() -> None:
     error.__context__ = other = ValueError("b")
     other.__context__ = error
     clear_locals(error)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_an_error_keeps_neither_its_client_nor_its_connection_alive(asynchronous: bool) -> None:
-    call: Callable[[], object]
-    with FakeGateway(cut_after_a_chunk) as gateway:
-        if asynchronous:
-
-            async def acall() -> None:
-                client = AsyncPremClient(**gateway.settings())
-                async for _ in await client.chat.completions.create(**params(), stream=True):
-                    pass
-
-            call = lambda: asyncio.run(acall())  # noqa: E731
-        else:
-            call = lambda: list(
-                PremClient(**gateway.settings()).chat.completions.create(**params(), stream=True)
-            )
-        with pytest.raises(StreamInterruptedError) as caught:
-            call()
-        gc.collect()
-        assert not any(
-            isinstance(value, PremClient | AsyncPremClient)
-            for each in error_chain(caught.value)
-            for frame, _ in traceback.walk_tb(each.__traceback__)
-            if frame.f_globals["__name__"].startswith("prem_core")
-            for value in frame.f_locals.values()
-        )
