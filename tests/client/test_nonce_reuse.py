@@ -520,6 +520,17 @@ def test_a_transcription_under_its_requests_nonce_after_a_good_probe_is_refused(
     assert len(gateway.recordings) == 2
 
 
+@pytest.mark.parametrize("mode", ["warn", "allow"])
+def test_the_request_sent_back_as_the_answer_is_an_error(api, make, mode):
+    def reflect(call):
+        sent = json.loads(call.body)
+        data = {"encryptedResponse": sent["encryptedInference"], "nonce": sent["nonce"]}
+        call.reply(json.dumps({"status": 200, "data": data}).encode())
+
+    with FakeGateway(reflect) as gateway, pytest.raises(errors.APIResponseValidationError, match="choices"):
+        api.create(make(gateway, nonce_reuse=mode))
+
+
 @pytest.mark.parametrize("item", [0, 1, 2])
 @pytest.mark.parametrize("mode", ["warn", "allow"])
 def test_a_part_of_the_request_sent_back_as_the_transcript_is_an_error(api, make, item, mode):

@@ -120,9 +120,9 @@ def test_the_error_says_that_the_request_was_not_sent_again(failing, way):
 
 
 @ways
-@pytest.mark.parametrize("settings", [{"max_retries": 0}, {"retry_after_send": True}])
+@pytest.mark.parametrize("settings", [{"max_retries": 0}, {"retry_after_send": True}, {"total_timeout": 0.3}])
 def test_the_error_says_nothing_of_it_where_the_flag_would_change_nothing(failing, way, settings):
-    error, _ = failing(way, no_head, **settings)
+    error, _ = failing(way, late_head if "total_timeout" in settings else no_head, **settings)
     assert getattr(error, "__notes__", []) == []
 
 
