@@ -17,8 +17,8 @@ from prem_core.proxy.responses import EVENT_STREAM, KEEP_ALIVE, protection_text
 
 T = TypeVar("T")
 
-#: Seconds without an event until a comment is sent. An error that comes earlier has its HTTP status. Many clients and load
-#: balancers close a connection that is idle for a minute, some of them sooner.
+#: Seconds without an event until a comment is sent. An error that comes earlier has its HTTP status. Many clients and
+#: load balancers close a connection that is idle for a minute, some of them sooner.
 KEEP_ALIVE_SECONDS: Final = 10.0
 
 #: The header that states how an answer was protected.
