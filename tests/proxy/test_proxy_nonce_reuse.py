@@ -12,11 +12,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from support.fake_gateway import FakeGateway
 from support.proxies import MODEL, StartProxy, chat, headers, proxy_for
 from support.waiting import eventually
 from support.wire_schemas import Opened
 
 from prem_core import ConfigurationError
+from prem_core._protocol import retry
 from prem_core._protocol.masking import MIN_MASK
 from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject
 from prem_core.enclave import EngineError, LocalEnclave, ScriptedEngine, reply, tool_call
@@ -361,6 +363,20 @@ def test_requests_are_masked_unless_the_proxy_was_made_without(
     (saw,) = seen.chats
     assert (len(saw.request_body) > 2 * MIN_MASK) is masking  # in hex
     assert saw.request_body.startswith(proxy.log.latest()[0].gateway_request.head)
+
+
+@pytest.mark.parametrize(("retry_after_send", "requests"), [(False, 1), (True, 3)])
+def test_a_request_that_the_service_may_have_accepted_is_sent_again_only_with_retry_after_send(
+    monkeypatch: pytest.MonkeyPatch, retry_after_send: bool, requests: int
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.001)
+    with FakeGateway(lambda call: call.disconnect()) as gateway:
+        urls = {"gateway_url": gateway.url, "enclave_url": gateway.url}
+        with LocalProxy(**urls, retry_after_send=retry_after_send) as proxy:
+            key = {"authorization": "Bearer sk_test_1"}
+            response = httpx.post(proxy.url + CHAT, json=chat(), headers=key, trust_env=False)
+    assert (response.status_code, len(gateway.chats())) == (502, requests)
+    assert response.headers["x-should-retry"] == "false"
 
 
 # The log line
