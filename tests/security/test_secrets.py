@@ -366,7 +366,7 @@ def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
     }
     params = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
     stopped = prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=KEYS, **options)
-    with prem_proxy.LocalProxy(encryption_keys=KEYS, **options) as proxy:
+    with prem_proxy.LocalProxy(api_key=API_KEY, encryption_keys=KEYS, **options) as proxy:
         changes = proxy.log.subscribe()
         headers = {"Authorization": f"Bearer {API_KEY}"}
         with httpx.Client(base_url=proxy.base_url, headers=headers, trust_env=False, timeout=30) as http:
