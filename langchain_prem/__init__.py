@@ -1,4 +1,4 @@
-"""LangChain on Prem's end-to-end encrypted inference API.
+"""LangChain on Prem's encrypted inference API.
 
 >>> from langchain_prem import ChatPremEncrypted
 >>> llm = ChatPremEncrypted(model="openai/gpt-oss-120b")

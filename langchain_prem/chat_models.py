@@ -1,4 +1,4 @@
-"""`ChatPremEncrypted`: Prem's end-to-end encrypted models as a LangChain chat model."""
+"""`ChatPremEncrypted`: the models behind Prem's encrypted API as a LangChain chat model."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ from prem_core._adapters.settings import ModelSettings
 
 
 class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseChatModel):
-    """Chat models behind Prem's end-to-end encrypted API.
+    """Chat models behind Prem's encrypted API.
 
-    This process encrypts prompts for a hardware enclave, and decrypts the answers. The gateway between them
-    authenticates and meters requests. **The gateway can read** streamed answers; SECURITY.md has the details.
+    This process encrypts prompts to the enclave's key, which is not attested, and decrypts the answers. **The gateway
+    in between can read and replace streamed answers.** ``nonce_reuse="error"`` accepts only answers that it cannot
+    read, if the service sends such; SECURITY.md has the details.
 
     Setup:
         Install ``prem-encrypted[langchain]`` and set ``PREM_API_KEY``.

@@ -48,7 +48,7 @@ class _Whisper(TranscriptionSettings):
 class PremWhisperParser(_Whisper, BaseBlobParser):
     """Transcribes audio blobs into documents.
 
-    A recording is encrypted in this process for a hardware enclave, and its transcript is decrypted here. A recording
+    A recording is encrypted in this process to the enclave's key, and its transcript is decrypted here. A recording
     of more than 25 MB is split at pauses and sent in chunks; the documents' times continue across chunks.
 
     Setup:

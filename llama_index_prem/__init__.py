@@ -1,4 +1,4 @@
-"""LlamaIndex on Prem's end-to-end encrypted inference API.
+"""LlamaIndex on Prem's encrypted inference API.
 
 >>> from llama_index_prem import PremEncrypted
 >>> llm = PremEncrypted(model="openai/gpt-oss-120b")

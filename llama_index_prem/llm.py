@@ -1,4 +1,4 @@
-"""`PremEncrypted`: Prem's end-to-end encrypted models as a LlamaIndex LLM."""
+"""`PremEncrypted`: the models behind Prem's encrypted API as a LlamaIndex LLM."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ from prem_core._adapters.settings import ModelSettings, check_params
 
 @check_before_calls
 class PremEncrypted(EgressSetting, ModelSettings, StructuredPredictionLLM):
-    """Models behind Prem's end-to-end encrypted API.
+    """Models behind Prem's encrypted API.
 
-    Prompts are encrypted in this process for a hardware enclave, and answers are decrypted in it. The gateway in
-    between authenticates and meters requests. A chat reply that arrives as an event stream is not confidential from it;
-    SECURITY.md has the details.
+    This process encrypts prompts to the enclave's key, which is not attested, and decrypts the answers. **The gateway
+    in between can read and replace streamed answers.** ``nonce_reuse="error"`` accepts only answers that it cannot
+    read, if the service sends such; SECURITY.md has the details.
 
     Install ``prem-encrypted[llama-index]`` and set ``PREM_API_KEY``.
 

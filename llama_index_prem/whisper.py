@@ -33,7 +33,7 @@ Recordings: TypeAlias = "AudioFile | list[AudioFile]"
 class PremWhisperReader(LoaderSettings, BasePydanticReader):
     """Transcribes recordings into documents.
 
-    A recording is encrypted in this process for a hardware enclave, and its transcript is decrypted here. A recording
+    A recording is encrypted in this process to the enclave's key, and its transcript is decrypted here. A recording
     of more than 25 MB is split at pauses and sent in chunks; the documents' times continue across chunks.
 
     Install ``prem-encrypted[llama-index]`` and set ``PREM_API_KEY``. Splitting long recordings other than PCM WAV

@@ -1,4 +1,4 @@
-"""Prem's end-to-end encrypted inference API, in-process.
+"""A client for Prem's encrypted inference API, in-process.
 
 >>> from prem_core import PremClient
 >>> with PremClient() as client:  # doctest: +SKIP

@@ -16,6 +16,7 @@ from support.wire_schemas import TEST_KEY, problems
 
 from prem_core._adapters import plaintext_egress
 from prem_core._adapters.client_cache import CLIENTS
+from prem_core._protocol.nonce_reuse import REPLY_FORMS
 from prem_core._serving.server import Server, listen
 from prem_core.enclave import LocalEnclave, ScriptedEngine
 
@@ -35,6 +36,7 @@ _VARIABLES = (
     "PROXY_URL",
     "PREM_ENCLAVE_URL",
     "ENCLAVE_URL",
+    "PREM_NONCE_REUSE",
     "CLIENT_KEK",
     "LANGSMITH_TRACING",
     "LANGCHAIN_TRACING_V2",
@@ -53,8 +55,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_shared_clients() -> None:
-    """Models share neither a client nor limits with those of earlier tests."""
+    """Models share neither a client nor limits nor the outcomes of probes with those of earlier tests."""
     CLIENTS.clear()
+    REPLY_FORMS.clear()
 
 
 @pytest.fixture(autouse=True)

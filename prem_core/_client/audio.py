@@ -11,6 +11,7 @@ import httpx
 
 from prem_core._audio.upload import DEFAULT_MODEL, AudioFile, read_recording
 from prem_core._client.requester import AsyncRequester, Requester
+from prem_core._crypto.redaction import without_locals
 from prem_core._protocol import flow
 from prem_core._protocol.protection import Protection
 from prem_core._protocol.response_body import read_transcription
@@ -118,6 +119,7 @@ class Transcriptions(_AudioResource):
         **params: Unpack[TranscriptionOptions],
     ) -> str: ...
 
+    @without_locals
     def create(
         self,
         *,
@@ -182,6 +184,7 @@ class Translations(_AudioResource):
         **params: Unpack[TranslationOptions],
     ) -> str: ...
 
+    @without_locals
     def create(
         self,
         *,
@@ -228,6 +231,7 @@ class AsyncTranscriptions(_AsyncAudioResource):
         **params: Unpack[TranscriptionOptions],
     ) -> str: ...
 
+    @without_locals
     async def create(
         self,
         *,
@@ -270,6 +274,7 @@ class AsyncTranslations(_AsyncAudioResource):
         **params: Unpack[TranslationOptions],
     ) -> str: ...
 
+    @without_locals
     async def create(
         self,
         *,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack, cast, overl
 import httpx
 
 from prem_core._client.requester import AsyncRequester, Requester
+from prem_core._crypto.redaction import clear_locals, without_locals
 from prem_core._protocol import flow
 from prem_core._protocol.masking import ChatRequest
 from prem_core._protocol.protection import Protection
@@ -70,6 +71,7 @@ class Completions:
         **params: Unpack[ChatOptions],
     ) -> ChatCompletionStream: ...
 
+    @without_locals
     def create(
         self,
         *,
@@ -141,6 +143,7 @@ class AsyncCompletions:
         **params: Unpack[ChatOptions],
     ) -> AsyncChatCompletionStream: ...
 
+    @without_locals
     async def create(
         self,
         *,
@@ -189,11 +192,18 @@ class ChatCompletionStream:
         # A generator of each loop's own: leaving the loop closes it, even if the stream is still referenced.
         try:
             yield from self._iterator
+        except BaseException as error:
+            clear_locals(error)
+            raise
         finally:
             self.close()
 
     def __next__(self) -> ChatCompletionChunk:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except BaseException as error:
+            clear_locals(error)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -230,13 +240,20 @@ class AsyncChatCompletionStream:
                 yield first
             async for chunk in self._chunks:
                 yield chunk
+        except BaseException as error:
+            clear_locals(error)
+            raise
         finally:
             await self.close()
 
     async def __anext__(self) -> ChatCompletionChunk:
         if (first := self._take_first()) is not None:
             return first
-        return await anext(self._chunks)
+        try:
+            return await anext(self._chunks)
+        except BaseException as error:
+            clear_locals(error)
+            raise
 
     def _take_first(self) -> ChatCompletionChunk | None:
         first, self._first = self._first, None

@@ -22,7 +22,7 @@ from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._protocol.attestation.settings import VERDICTS, Attestation, Verdict, check_extra
 from prem_core._protocol.flow import fetch_public_key, probe
-from prem_core._protocol.nonce_reuse import REPLY_FORMS, check_nonce_reuse
+from prem_core._protocol.nonce_reuse import REPLY_FORMS, resolve_nonce_reuse
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import RetryPolicy
@@ -44,6 +44,9 @@ _ACCEPT_STREAM: Final = "text/event-stream, application/json"
 _ACCEPT_WHOLE: Final = "application/json, text/event-stream;q=0.1"
 _ACCEPT_OWN_NONCE: Final = "application/json"
 
+#: How many models' attestations and probes may be shared. Names of models can come from a caller of the proxy.
+_MAX_PREPARATIONS: Final = 1000
+
 _HEADERS: Final = {
     # Sealed bytes do not compress. A compressed response is an error: it could be a decompression bomb.
     "accept-encoding": "identity",
@@ -62,9 +65,7 @@ class _Requester:
         for name in ("request_masking", "retry_after_send"):
             if not isinstance(options[name], bool):
                 raise ConfigurationError(f"{name} must be True or False, not {options[name]!r}")
-        nonce_reuse = check_nonce_reuse(
-            options["nonce_reuse"] or _config.from_environment("nonce_reuse") or "warn"
-        )
+        nonce_reuse = resolve_nonce_reuse(options["nonce_reuse"])
         keys = options["encryption_keys"]
         if keys is not None and not isinstance(keys, EncryptionKeys):
             raise ConfigurationError("encryption_keys must come from generate_encryption_keys()")
@@ -143,6 +144,8 @@ class _Requester:
         return settings
 
     def _shared(self, step: Attest | Probe) -> SharedFetch[Verdict | bool]:
+        if len(self._preparations) > _MAX_PREPARATIONS:
+            self._preparations.clear()  # who waits for one keeps it
         return self._preparations.setdefault(step, SharedFetch())
 
     def _outcome(self, step: Attest | Probe) -> Verdict | bool | None:
@@ -303,6 +306,8 @@ class Requester(_Requester):
 
         if self._needs_key:
             self.fetch_key(deadline=deadline)
+        if (outcome := self._outcome(step)) is not None:
+            return outcome
         return self._shared(step).get(functools.partial(self._outcome, step), run, deadline)
 
     def attest(self, model: str, *, verify: bool = True) -> Any:
@@ -375,6 +380,8 @@ class AsyncRequester(_Requester):
 
         if self._needs_key:
             await self._fetch_key(loop, None)
+        if (outcome := self._outcome(step)) is not None:
+            return outcome
         return await self._shared(step).get_async(
             functools.partial(self._outcome, step), run, loop.prepare_lock
         )

@@ -138,10 +138,12 @@ class Attempts:
         delay = None if delivered else settings.retry.delay(self._retries, error)
         sent = isinstance(error, errors.APIConnectionError) and error.request_sent
         if delay is not None and sent and not settings.retry_after_send:
+            if _in_time(settings, delay):
+                error.add_note(
+                    "The service may have accepted the request, so it was not sent again. "
+                    "With retry_after_send=True it is."
+                )
             delay = None
-            error.add_note(
-                "The service may have accepted the request, so it was not sent again. With retry_after_send=True it is."
-            )
         pause = shared_backoff(error, delay)
         rate_limited = isinstance(error, errors.APIStatusError) and error.status_code == 429
         yield Release(pause, rate_limited, rate_limit_interval(error) if pause is not None else None)
@@ -167,14 +169,20 @@ _ACQUIRE_WITH_KEY: Final = Acquire()
 _ACQUIRE: Final = Acquire(key=False)
 
 
+def _in_time(settings: FlowSettings, delay: float) -> bool:
+    """Whether an attempt after `delay` seconds would start before the deadline."""
+    return settings.deadline is None or settings.clock() + delay < settings.deadline
+
+
 def check_time(settings: FlowSettings, delay: float, error: errors.APIError) -> None:
     """Fail now if the next attempt would start after the deadline.
 
     Raises:
         APITimeoutError: The next attempt would start after the deadline.
     """
-    if settings.deadline is None or settings.clock() + delay < settings.deadline:
+    deadline = settings.deadline
+    if deadline is None or _in_time(settings, delay):
         return
-    if isinstance(error, errors.APITimeoutError) and settings.clock() >= settings.deadline:
+    if isinstance(error, errors.APITimeoutError) and settings.clock() >= deadline:
         raise error
     raise errors.APITimeoutError(TOTAL_TIMEOUT_MESSAGE) from error

@@ -108,6 +108,8 @@ def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
                     for chunk in reader.feed(data):
                         idle = False
                         if builder is not None:
+                            # Not delivered yet, but the service has begun to answer, and would charge for it again.
+                            delivered = True
                             builder.add(chunk)
                             continue
                         if not delivered:

@@ -114,8 +114,9 @@ class ChatRequest:
         ]
         if metadata:
             members.append(metadata)
+        # In front, as it is part of the mask where the caller's metadata leaves little room.
         space = _whitespace(fill - pairs * _MEMBER - characters)
-        return b'{"metadata":{%b},%b%b}' % (b",".join(members), space, self.rest)
+        return b'{%b"metadata":{%b},%b}' % (space, b",".join(members), self.rest)
 
 
 def without_padding(params: dict[str, Any]) -> dict[str, Any]:

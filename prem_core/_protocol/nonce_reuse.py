@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from prem_core._config import environment_source, from_environment
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
 
@@ -60,16 +61,20 @@ def warn_of_nonce_reuse() -> None:
     )
 
 
-def check_nonce_reuse(mode: str) -> NonceReuse:
-    """`mode`, if it is one of the three.
+def resolve_nonce_reuse(mode: object) -> NonceReuse:
+    """`mode`, if it is one of the three; None for that of the environment, then "warn".
 
     Raises:
-        ConfigurationError: It is not.
+        ConfigurationError: It is not one of them.
     """
+    name = "nonce_reuse"
+    if mode is None:
+        variable = environment_source(name)
+        mode, name = from_environment(name) or "warn", f"{name} (from {variable})"
     for known in NONCE_REUSE_MODES:
         if mode == known:
             return known  # type: ignore[no-any-return]
-    raise ConfigurationError(f"nonce_reuse must be 'warn', 'error' or 'allow', not {mode!r}")
+    raise ConfigurationError(f"{name} must be 'warn', 'error' or 'allow', not {mode!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,10 +81,10 @@ def _prem(
         False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
-    """Prem's end-to-end encrypted inference, from the command line.
+    """Prem's encrypted inference API, from the command line.
 
-    Prompts and recordings are encrypted on this machine for the enclave. The gateway in between gets ciphertext, but it
-    can read and replace streamed answers: see prem chat --nonce-reuse, and prem doctor for what is not verified.
+    Prompts and recordings are encrypted on this machine to the enclave's key. The gateway in between can read and
+    replace streamed answers: see prem chat --nonce-reuse, and prem doctor for what is not verified.
 
     Set PREM_API_KEY to your API key. No option takes a secret, because other users can read a command line.
 

@@ -24,7 +24,7 @@ from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.accumulator import CompletionBuilder
 from prem_core._protocol.assumptions import EVENT_STREAM, PUBLIC_KEY_NAMES, PUBLIC_KEY_PATH, encode_binary
 from prem_core._protocol.masking import without_padding
-from prem_core._protocol.response_types import ChatCompletionChunk
+from prem_core._protocol.response_types import ChatCompletionChunk, read_json
 from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE
 from prem_core.enclave.attester import Attester
 from prem_core.enclave.engines.base import (
@@ -213,7 +213,7 @@ async def _send_envelope(opened: OpenedChat, chunks: AsyncGenerator[Chunk, None]
     completion = CompletionBuilder()
     try:
         async for chunk in chunks:
-            completion.add(ChatCompletionChunk.model_validate(chunk))
+            completion.add(read_json(ChatCompletionChunk, json.dumps(chunk).encode()))
     except EngineError as error:
         raise envelope_error(error) from None
     except TruncatedStreamError:

@@ -1,4 +1,4 @@
-"""The gateway: it authenticates, limits and forwards requests, and cannot read them.
+"""The gateway: it authenticates, limits and forwards requests, and has no key to them.
 
 Nothing that could open a sealed field is imported here. Bodies are forwarded byte for byte in both directions, and only
 their JSON structure is checked.

@@ -21,6 +21,8 @@ from starlette.types import Receive, Scope, Send
 from prem_core import _config
 from prem_core._client.client import AsyncPremClient
 from prem_core._errors import ConfigurationError, PremError
+from prem_core._protocol.nonce_reuse import NonceReuse
+from prem_core._protocol.protection import Protection
 from prem_core._protocol.request_schema import PARAM_NAMES, TranscriptionParams, TranslationParams
 from prem_core._protocol.response_types import ChatCompletion, Model
 from prem_core._serving.coalesce import coalesce
@@ -49,6 +51,13 @@ TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
 TRANSLATIONS: Final = "/v1/audio/translations"
 MODELS: Final = "/v1/models"
 HEALTH: Final = "/health"
+
+#: Logged once, in place of the client's `NonceReuseWarning`.
+NONCE_REUSE_WARNING: Final = (
+    "a response is sealed under its request's nonce, as every stream is: the gateway can read and replace it and, by "
+    "sending the request again, read the request. nonce_reuse='error' (prem proxy --nonce-reuse error, "
+    "PREM_NONCE_REUSE=error) refuses such responses, 'allow' hides this warning"
+)
 
 #: parallel_tool_calls=True is the service's default: the client accepts it without sending it, and rejects False.
 _CHAT_NAMES: Final = PARAM_NAMES | {"parallel_tool_calls"}
@@ -81,6 +90,7 @@ class Proxy:
         drop_unsupported: Drop parameters that Prem's API does not have, instead of rejecting them.
         audio_timeout: Seconds to wait for a transcription.
         retries: Whether the clients retry. The responses then ask callers not to retry.
+        nonce_reuse: See `ClientOptions`. The warning is a log line.
         page_token: The token in the URL of the web page; None for no page.
     """
 
@@ -94,6 +104,7 @@ class Proxy:
         drop_unsupported: bool,
         audio_timeout: float,
         retries: bool,
+        nonce_reuse: NonceReuse,
         page_token: str | None,
     ) -> None:
         self._clients = clients
@@ -104,6 +115,8 @@ class Proxy:
         self._drop = drop_unsupported
         self._audio_timeout = audio_timeout
         self._retries = retries
+        self._keep_alive = nonce_reuse == "error"  # other streams start with the gateway's
+        self._warn = nonce_reuse == "warn"
         self._running: set[asyncio.Task[ErrorResponse | None]] = set()
         self._stopping = False
         self._router = Router(
@@ -222,14 +235,15 @@ class Proxy:
         record.set_request(params.get("model"), streamed=params.get("stream") is True)
         async with self._client(call, key) as client:
             create: Callable[..., Awaitable[Any]] = client.chat.completions.create
-            answer = await create(**{"messages": None, "model": None, **params})
-            call.log.first_token(record)
+            created = create(**{"messages": None, "model": None, **params})
+            answer = await (call.keep_alive(created) if record.streamed and self._keep_alive else created)
+            self._received(call, answer.prem)
             if isinstance(answer, ChatCompletion):
                 record.set_usage(answer.usage)
                 await call.respond(responses.JSON, responses.completion(answer))
                 return
             async with answer:
-                await call.start(responses.EVENT_STREAM, [("cache-control", "no-store")])
+                await call.start_stream(answer.prem)
                 async with aclosing(coalesce(answer)) as batches:
                     async for chunks in batches:
                         for chunk in chunks:
@@ -258,11 +272,21 @@ class Proxy:
         form = params.get("response_format")
         if form in responses.SUBTITLES:
             params["response_format"] = "verbose_json"
+        elif form == "text":
+            params["response_format"] = "json"  # the same text, in an answer that states how it was protected
         call.record.set_request(params.get("model"), streamed=False)
         async with self._client(call, key) as client:
             answer = await method(client)(file=file, timeout=self._audio_timeout, **params)
-        call.log.first_token(call.record)
+        self._received(call, answer.prem)
         await call.respond(*responses.transcription(answer, form))
+
+    def _received(self, call: Call, protection: Protection | None) -> None:
+        """Record that an answer has arrived, or its first chunk, and how it was protected."""
+        call.record.set_protection(protection)
+        call.log.first_token(call.record)
+        if self._warn and protection is not None and protection.reply_nonce != "own":
+            self._warn = False
+            _log.warning(NONCE_REUSE_WARNING)
 
     async def _list_models(self, call: Call) -> None:
         kind = parse_qs(call.scope["query_string"].decode("latin-1")).get("type", [None])[-1]

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 from starlette.types import Message, Scope, Send
 
+from prem_core._protocol.protection import Protection
 from prem_core._serving.request import RequestBody
 from prem_core.proxy.errors import ErrorResponse, quote_names
 from prem_core.proxy.request_log import RequestLog, RequestRecord, State
-from prem_core.proxy.responses import EVENT_STREAM
+from prem_core.proxy.responses import EVENT_STREAM, KEEP_ALIVE, protection_text
+
+T = TypeVar("T")
+
+#: Seconds without an event until a comment is sent. An error that comes earlier has its HTTP status. Many clients and
+#: load balancers close a connection that is idle for a minute, some of them sooner.
+KEEP_ALIVE_SECONDS: Final = 10.0
+
+#: The header that states how an answer was protected.
+PROTECTION_HEADER: Final = "x-prem-protection"
+
+_NOT_CACHED: Final = ("cache-control", "no-store")
 
 
 @dataclass(slots=True)
@@ -40,7 +54,11 @@ class Call:
     def headers(self) -> list[tuple[str, str]]:
         """The headers of every response to this request."""
         pairs = [("x-request-id", self.record.id)]
-        return [*pairs, ("x-prem-dropped", quote_names(self.dropped))] if self.dropped else pairs
+        if self.record.protection is not None:
+            pairs.append((PROTECTION_HEADER, protection_text(self.record.protection)))
+        if self.dropped:
+            pairs.append(("x-prem-dropped", quote_names(self.dropped)))
+        return pairs
 
     async def start(
         self, content_type: str, headers: Sequence[tuple[str, str]] = (), status: int = 200
@@ -50,6 +68,28 @@ class Call:
         pairs = [("content-type", content_type), *headers, *self.headers()]
         raw = [(name.encode(), value.encode()) for name, value in pairs]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def start_stream(self, protection: Protection) -> None:
+        """Send the status and the headers of a stream, unless `keep_alive` has sent them: then a comment takes the
+        place of the header."""
+        if self.started:
+            await self.write(f": {PROTECTION_HEADER}: {protection_text(protection)}\n\n".encode(), more=True)
+        else:
+            await self.start(EVENT_STREAM, [_NOT_CACHED])
+
+    async def keep_alive(self, value: Awaitable[T]) -> T:
+        """Wait for `value`. While it takes long, send comments in an event stream, which starts with the first one."""
+        waiting = asyncio.ensure_future(value)
+        try:
+            while not (await asyncio.wait((waiting,), timeout=KEEP_ALIVE_SECONDS))[0]:
+                if not self.started:
+                    # Without a stream from the gateway, an answer has a nonce of its own or is an error.
+                    await self.start(EVENT_STREAM, [_NOT_CACHED, (PROTECTION_HEADER, "nonce=own")])
+                await self.write(KEEP_ALIVE, more=True)
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
     async def write(self, body: bytes, *, more: bool) -> None:
         """Send the next part of the response body; `more` is False for the last part."""

@@ -5,7 +5,6 @@ The page is the files of `page/`. Its data is `RequestRecord.as_dict`. It loads 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from importlib.resources import files
@@ -14,7 +13,7 @@ from typing import Final
 from starlette.exceptions import HTTPException
 
 from prem_core.proxy.call import Call
-from prem_core.proxy.request_log import RequestLog, RequestRecord
+from prem_core.proxy.request_log import RequestLog
 from prem_core.proxy.responses import EVENT_STREAM
 
 #: The page is at ``/page/TOKEN/``, with its files and its event stream below it.
@@ -29,9 +28,6 @@ _FILES: Final = {
     "page.css": ("page.css", "text/css; charset=utf-8"),
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-
-#: Seconds between comments, which keep an idle stream open.
-KEEPALIVE_SECONDS: Final = 15.0
 
 _HEADERS: Final = (
     ("cache-control", "no-store"),
@@ -83,18 +79,6 @@ class Dashboard:
         with self._log.subscribe() as changes:
             latest = [record.as_dict() for record in self._log.latest()]
             await call.write(b"event: latest\ndata: " + json.dumps(latest).encode() + b"\n\n", more=True)
-            waiting: asyncio.Task[RequestRecord] | None = None
-            try:
-                while True:
-                    waiting = waiting or asyncio.ensure_future(anext(changes))
-                    await asyncio.wait((waiting,), timeout=KEEPALIVE_SECONDS)
-                    if waiting.done():
-                        record, waiting = waiting.result(), None
-                        await call.write(
-                            b"data: " + json.dumps(record.as_dict()).encode() + b"\n\n", more=True
-                        )
-                    else:
-                        await call.write(b": \n\n", more=True)
-            finally:
-                if waiting is not None:
-                    waiting.cancel()
+            while True:
+                record = await call.keep_alive(anext(changes))
+                await call.write(b"data: " + json.dumps(record.as_dict()).encode() + b"\n\n", more=True)

@@ -34,6 +34,7 @@ TABLE: Final[tuple[tuple[type[errors.PremError], int | None, str, str | None], .
     (errors.APIError, 502, "server_error", None),
     (errors.EnclaveKeyError, 502, "server_error", "enclave_key_error"),
     (errors.AttestationError, 502, "server_error", "attestation_failed"),
+    (errors.NonceReuseError, 502, "server_error", "nonce_reuse"),
     (errors.DecryptionError, 502, "server_error", "decryption_failed"),
     (errors.LengthFinishReasonError, 502, "server_error", "length"),
     (errors.RefusalError, 502, "server_error", "refusal"),

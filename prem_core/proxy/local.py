@@ -12,6 +12,7 @@ from prem_core._client.client import AsyncPremClient
 from prem_core._client.options import ClientOptions, with_defaults
 from prem_core._crypto.redaction import without_traceback
 from prem_core._errors import ConfigurationError
+from prem_core._protocol.nonce_reuse import resolve_nonce_reuse
 from prem_core._serving.request import AllowedHosts
 from prem_core._serving.server import (
     ALL_INTERFACES,
@@ -63,7 +64,8 @@ class LocalProxy(Service):
         log: Receives a record of each request. By default a log of the last 200.
         **client_options: See `ClientOptions`. They apply to the client of each API key. `api_key` is used for every
             caller; by default each caller's own key is used. Unless `max_retries` is 0, responses ask callers not to
-            retry: attempts would multiply.
+            retry: attempts would multiply. With `nonce_reuse` "warn" the warning is one log line (logger
+            ``prem_core.proxy``); with "error" streams are sent in one piece, with comments while a caller waits.
 
     Raises:
         ConfigurationError: A value is not valid.
@@ -113,6 +115,8 @@ class LocalProxy(Service):
                 "every caller, the gateway and one caller together can read the responses to other callers"
             )
         self._api_key = None if api_key is None else _config.resolve_api_key(api_key)
+        self._nonce_reuse = resolve_nonce_reuse(options["nonce_reuse"])
+        options["nonce_reuse"] = "allow" if self._nonce_reuse == "warn" else self._nonce_reuse
         self._make_client = functools.partial(AsyncPremClient, api_key=PLACEHOLDER_KEY, **options)
         self._make_client()  # raises now if an option is not valid
         self._urls = [
@@ -172,6 +176,7 @@ class LocalProxy(Service):
             drop_unsupported=self._drop_unsupported,
             audio_timeout=self._audio_timeout,
             retries=self._retries,
+            nonce_reuse=self._nonce_reuse,
             page_token=self._page_token,
         )
         any_address = host in ALL_INTERFACES

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
+    from prem_core._protocol.protection import Protection
     from prem_core._protocol.response_types import Usage
 
 #: Requests that a log keeps.
@@ -64,13 +65,14 @@ class RequestRecord:
         status: The HTTP status of the response; None before it starts. A stream that fails later keeps 200.
         error: The name of the error's class, or the error code of the proxy's own errors.
         support_id: The service's, where it sent one.
+        protection: How the answer was protected; None before it arrives, and where nothing was sealed.
         time_to_first_token: Seconds to the first chunk, or to the whole response; None before that.
         duration: Seconds from start to end; None while it runs.
         prompt_tokens: As the service counted them; None where it did not.
         completion_tokens: As the service counted them; None where it did not.
         request_bytes: Bytes of the request body.
         response_bytes: Bytes of the response body.
-        attempts: Requests to the gateway.
+        attempts: Requests to the gateway, a probe included.
         gateway_request: The body of the last attempt, as the gateway saw it.
         gateway_response: The body of the gateway's response to it.
     """
@@ -84,6 +86,7 @@ class RequestRecord:
     status: int | None = None
     error: str | None = None
     support_id: str | None = None
+    protection: Protection | None = None
     time_to_first_token: float | None = None
     duration: float | None = None
     prompt_tokens: int | None = None
@@ -106,6 +109,12 @@ class RequestRecord:
             self.prompt_tokens = usage.prompt_tokens
             self.completion_tokens = usage.completion_tokens
 
+    def set_protection(self, protection: Protection | None) -> None:
+        """Record how the answer was protected."""
+        self.protection = protection
+        if protection is not None:
+            self.support_id = protection.support_id
+
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self._start
@@ -116,6 +125,8 @@ class RequestRecord:
         for name, value in values.items():
             if isinstance(value, WireCapture):
                 values[name] = {"size": value.size, "head": value.head.decode("ascii", "replace")}
+        if self.protection is not None:
+            values["protection"] = self.protection.as_dict()
         return values
 
 
@@ -191,7 +202,8 @@ class RequestLog:
     ) -> None:
         """Record the end of a request. Does nothing for one that has ended."""
         if record.state == "running":
-            record.state, record.error, record.support_id = state, error, support_id
+            record.state, record.error = state, error
+            record.support_id = support_id or record.support_id
             record.duration = record.elapsed()
             self._publish(record)
 

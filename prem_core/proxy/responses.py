@@ -7,19 +7,27 @@ them.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 from prem_core._audio.subtitles import srt, vtt
 from prem_core._audio.transcripts import ChunkTranscript, TranscriptionRequest, segments
+from prem_core._protocol.protection import Protection
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model, Transcription
 from prem_core.proxy.errors import ErrorResponse
 
 #: The end of a complete stream. A stream without it is truncated.
 DONE: Final = b"data: [DONE]\n\n"
 
+#: A comment, which clients of event streams skip.
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
+
+#: Characters of a support id in a header. The service's have 44.
+MAX_SUPPORT_ID: Final = 100
 
 _CHUNK: Final = ("id", "object", "created", "model", "choices")
 _CHOICE: Final = ("index", "delta", "finish_reason")
@@ -41,6 +49,20 @@ def event(chunk: ChatCompletionChunk) -> bytes:
 def error_event(error: ErrorResponse) -> bytes:
     """The last event of a stream that fails. OpenAI's clients raise it."""
     return b"data: %b\n\n" % error.body
+
+
+def protection_text(protection: Protection) -> str:
+    """How an answer was protected, for a header. What is not known is left out."""
+    support_id = protection.support_id
+    values = {
+        "key": protection.key_fingerprint,
+        "source": protection.key_source,
+        "attested": "yes" if protection.attested else "no",
+        "nonce": protection.reply_nonce,
+        # It comes from the network, and must not look like another value.
+        "support-id": support_id and re.sub(r"[^\w.:-]", "?", support_id, flags=re.ASCII)[:MAX_SUPPORT_ID],
+    }
+    return "; ".join(f"{name}={value}" for name, value in values.items() if value)
 
 
 def health(version: str) -> bytes:
@@ -78,7 +100,7 @@ def model(listed: list[Model], name: str) -> bytes:
     )
 
 
-def transcription(answer: Transcription | str, form: str | None) -> tuple[str, bytes]:
+def transcription(answer: Transcription, form: str | None) -> tuple[str, bytes]:
     """A transcription: content type and body.
 
     Args:
@@ -88,8 +110,8 @@ def transcription(answer: Transcription | str, form: str | None) -> tuple[str, b
     Raises:
         APIResponseValidationError: There are no times for subtitles.
     """
-    if isinstance(answer, str):
-        return TEXT, answer.encode()
+    if form == "text":
+        return TEXT, answer.text.encode()
     if form in SUBTITLES:
         request = TranscriptionRequest(mode="segments")
         return TEXT, SUBTITLES[form](segments("", [ChunkTranscript(answer)], request)).encode()

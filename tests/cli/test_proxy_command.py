@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -13,6 +14,7 @@ import pytest
 from support.prem_program import Prem, ServerProcess
 from support.proxies import chat
 from support.scripted_upstream import Upstream, chunk
+from support.wire_schemas import Opened
 
 from prem_core import EncryptionKeys
 from prem_core.cli.commands.proxy import _size
@@ -80,7 +82,8 @@ def test_it_stops_cleanly_while_a_stream_is_open(
         assert server.stop() == 0
         with pytest.raises(openai.APIError):
             next(stream)
-    assert server.errors == ""
+    (line,) = server.errors.splitlines()
+    assert line.startswith("prem proxy: a response is sealed under its request's nonce")
     assert upstream.left.wait(60)
 
 
@@ -106,6 +109,19 @@ def test_the_options_reach_the_proxy(start: Start, enclave: LocalEnclave) -> Non
     assert httpx.post(url, json=chat("a" * 1024), headers=headers, trust_env=False).status_code == 413
 
 
+def test_nonce_reuse_error_requests_no_stream_for_a_caller_that_asks_for_one(
+    start: Start, enclave: LocalEnclave, seen: Any
+) -> None:
+    server = start("--nonce-reuse", "error", **urls(enclave))
+    with openai.OpenAI(base_url=base_url(server), api_key=enclave.api_key, max_retries=0) as client:
+        assert list(client.chat.completions.create(**chat(), stream=True))
+    assert server.stop() == 0
+    assert server.errors == ""
+    assert len(seen.chats) == 2  # the probe and the prompt
+    for each in seen.chats:
+        assert "stream" not in Opened.request(each.request_body).params
+
+
 def test_local_needs_no_api_key_and_takes_an_upstream(start: Start, upstream: Upstream) -> None:
     server = start(before=("--local", "--upstream", upstream.url))  # type: ignore[arg-type]
     assert "embedded enclave" in server.output
@@ -129,6 +145,7 @@ def test_allow_remote_prints_a_warning(start: Start, enclave: LocalEnclave) -> N
         (["--host", "0.0.0.0"], "--allow-remote"),
         (["--host", "no.such.host.invalid", "--allow-remote"], "no.such.host.invalid"),
         (["--port", "70000"], "65535"),
+        (["--nonce-reuse", "never"], "--nonce-reuse"),
         (["--body-limit", "much"], "--body-limit"),
         (["--body-limit", "0"], "--body-limit"),
         (["--timeout", "0"], "--timeout"),

@@ -27,6 +27,7 @@ from prem_core import (
 from prem_core._protocol.attestation import settings as attestation_settings
 from prem_core._protocol.attestation.collateral_cache import COLLATERAL
 from prem_core._protocol.attestation.settings import VERDICTS
+from prem_core._protocol.nonce_reuse import probe_recording
 from prem_core.attestation import (
     VENDOR_ROOTS,
     AttestationError,
@@ -243,6 +244,19 @@ def test_the_report_has_the_checks_of_the_cpu_and_of_the_gpus(
     assert {"root", "nonce", "GPU tokens"} <= {check.name for check in report.checks}
     assert [gpu.name for gpu in report.gpus] == ["GPU-0", "GPU-1"]
     assert report.not_proven[0].startswith("The roots that were trusted are not the vendors' own")
+
+
+@pytest.mark.parametrize("technology", ["sev-snp"])
+def test_require_verifies_before_a_recording_is_sent(machine: Attested) -> None:
+    with PremClient(**machine.options()) as client:
+        file = ("a.wav", probe_recording())
+        assert client.audio.transcriptions.create(model="w", file=file).prem.attested
+        machine.enclave.attestation_faults = ["debug"]
+        VERDICTS.clear()
+        machine.exchanges.clear()
+        with pytest.raises(AttestationError):
+            client.audio.transcriptions.create(model="w", file=file)
+    assert not any(path.startswith("/rvenc") for path in machine.paths)
 
 
 # --- key binding ----------------------------------------------------------------------------------------

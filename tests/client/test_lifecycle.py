@@ -158,7 +158,7 @@ async def test_an_unclosed_async_client_closes_its_sockets_when_it_is_freed():
 NOBODY_CLOSES = """
 import asyncio, sys
 from prem_core import AsyncPremClient, PremClient
-settings = dict(api_key="k", gateway_url=sys.argv[1], enclave_url=sys.argv[1])
+settings = dict(api_key="k", gateway_url=sys.argv[1], enclave_url=sys.argv[1], nonce_reuse="allow")
 params = dict(model="m", messages=[dict(role="user", content="hi")])
 client = PremClient(**settings)
 client.chat.completions.create(**params)

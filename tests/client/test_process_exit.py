@@ -8,8 +8,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+from support.probed_gateway import ProbedGateway, in_an_envelope
+from support.waiting import SOON
 
 COLLECTED = """
 import faulthandler, gc, json, sys
@@ -84,7 +87,61 @@ print("done")
     ],
 )
 def test_a_process_that_never_closes_its_clients_exits_cleanly(script, enclave):
-    settings = json.dumps(enclave.client_options)
+    settings = json.dumps({**enclave.client_options, "nonce_reuse": "allow"})
     command = [sys.executable, "-W", "error", "-c", script, settings]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")
+
+
+FORKED_WHILE_PROBING = """
+import json, os, sys, threading
+from prem_core import PremClient
+client = PremClient(**json.loads(sys.argv[1]))
+def ask():
+    messages = [{"role": "user", "content": "Hello!"}]
+    return client.chat.completions.create(model="m", messages=messages).choices[0].message.content
+probing = threading.Thread(target=ask)
+probing.start()
+sys.stdin.readline()
+child = os.fork()
+if child == 0:
+    print("child", ask(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+probing.join()
+print("parent", ask(), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_forked_during_a_probe_sends_its_own():
+    arrived, released = threading.Event(), threading.Event()
+
+    def held(call):
+        if not arrived.is_set():
+            arrived.set()
+            released.wait(SOON)
+        in_an_envelope(call)
+
+    with ProbedGateway(probe=held) as gateway:
+        settings = json.dumps(gateway.settings(nonce_reuse="error"))
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", FORKED_WHILE_PROBING, settings],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as run:
+            assert run.stdin is not None
+            assert run.stdout is not None
+            try:
+                assert arrived.wait(SOON)
+                run.stdin.write("fork\n")
+                run.stdin.flush()
+                assert run.stdout.readline() == "child Hello\n"
+                released.set()
+                assert run.stdout.readline() == "parent Hello\n"
+                assert run.wait(SOON) == 0
+            finally:
+                released.set()
+                run.kill()
+    assert (len(gateway.probes), len(gateway.prompts)) == (2, 3)

@@ -28,7 +28,7 @@ from prem_core._client.options import DEFAULTS, AsyncClientOptions, SyncClientOp
         ({"enclave_url": "http://conf-engine.prem.io"}, errors.ConfigurationError, "enclave_url"),
         ({"gateway_url": "gateway.prem.io"}, errors.ConfigurationError, "gateway_url"),
         ({"timeout": 0}, errors.ConfigurationError, "timeout"),
-        ({"timeout": None}, errors.ConfigurationError, "timeout"),
+        ({"timeout": "30"}, errors.ConfigurationError, "timeout"),
         ({"max_retries": -1}, errors.ConfigurationError, "max_retries"),
         ({"max_retries": 1.5}, errors.ConfigurationError, "max_retries"),
         ({"max_buffer_size": 0}, errors.ConfigurationError, "max_buffer_size"),

@@ -142,6 +142,7 @@ def test_the_proxy_page_lists_every_route() -> None:
         drop_unsupported=False,
         audio_timeout=1,
         retries=False,
+        nonce_reuse="warn",
         page_token="token",
     )
     routes = {

@@ -69,8 +69,9 @@ def test_the_settings_table_lists_every_argument_of_a_client() -> None:
 def test_the_settings_table_lists_the_defaults_of_a_client() -> None:
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|", section(README, "Settings"), re.MULTILINE)
     shown = {name: default.strip("` ").split(";")[0] for name, default in rows}
-    for name in ("timeout", "max_retries", "max_concurrency", "allow_insecure"):
-        assert shown[name] == str(DEFAULTS[name])
+    for name in ("max_retries", "retry_after_send", "request_masking", "max_concurrency", "allow_insecure"):
+        assert shown[name].strip("`") == str(DEFAULTS[name])
+    assert shown["nonce_reuse"].strip("`") == '"warn"'
     assert shown["max_buffer_size"] == f"{DEFAULTS['max_buffer_size'] // 1024**2} MB"
     assert (shown["gateway_url"], shown["enclave_url"]) == (
         _config.DEFAULT_GATEWAY_URL,
@@ -79,8 +80,10 @@ def test_the_settings_table_lists_the_defaults_of_a_client() -> None:
     assert {name for name, default in shown.items() if default == "none"} <= {
         name for name, default in DEFAULTS.items() if default is None
     }
-    assert _config.AUDIO_TIMEOUT == 300
-    assert "loaders 300" in dict(rows)["timeout"]
+    assert dict(rows)["timeout"] == (
+        f"{_config.DEFAULT_TIMEOUT:.0f}; {_config.WHOLE_REPLY_TIMEOUT:.0f} to the first byte of a whole answer; "
+        f"loaders {_config.AUDIO_TIMEOUT:.0f}"
+    )
 
 
 # --- the pages' tables ------------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ def test_chunks_are_sealed_under_the_requests_secret_and_nonce_and_match_the_sch
 def test_usage_is_sent_where_requested_and_in_every_response_without_stream(
     run: Run, upstream: Upstream
 ) -> None:
-    wire = run(upstream=upstream.url)
+    wire = run(upstream=upstream.url, whole_replies="stream")
     upstream.respond_with(chunk("hi", usage=usage_chunk(3)["usage"]), chunk(finish="stop"), usage_chunk(7))
 
     def totals(**more: Any) -> list[int]:
@@ -297,14 +297,13 @@ async def test_the_meter_is_called_for_a_stream_that_is_closed_early() -> None:
     assert charged == [2]
 
 
-def test_without_stream_the_response_is_an_event_stream_by_default(shared: RawClient) -> None:
-    sealed, response = shared.chat(params(PROMPT, stream=False))
+def test_without_stream_the_response_can_be_an_event_stream(run: Run) -> None:
+    sealed, response = run(whole_replies="stream").chat(params(PROMPT, stream=False))
     assert sealed.chunks(response)
 
 
-def test_without_stream_the_response_can_be_an_envelope_sealed_under_a_fresh_nonce(run: Run) -> None:
-    wire = run(whole_replies="envelope")
-    sealed, response = wire.chat(params(PROMPT, stream=False))
+def test_without_stream_the_response_is_an_envelope_sealed_under_a_fresh_nonce(shared: RawClient) -> None:
+    sealed, response = shared.chat(params(PROMPT, stream=False))
     envelope = response.json()
     validator("response-envelope").validate(envelope)
     data = envelope["data"]
@@ -317,7 +316,7 @@ def test_without_stream_the_response_can_be_an_envelope_sealed_under_a_fresh_non
     assert completion["choices"][0]["finish_reason"] == "stop"
     assert completion["usage"]["total_tokens"] > 0
 
-    sealed, response = wire.chat(params(PROMPT))
+    sealed, response = shared.chat(params(PROMPT))
     assert sealed.chunks(response), "with stream the events stay"
 
 

@@ -17,7 +17,10 @@ REPORT = pytest.StashKey[Report]()
 
 @pytest.fixture(scope="session")
 def enclave() -> Iterator[LocalEnclave]:
-    """An enclave of these tests alone: its requests are not checked against the schemas, as some are broken."""
+    """An enclave of these tests alone, which always responds with events.
+
+    Its requests are not checked against the schemas, as some are broken.
+    """
     with LocalEnclave(private_key=TEST_KEY, whole_replies="stream") as prem:
         yield prem
 

@@ -94,8 +94,7 @@ class CellTest:
         row, column, cell = self.row, self.column, self.cell
         expected = context.responses[column]
         fault = row.make_fault() if row.make_fault else row.fault
-        settings = {**proxy.client_options, "max_retries": MAX_RETRIES, **row.settings}
-        with column.calls(settings) as call, ExitStack() as refusing:
+        with column.calls(self.settings(proxy)) as call, ExitStack() as refusing:
             if row.connection_refused:
                 refusing.enter_context(proxy.refusing_connections(fault.party))
             proxy.inject(fault)
@@ -132,12 +131,24 @@ class CellTest:
     def transient_fault(self, context: Context, proxy: FaultProxy) -> None:
         """Check that a second attempt succeeds if only the first response has the fault."""
         proxy.inject(self.row.fault, times=1)
-        settings = {**proxy.client_options, "max_retries": MAX_RETRIES, **self.row.settings}
-        with self.column.calls(settings) as call:
+        with self.column.calls(self.settings(proxy)) as call:
             result = call()
         assert result.error is None
         assert result.answer == context.responses[self.column]
         assert len(proxy.requests_to(self.row.fault.party)) == 2
+
+    def fault_after_the_request_was_sent(self, context: Context, proxy: FaultProxy) -> None:
+        """Check that without `retry_after_send` there is no second attempt, even if it would succeed."""
+        proxy.inject(self.row.fault, times=1)
+        with self.column.calls(self.settings(proxy, retry_after_send=False)) as call:
+            result = call()
+        self._check(result, context.responses[self.column])
+        assert len(proxy.requests_to("gateway")) == 1
+
+    def settings(self, proxy: FaultProxy, *, retry_after_send: bool = True) -> dict[str, Any]:
+        """The arguments of the client."""
+        fixed = {"max_retries": MAX_RETRIES, "retry_after_send": retry_after_send}
+        return {**proxy.client_options, **fixed, **self.row.settings}
 
     def _check(self, result: CallResult, expected: Any) -> None:
         cell = self.cell
@@ -207,6 +218,19 @@ IMMEDIATE = [row for row in ROWS if not row.stalls]
 def retried_cell_tests(row: Row) -> list[CellTest]:
     """The cells of a row in which a second attempt succeeds."""
     return [test for test in cell_tests(row) if test.cell.is_retried and not row.after_a_request]
+
+
+def unsent_cell_tests(row: Row) -> list[CellTest]:
+    """The cells of a row in which the service may have accepted the first attempt."""
+    return [
+        test
+        for test in retried_cell_tests(row)
+        if test.cell.error is not None
+        and issubclass(test.cell.error, APIConnectionError)
+        and row.fault.party == "gateway"
+        and not row.connection_refused
+        and test.column.kind != "models"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +322,20 @@ def test_a_transient_stall_before_the_first_chunk_is_retried(
 ) -> None:
     tests = [test for row in STALLING for test in retried_cell_tests(row)]
     run_concurrently(CellTest.transient_fault, tests, context, subtests)
+
+
+@pytest.mark.parametrize("row", [*filter(unsent_cell_tests, IMMEDIATE)], ids=str)
+def test_a_request_that_may_have_been_accepted_is_not_sent_again_by_default(
+    row: Row, context: Context, proxy: FaultProxy, subtests: pytest.Subtests
+) -> None:
+    run(CellTest.fault_after_the_request_was_sent, unsent_cell_tests(row), context, proxy, subtests)
+
+
+def test_a_request_to_a_stalled_service_is_not_sent_again_by_default(
+    context: Context, subtests: pytest.Subtests
+) -> None:
+    tests = [test for row in STALLING for test in unsent_cell_tests(row)]
+    run_concurrently(CellTest.fault_after_the_request_was_sent, tests, context, subtests)
 
 
 def test_every_row_of_the_table_has_cells() -> None:

@@ -1,4 +1,4 @@
-"""langchain-tests' integration suite, against the embedded enclave over real HTTP."""
+"""langchain-tests' integration suite, against the embedded enclave over real HTTP, in all modes of `nonce_reuse`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import httpx
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from support.wire_schemas import DATA
+from support.wire_schemas import DATA, Opened
 
 from langchain_prem import ChatPremEncrypted
+from prem_core._protocol.nonce_reuse import is_probe
 from prem_core.enclave import LocalEnclave
 
 #: The suite downloads its media from the web; these stand in for them, by file type.
@@ -20,6 +21,9 @@ MEDIA = {".pdf": "letter.pdf", ".wav": "tone.wav", ".png": "pixels.png"}
 
 
 class TestIntegration(ChatModelIntegrationTests):
+    #: None for the default, "warn".
+    nonce_reuse: str | None = None
+
     @pytest.fixture(autouse=True)
     def connect(self, enclave: LocalEnclave) -> None:
         self.enclave = enclave
@@ -40,7 +44,8 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": "openai/gpt-oss-120b", "temperature": 0, **self.enclave.client_options}
+        options = {**self.enclave.client_options, "nonce_reuse": self.nonce_reuse}
+        return {"model": "openai/gpt-oss-120b", "temperature": 0, **options}
 
     @property
     def model_override_value(self) -> str:
@@ -111,3 +116,26 @@ class TestIntegration(ChatModelIntegrationTests):
     )
     def test_pdf_tool_message(self, model: Any) -> None:
         super().test_pdf_tool_message(model)
+
+
+class TestIntegrationAllow(TestIntegration):
+    nonce_reuse = "allow"
+
+    @pytest.fixture
+    def default_cassette_name(self) -> str:
+        return "TestIntegration.test_stream_time"  # the requests are the same
+
+
+class TestIntegrationError(TestIntegration):
+    nonce_reuse = "error"
+
+    @property
+    def enable_vcr_tests(self) -> bool:
+        return False  # no cassette can hold a probe, which is random: test_stream_time is skipped
+
+    def test_a_probe_was_sent_and_no_request_asked_for_a_stream(self, seen: Any) -> None:
+        model = self.chat_model_class(**self.chat_model_params)
+        assert list(model.stream("Hello"))
+        found = [Opened.request(exchange.request_body).params for exchange in seen.chats]
+        assert [is_probe(params) for params in found] == [True, False]
+        assert not any("stream" in params for params in found)

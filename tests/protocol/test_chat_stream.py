@@ -8,23 +8,28 @@ from support.fake_gateway import (
     COMPLETION,
     DONE,
     HELLO,
+    PARAMS,
     FakeEnclave,
     FlowHarness,
     OpenedRequest,
     ScriptedResponse,
     chunk,
+    default_settings,
     error_text,
     event,
     every_byte,
+    open_completion,
     text_of,
 )
 
 from prem_core import _errors as errors
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
+from prem_core._protocol import chat_stream
 from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.request_body import chat_body
-from prem_core._protocol.response_body import BodyReader, open_completion
+from prem_core._protocol.request_schema import chat_request
+from prem_core._protocol.response_body import BodyReader
 
 MAX = 1 << 20
 ENCLAVE = FakeEnclave()
@@ -187,13 +192,13 @@ def test_comments_between_events_are_ignored():
         {"choices": [{"index": 0, "delta": None}]},
         {"choices": [{}]},
         {"choices": []},
-        {"choices": None},
         {
             "choices": [{"index": 0, "delta": {"content": None, "role": None, "tool_calls": None}}],
             "usage": None,
         },
         {"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": None, "matched_stop": None}]},
         {
+            "choices": [],
             "id": None,
             "created": None,
             "model": None,
@@ -201,7 +206,7 @@ def test_comments_between_events_are_ignored():
             "system_fingerprint": None,
             "error": None,
         },
-        {"new": {"field": [1, None]}},
+        {"choices": [], "new": {"field": [1, None]}},
         {"choices": [{"index": 0, "delta": {"new": 1}, "newer": "x"}]},
         {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "new": {}}},
         {"choices": [], "usage": {"prompt_tokens": None}},
@@ -212,6 +217,24 @@ def test_a_chunk_that_deviates_from_the_schema_is_parsed(value):
     assert error is None
     assert len(found) == 3
     assert text_of(found) == "a"
+
+
+@pytest.mark.parametrize("value", [{}, {"choices": None}, {"new": {"field": [1, None]}}])
+def test_a_chunk_without_choices_is_an_error(value):
+    found, error = whole(OPENED.events(PART, value, FINISH) + DONE)
+    assert len(found) == 1
+    assert type(error) is errors.APIResponseValidationError
+    assert "choices" in str(error)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_request_itself_sent_back_as_a_chunk_is_an_error(masked):
+    # Nothing in the protocol binds a direction: the gateway has the request under the same secret and nonce.
+    request = chat_request(PARAMS).plaintext(masked=masked)
+    sent = json.loads(chat_body(KEYS, request, OPENED.nonce))["encryptedInference"]
+    found, error = whole(event("data", sent) + OPENED.events(PART, FINISH) + DONE)
+    assert found == []
+    assert type(error) is errors.APIResponseValidationError
 
 
 @pytest.mark.parametrize("plain", [b"", b"hello", b"[]", b'{"choices": 5}', b"\xff"])
@@ -363,6 +386,57 @@ def test_an_event_that_is_too_large_is_an_error():
     stream = reader(max_buffer_size=100)
     with pytest.raises(errors.ResponseTooLargeError):
         list(stream.feed(OPENED.stream()))
+
+
+def test_a_stream_with_too_many_events_is_an_error(monkeypatch):
+    # A gateway can send one genuine chunk for ever.
+    monkeypatch.setattr(chat_stream, "MAX_EVENTS", 10)
+    stream, part = reader(), OPENED.events(PART)
+    assert [len(list(stream.feed(part))) for _ in range(10)] == [1] * 10
+    with pytest.raises(errors.ResponseTooLargeError, match="10 events"):
+        list(stream.feed(part))
+
+
+def test_a_stream_with_too_many_bytes_is_an_error(monkeypatch):
+    monkeypatch.setattr(chat_stream, "MAX_STREAM_BYTES", 1000)
+    stream = reader()
+    for _ in range(10):
+        assert list(stream.feed(b":" + b"-" * 97 + b"\n\n")) == []
+    with pytest.raises(errors.ResponseTooLargeError, match="1000 bytes"):
+        list(stream.feed(b":"))
+
+
+def test_a_stream_may_be_as_long_as_its_bounds(monkeypatch):
+    monkeypatch.setattr(chat_stream, "MAX_EVENTS", len(HELLO) + 1)
+    monkeypatch.setattr(chat_stream, "MAX_STREAM_BYTES", len(STREAM))
+    assert len(list(reader().feed(STREAM))) == len(HELLO)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": "a" * 50},
+        {"reasoning_content": "a" * 50},
+        {"refusal": "a" * 50},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "a" * 50}}]},
+    ],
+)
+def test_an_answer_that_is_collected_is_limited_by_the_buffer_size(delta):
+    part = {"choices": [{"index": 0, "delta": delta}]}
+    harness = FlowHarness(
+        default_settings(max_buffer_size=2000), answers=[lambda opened: opened.events(*[part] * 100)]
+    )
+    with pytest.raises(errors.ResponseTooLargeError, match="max_buffer_size"):
+        harness.complete()
+    assert len(harness.sent) == 1
+
+
+def test_a_stream_may_be_longer_than_the_buffer_size():
+    chunks = [PART] * 100 + [FINISH]
+    harness = FlowHarness(
+        default_settings(max_buffer_size=500), answers=[lambda opened: opened.stream(*chunks)]
+    )
+    assert text_of(harness.stream()) == "a" * 100
 
 
 # --- the envelope form

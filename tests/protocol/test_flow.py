@@ -143,7 +143,7 @@ def test_nothing_is_read_after_a_complete_response():
 @both_ways
 def test_every_attempt_has_a_fresh_cipher_text_and_nonce(ask):
     harness = FlowHarness(
-        default_settings(max_retries=4),
+        default_settings(max_retries=4, retry_after_send=True),
         answers=[
             lambda _: errors.APITimeoutError("x"),
             lambda _: error_reply(503, "busy"),

@@ -61,7 +61,7 @@ def test_a_503_with_a_retry_after_is_a_pause_for_all_but_no_rate_limit():
     "answer", [error_reply(503, "busy"), error_reply(500, "no"), errors.APITimeoutError("gateway: slow")]
 )
 def test_another_failure_delays_only_its_own_call(answer):
-    harness = harness_of(answer, whole)
+    harness = harness_of(answer, whole, retry_after_send=True)
     harness.complete()
     assert kinds(harness) == [*ATTEMPT, Release, Sleep, *ATTEMPT]
     assert harness.releases == [Release()]

@@ -115,15 +115,15 @@ def test_any_other_response_to_the_key_request_is_an_enclave_key_error(answer):
         read_public_key(answer)
 
 
-def test_an_envelope_yields_its_data():
+def test_an_envelope_is_read_with_all_its_fields():
     value = {"status": 200, "data": {"a": [1]}, "message": None, "env": "development"}
     jsonschema.validate(value, ENVELOPE)
-    assert read_envelope(body(value)) == {"a": [1]}
+    assert read_envelope(body(value)) == value
 
 
 @pytest.mark.parametrize("example", ENVELOPE["examples"])
 def test_the_published_envelope_examples_are_read(example):
-    assert read_envelope(body(example)) == example["data"]
+    assert read_envelope(body(example)) == example
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,13 @@ def sealed_answer(plain, under=NONCE, **fields):
 
 def test_a_sealed_response_opens_under_its_own_nonce():
     plain = body(COMPLETION)
-    assert open_response(KEYS, sealed_answer(plain, bytes(range(24)))) == plain
+    opened = open_response(KEYS, sealed_answer(plain, bytes(range(24))))
+    assert (opened.plaintext, opened.nonce, opened.support_id) == (plain, bytes(range(24)), None)
+
+
+def test_an_opened_response_has_the_support_id_of_its_envelope():
+    value = json.loads(sealed_answer(body(COMPLETION))) | {"support_id": "support_1"}
+    assert open_response(KEYS, body(value)).support_id == "support_1"
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_every_form_of_an_http_date_is_gmt_in_any_time_zone(value):
     ],
 )
 def test_max_retries_counts_the_attempts_after_the_first(max_retries, failure):
-    harness = FlowHarness(default_settings(max_retries=max_retries), answers=[failure])
+    harness = FlowHarness(default_settings(max_retries=max_retries, retry_after_send=True), answers=[failure])
     with pytest.raises(errors.APIError):
         harness.complete()
     assert len(harness.sent) == max_retries + 1
@@ -217,7 +217,8 @@ def test_max_retries_counts_the_attempts_after_the_first(max_retries, failure):
 
 
 def test_a_service_that_recovers_is_retried_successfully():
-    harness = FlowHarness(answers=[BROKEN, ScriptedResponse([b""], 503), lambda opened: opened.stream()])
+    answers = [BROKEN, ScriptedResponse([b""], 503), lambda opened: opened.stream()]
+    harness = FlowHarness(default_settings(retry_after_send=True), answers=answers)
     assert harness.complete().choices[0].message.content == "Hello"
     assert len(harness.sent) == 3
 
@@ -262,26 +263,28 @@ def test_there_is_no_retry_after_the_first_chunk():
         )
 
     for run in (lambda harness: harness.complete(), lambda harness: list(harness.stream())):
-        harness = FlowHarness(answers=[cut])
+        harness = FlowHarness(default_settings(retry_after_send=True), answers=[cut])
         with pytest.raises(errors.APIConnectionError):
             run(harness)
         assert len(harness.sent) == 1
         assert harness.sleeps == []
 
 
-def test_a_stream_that_fails_before_its_first_chunk_is_retried():
+def test_a_stream_that_fails_before_its_first_chunk_is_retried_with_retry_after_send():
     harness = FlowHarness(
+        default_settings(retry_after_send=True),
         answers=[
             ScriptedResponse([b": hello\n\n", BROKEN]),
             ScriptedResponse([]),
             lambda opened: opened.stream(),
-        ]
+        ],
     )
     assert len(list(harness.stream())) == 5
     assert len(harness.sent) == 3
 
 
 def test_every_attempt_sends_the_same_parameters():
-    harness = FlowHarness(answers=[lambda _: BROKEN, lambda _: BROKEN, lambda opened: opened.stream()])
+    answers = [lambda _: BROKEN, lambda _: BROKEN, lambda opened: opened.stream()]
+    harness = FlowHarness(default_settings(retry_after_send=True), answers=answers)
     harness.complete(seed=7)
     assert [opened.params for opened in harness.opened] == [{**PARAMS, "seed": 7}] * 3

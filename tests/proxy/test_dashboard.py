@@ -161,6 +161,8 @@ def test_the_event_stream_starts_with_the_latest_records_and_contains_no_prompt(
         (record,) = latest
         assert (record["state"], record["status"], record["model"]) == ("done", 200, MODEL)
         assert record["time_to_first_token"] > 0
+        assert record["protection"]["reply_nonce"] == "own"
+        assert record["protection"]["key_fingerprint"] == enclave.public_key.fingerprint()
         shown = json.dumps(latest)
         for secret in (*WORDS, enclave.api_key, enclave.api_key[8:]):
             assert secret not in shown
@@ -230,6 +232,11 @@ def test_a_browser_shows_each_request_live_and_what_the_gateway_saw(
     page.wait_for_function("document.querySelectorAll('#rows .done').length === 2")
     page.wait_for_function("document.getElementById('total').textContent === '4'")
 
+    nonces = page.locator("#rows > tr:not(.details) > td:nth-child(9)").all_inner_texts()
+    assert (nonces[0], nonces[-1]) == ("request's", "own")
+    fingerprint = enclave.public_key.fingerprint()
+    assert page.locator("#key").inner_text() == f"{fingerprint[:8]}, fetched, not attested"
+
     # The last row is the first request. Its details start with what the gateway saw.
     row = page.locator("#rows > tr:not(.details)").last
     row.get_by_role("button").press("Enter")
@@ -237,6 +244,7 @@ def test_a_browser_shows_each_request_live_and_what_the_gateway_saw(
     shown = page.locator("#rows > tr.details").last.locator("pre").first.inner_text().removesuffix(" …")
     assert len(shown) >= 64
     assert seen.chats[0].request_body.decode().startswith(shown)
+    assert fingerprint in page.locator("#rows > tr.details").last.inner_text()
 
     content = page.content()
     for secret in (*WORDS, enclave.api_key):

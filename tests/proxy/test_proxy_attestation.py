@@ -22,6 +22,7 @@ def test_the_proxy_verifies_attestation_before_it_sends_a_prompt(start_proxy: St
         with openai.OpenAI(base_url=proxy.base_url, api_key=prem.api_key, max_retries=0) as client:
             assert client.chat.completions.create(**chat()).choices[0].message.content == "Hello"
             assert [each.path for each in exchanges][-1] == CHAT
+            assert proxy.log.latest()[0].attempts == 1
             VERDICTS.clear()
             exchanges.clear()
             prem.attestation_faults = ["wrong_nonce"]

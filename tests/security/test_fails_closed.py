@@ -14,7 +14,16 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.fake_gateway import COMPLETION, DONE, HELLO, FakeEnclave, OpenedRequest, chunk, event
+from support.fake_gateway import (
+    COMPLETION,
+    DONE,
+    HELLO,
+    FakeEnclave,
+    OpenedRequest,
+    chunk,
+    event,
+    open_completion,
+)
 from support.raw_client import CHAT, TRANSCRIPTIONS, WHISPER, RawClient, params
 
 from prem_core import DecryptionError, PremError
@@ -24,7 +33,7 @@ from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.request_body import Body, audio_body, chat_body
-from prem_core._protocol.response_body import open_completion, open_response
+from prem_core._protocol.response_body import open_response
 from prem_core.enclave import LocalEnclave
 from prem_core.enclave.envelope import EnvelopeError
 from prem_core.enclave.opened_request import open_audio, open_chat
@@ -76,7 +85,10 @@ def _sent(body: Body) -> dict[str, str]:
 
 _MADE = EncryptionKeys.encapsulate(PRIVATE.public_key())
 CHAT_BODY = _sent(chat_body(_MADE, json.dumps(params()).encode(), new_nonce()))
-AUDIO_BODY = _sent(audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"note.wav", b"RIFF and so on"))
+_NONCES = (new_nonce(), new_nonce(), new_nonce())
+AUDIO_BODY = _sent(
+    audio_body(_MADE, json.dumps({"model": WHISPER}).encode(), b"note.wav", b"RIFF and so on", _NONCES)
+)
 
 
 def test_the_unchanged_requests_open() -> None:

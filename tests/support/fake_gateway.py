@@ -27,6 +27,7 @@ from prem_core._protocol.masking import ChatRequest, without_padding
 from prem_core._protocol.nonce_reuse import REPLY_FORMS
 from prem_core._protocol.protection import Protection
 from prem_core._protocol.request_schema import chat_request
+from prem_core._protocol.response_body import open_response, read_completion
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model
 from prem_core._protocol.retry import RetryPolicy
 from prem_core._protocol.routes import CHAT_ROUTE
@@ -72,6 +73,11 @@ DONE = b"event: done\ndata: [DONE]\n\n"
 def chunk(value: dict[str, Any]) -> dict[str, Any]:
     """`value` with the fields that every chunk has."""
     return {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", **value}
+
+
+def open_completion(keys: EncryptionKeys, body: bytes) -> ChatCompletion:
+    """The completion in an envelope."""
+    return read_completion(open_response(keys, body).plaintext)
 
 
 def event(name: str, data: str | bytes) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PrivateKey
+from prem_core._protocol.masking import without_padding
 from prem_core._protocol.sse import EventDecoder
 from support.paths import DATA as DATA
 from support.paths import SCHEMAS
@@ -31,7 +32,7 @@ CHUNK = schema("chat-chunk")
 
 @dataclass(frozen=True)
 class Opened:
-    """A decrypted chat request."""
+    """A decrypted chat request: its parameters without the client's mask."""
 
     keys: EncryptionKeys
     nonce: bytes
@@ -40,6 +41,12 @@ class Opened:
     @classmethod
     def request(cls, body: bytes, keys: EncryptionKeys | None = None) -> Opened:
         """Decrypt a request with these keys, or with the test key."""
+        masked = cls.masked(body, keys)
+        return replace(masked, params=without_padding(masked.params))
+
+    @classmethod
+    def masked(cls, body: bytes, keys: EncryptionKeys | None = None) -> Opened:
+        """Decrypt a request, and leave the mask in its parameters."""
         fields = json.loads(body)
         cipher_text = bytes.fromhex(fields["cipherText"])
         keys = keys or EncryptionKeys(TEST_KEY.decapsulate(cipher_text), cipher_text)
@@ -88,6 +95,6 @@ def problems(body: bytes) -> list[str]:
     """The violations of the published schemas by a chat request: its body, and its decrypted parameters."""
     found = [error.message for error in REQUEST.iter_errors(json.loads(body))]
     found += [
-        f"{error.json_path}: {error.validator}" for error in PARAMS.iter_errors(Opened.request(body).params)
+        f"{error.json_path}: {error.validator}" for error in PARAMS.iter_errors(Opened.masked(body).params)
     ]
     return found

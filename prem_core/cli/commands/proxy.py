@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Annotated, Final
 
@@ -97,6 +98,10 @@ def proxy(
     tools, structured output and reasoning), transcriptions, translations and the models list. Ctrl-C stops the proxy
     (exit code 0).
 
+    Prompts and answers are encrypted between the proxy and the enclave, not between a caller and the proxy. The gateway
+    can read and replace streamed answers. With --nonce-reuse error no stream is requested: a caller that asks for one
+    gets the answer whole, and comments while it waits. The header x-prem-protection states how an answer was protected.
+
     The proxy retries failed requests itself and tells callers not to retry; --max-retries 0 leaves retries to callers.
 
     The proxy cannot see what a client sends elsewhere. The OpenAI Agents SDK sends prompts and its API key to OpenAI
@@ -110,6 +115,7 @@ def proxy(
     """
     from prem_core.proxy import LocalProxy
 
+    logging.basicConfig(format="prem proxy: %(message)s")
     # The embedded enclave accepts one key, which no caller has.
     local = global_options(ctx).local
     if connection.api_key_env and not api_key_from_env:

@@ -2,7 +2,7 @@
 // A record holds text from a caller, such as the model's name: it is set as text, never as HTML.
 
 const MAX_RECORDS = 200;
-const NAMES = ["Time", "Route", "Model", "Status", "First token", "Took", "Tokens in / out", "Bytes out / in", "Support id", ""];
+const NAMES = ["Time", "Route", "Model", "Status", "First token", "Took", "Tokens in / out", "Bytes out / in", "Nonce", "Support id", ""];
 const entries = new Map(); // id → {record, row, details}
 const at = (id) => document.getElementById(id);
 const unknown = "–";
@@ -50,7 +50,7 @@ function newEntry(record) {
   NAMES.forEach((name, i) => (row.cells[i].dataset.name = name));
   row.cells[0].className = "time";
   for (const i of [4, 5, 6, 7]) row.cells[i].className = "n";
-  row.cells[8].className = "id";
+  row.cells[9].className = "id";
   const details = element("tr", undefined, "details");
   details.hidden = true;
   details.id = `details-${record.id}`;
@@ -63,7 +63,7 @@ function newEntry(record) {
     details.hidden = !details.hidden;
     button.setAttribute("aria-expanded", String(!details.hidden));
   });
-  row.cells[9].append(button);
+  row.cells[10].append(button);
   return { record, row, details };
 }
 
@@ -78,16 +78,31 @@ function fill({ record, row, details }) {
   cells[5].textContent = milliseconds(record.duration);
   cells[6].textContent = `${count(record.prompt_tokens)} / ${count(record.completion_tokens)}`;
   cells[7].textContent = `${bytes(record.gateway_request.size)} / ${bytes(record.gateway_response.size)}`;
-  cells[8].textContent = record.support_id ?? unknown;
+  cells[8].textContent = record.protection?.reply_nonce ?? unknown;
+  cells[8].className = { own: "own", "request's": "shared" }[record.protection?.reply_nonce] ?? "";
+  cells[9].textContent = record.support_id ?? unknown;
   const view = details.cells[0];
   view.replaceChildren(
     element("h2", "What the gateway saw"),
-    element("p", "The gateway sees the API key, these sizes and times, and the bytes below. The model, messages, tools and response are inside the ciphertext. The chunks of a streamed response share the nonce of its request: from the ciphertext, the gateway could work out the response and the start of the request."),
-    element("h2", `Sent, ${bytes(record.gateway_request.size)}${record.attempts > 1 ? `, in ${record.attempts} attempts` : ""}`),
+    element("p", "The gateway sees the API key, these sizes and times, and the bytes below. The model, messages, tools and response are inside the ciphertext."),
+    ...protection(record).map((text) => element("p", text)),
+    element("h2", `Sent, ${bytes(record.gateway_request.size)}${record.attempts > 1 ? `, the last of ${record.attempts} requests` : ""}`),
     element("pre", preview(record.gateway_request)),
     element("h2", `Received, ${bytes(record.gateway_response.size)}`),
     element("pre", preview(record.gateway_response)),
   );
+}
+
+const NONCES = {
+  own: "The response has a nonce of its own: the gateway cannot work out the response or the request from the ciphertexts.",
+  "request's": "The response is sealed under the nonce of its request: the gateway can read it, put another one in its place and, by sending the request again, read the request.",
+};
+
+function protection({ protection }) {
+  if (!protection) return ["No response has been opened."];
+  const { key_fingerprint, key_source, attested, reply_nonce } = protection;
+  const key = `The request is sealed to the key ${key_fingerprint ?? "of the encryption keys"} (${key_source}).`;
+  return [NONCES[reply_nonce], attested ? `${key} It is attested.` : `${key} It is not attested: nothing proves that only an enclave has its private key.`];
 }
 
 const preview = (body) => (body.head ? body.head + (body.size > body.head.length ? " …" : "") : "no sealed bytes");
@@ -98,6 +113,8 @@ function sum() {
   at("running").textContent = String(all.filter((each) => each.state === "running").length);
   at("failed").textContent = String(all.filter((each) => each.state === "failed").length);
   at("tokens").textContent = count(all.reduce((n, each) => n + (each.prompt_tokens ?? 0) + (each.completion_tokens ?? 0), 0));
+  const key = all.findLast((each) => each.protection?.key_fingerprint)?.protection;
+  at("key").textContent = key ? `${key.key_fingerprint.slice(0, 8)}, ${key.key_source}${key.attested ? "" : ", not attested"}` : unknown;
   at("empty").hidden = all.length > 0;
   at("table").hidden = all.length === 0;
 }

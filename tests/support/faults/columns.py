@@ -66,7 +66,8 @@ def _without(value: Any, *names: str) -> Any:
 
 
 def _constant(items: list[Any]) -> Any:
-    return _without([item.model_dump() for item in items], "created")
+    # `prem` names the key, which differs between rows.
+    return _without([item.model_dump() for item in items], "created", "prem")
 
 
 class Core:
@@ -177,7 +178,7 @@ class LangChain:
         message = items[0]
         for item in items[1:]:
             message = message + item
-        return message.content, message.response_metadata, message.usage_metadata
+        return message.content, _without(message.response_metadata, "prem"), message.usage_metadata
 
 
 class _LlamaEnds(LlamaHandler):

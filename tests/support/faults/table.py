@@ -44,7 +44,7 @@ from support.wire_schemas import TEST_KEY
 #: The timeout of the clients in rows where the service stalls, in seconds. Long enough for a busy machine.
 SHORT: Final = 1.2
 
-#: Clients make one more attempt.
+#: Clients make one more attempt, also where the service may have accepted the request (`retry_after_send`).
 MAX_RETRIES: Final = 1
 
 

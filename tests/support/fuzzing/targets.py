@@ -44,12 +44,7 @@ from prem_core._protocol.chat_stream import ChatStreamReader
 from prem_core._protocol.error_body import is_key_rotation_error, status_error, stream_error
 from prem_core._protocol.protection import Protection
 from prem_core._protocol.request_schema import audio_plaintext, chat_plaintext
-from prem_core._protocol.response_body import (
-    open_completion,
-    parse_public_key,
-    read_public_key,
-    read_transcription,
-)
+from prem_core._protocol.response_body import parse_public_key, read_public_key, read_transcription
 from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, read_json
 from prem_core._protocol.retry import MAX_DELAY, MAX_RETRY_AFTER, RetryPolicy
 from prem_core._protocol.sse import EventDecoder
@@ -58,7 +53,7 @@ from prem_core.enclave import LocalEnclave
 from prem_core.enclave.engines.base import EngineError
 from prem_core.enclave.envelope import EnvelopeError
 from prem_core.enclave.opened_request import open_audio, open_chat
-from support.fake_gateway import JSON, FlowHarness, ScriptedResponse
+from support.fake_gateway import JSON, FlowHarness, ScriptedResponse, open_completion
 from support.fuzzing.fuzzer import TIMEOUT, Outcome
 from support.fuzzing.mutations import PLAIN
 from support.paths import DATA

@@ -158,6 +158,11 @@ REQUEST_FAILURES: dict[str, Failure] = {
     "encryption keys from before a key rotation": Failure(
         prem_core.EnclaveKeyError, at="other_keys", options={"api_key": None}
     ),
+    "a reply under its request's nonce": Failure(
+        prem_core.NonceReuseError,
+        options={"nonce_reuse": "error"},
+        gateway=lambda call: call.stream(call.opened().stream()),
+    ),
     "a truncated stream": Failure(prem_core.StreamInterruptedError, gateway=_truncated),
     "a modified byte": Failure(prem_core.DecryptionError, gateway=_flipped),
     "an invalid chunk": Failure(prem_core.APIResponseValidationError, gateway=_no_chunk),
