@@ -13,10 +13,14 @@ from prem_core._crypto.files import write_atomically
 from prem_core._errors import AttestationError, ConfigurationError
 from prem_core.attestation.collateral import TdxCollateral
 from prem_core.attestation.documents import MAX_DOCUMENT, Role
-from prem_core.attestation.errors import CollateralUnavailableError, MalformedEvidenceError
+from prem_core.attestation.errors import (
+    CollateralUnavailableError,
+    MalformedEvidenceError,
+    MissingGpuTokenError,
+)
 from prem_core.attestation.nvidia import verify_nvidia_tokens
-from prem_core.attestation.policy import VerificationPolicy
-from prem_core.attestation.report import FOREIGN_ROOT_NOT_PROVEN, NO_GPU_NOT_PROVEN, AttestationReport
+from prem_core.attestation.policy import VerificationPolicy, required_gpus
+from prem_core.attestation.report import FOREIGN_ROOT_NOT_PROVEN, NO_GPU_NOT_PROVEN, AttestationReport, Check
 from prem_core.attestation.roots import VENDOR_ROOTS, TrustedRoots
 from prem_core.attestation.snp import verify_snp_report
 from prem_core.attestation.tdx import verify_tdx_quote
@@ -93,8 +97,9 @@ class Evidence:
             report = verify_tdx_quote(self.report, collateral=collateral, nonce=self.nonce, **of_cpu)
         if (roots.amd, roots.intel) != (VENDOR_ROOTS.amd, VENDOR_ROOTS.intel):
             report = report.without_proof_of(FOREIGN_ROOT_NOT_PROVEN)
+        required = required_gpus(policy) if policy is not None else 0
         if self.gpu_tokens is None or self.gpu_nonce is None:
-            return report.without_proof_of(NO_GPU_NOT_PROVEN)
+            return _with_enough_gpus(report.without_proof_of(NO_GPU_NOT_PROVEN), required)
         try:
             gpus = verify_nvidia_tokens(
                 self.gpu_tokens,
@@ -105,7 +110,7 @@ class Evidence:
         except AttestationError as error:
             error.checks = report.checks + error.checks
             raise
-        return report.with_gpus(gpus)
+        return _with_enough_gpus(report.with_gpus(gpus), required)
 
     def _document(self, role: Role) -> bytes:
         try:
@@ -173,6 +178,16 @@ class Evidence:
             ) from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise MalformedEvidenceError(f"{INDEX} is not the index of saved evidence") from None
+
+
+def _with_enough_gpus(report: AttestationReport, required: int) -> AttestationReport:
+    if len(report.gpus) < required:
+        error = MissingGpuTokenError(
+            f"{len(report.gpus)} GPUs are attested; the policy requires at least {required}"
+        )
+        error.checks = (*report.checks, Check(error.check, False, str(error)))
+        raise error
+    return report
 
 
 def read_file(folder: str | os.PathLike[str], name: str) -> bytes:

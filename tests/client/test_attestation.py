@@ -30,6 +30,8 @@ from prem_core._protocol.attestation.settings import VERDICTS
 from prem_core._protocol.nonce_reuse import probe_recording
 from prem_core.attestation import (
     VENDOR_ROOTS,
+    AllOf,
+    AnyOf,
     AttestationError,
     AttestationReport,
     CollateralSources,
@@ -37,11 +39,14 @@ from prem_core.attestation import (
     KeyNotBoundError,
     MeasurementAllowList,
     MeasurementNotAllowedError,
+    MissingGpuTokenError,
     NonceMismatchError,
     NotAttestedError,
+    PremPolicy,
     RevokedError,
     TrustedRoots,
     UnknownRootError,
+    UnsafeNoOp,
 )
 from prem_core.enclave import Exchange, LocalEnclave
 from prem_core.enclave.attester import Technology
@@ -235,6 +240,22 @@ def test_a_model_without_gpus_is_accepted_and_the_report_states_it(
     report = attested(api, connect(**machine.options()))
     assert report.gpus == ()
     assert "names no GPU" in report.not_proven[0]
+
+
+@pytest.mark.parametrize("technology", ["sev-snp"])
+@pytest.mark.parametrize("faults", [["no_gpu"], []])
+def test_a_policy_can_require_a_number_of_gpus(
+    api: Any, connect: Any, machine: Attested, faults: list[str]
+) -> None:
+    machine.enclave.attestation_faults = faults
+    for policy in (PremPolicy(minimum_gpus=3), AllOf(UnsafeNoOp(), PremPolicy(minimum_gpus=3))):
+        with pytest.raises(
+            MissingGpuTokenError, match=r"\d GPUs are attested; the policy requires at least 3"
+        ):
+            api.create(connect(**machine.options(attestation_policy=policy)))
+    assert CHAT not in machine.paths
+    enough = AnyOf(PremPolicy(minimum_gpus=3), PremPolicy(minimum_gpus=0 if faults else 2))
+    assert api.create(connect(**machine.options(attestation_policy=enough))).prem.attested
 
 
 def test_the_report_has_the_checks_of_the_cpu_and_of_the_gpus(
