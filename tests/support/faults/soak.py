@@ -372,8 +372,7 @@ def soak(arguments: argparse.Namespace) -> int:
         with tqdm(total=arguments.requests, unit="requests", disable=None) as bar:
             tally = Tally(arguments.requests, bar)
             settings = [
-                {**options, **SETTINGS, "timeout": arguments.timeout, "limits": each, "nonce_reuse": "allow"}
-                for each in limits
+                {**options, **SETTINGS, "timeout": arguments.timeout, "limits": each} for each in limits
             ]
             sides = [
                 by_threads(arguments.threads, queue, settings[0], tally),
