@@ -52,8 +52,14 @@ from support.paths import TESTS
 
 MODEL: Final = "openai/gpt-oss-120b"
 
-#: Further settings of the clients. The large events of the fault table exceed this buffer.
-SETTINGS: Final[dict[str, Any]] = {"total_timeout": 60.0, "max_buffer_size": 8192}
+#: Further settings of the clients. The large events of the fault table exceed this buffer. Every fault that allows a
+#: retry gets one, and no warning counts as a failure.
+SETTINGS: Final[dict[str, Any]] = {
+    "total_timeout": 60.0,
+    "max_buffer_size": 8192,
+    "retry_after_send": True,
+    "nonce_reuse": "allow",
+}
 
 #: Concurrent requests, of the threads and of the tasks.
 CONCURRENCY: Final = 64
