@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import httpx
 
@@ -15,8 +15,12 @@ from prem_core._errors import ConfigurationError
 from prem_core._protocol.attestation.settings import DEFAULT_MAX_AGE, AttestationMode
 from prem_core._protocol.nonce_reuse import NonceReuse
 from prem_core._rate_limit.permits import Limits
-from prem_core.attestation.policy import VerificationPolicy
-from prem_core.attestation.roots import TrustedRoots
+
+if TYPE_CHECKING:
+    from prem_core.attestation.policy import VerificationPolicy
+    from prem_core.attestation.roots import TrustedRoots
+else:  # not imported for the types of options that few clients have
+    VerificationPolicy = TrustedRoots = Any
 
 
 class ClientOptions(TypedDict, total=False):

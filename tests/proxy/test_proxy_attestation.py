@@ -21,6 +21,8 @@ def test_the_proxy_verifies_attestation_before_it_sends_a_prompt(start_proxy: St
         )
         with openai.OpenAI(base_url=proxy.base_url, api_key=prem.api_key, max_retries=0) as client:
             assert client.chat.completions.create(**chat()).choices[0].message.content == "Hello"
+            answer = client.chat.completions.with_raw_response.create(**chat())
+            assert "attested=yes; key-bound=no" in answer.headers["x-prem-protection"]
             assert [each.path for each in exchanges][-1] == CHAT
             assert proxy.log.latest()[0].attempts == 1
             VERDICTS.clear()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from prem_core import _config
 from prem_core._errors import AttestationError, ConfigurationError, PremError
-from prem_core.attestation.policy import VerificationPolicy
-from prem_core.attestation.roots import TrustedRoots
 
 if TYPE_CHECKING:
+    from prem_core.attestation.policy import VerificationPolicy
     from prem_core.attestation.report import AttestationReport
+    from prem_core.attestation.roots import TrustedRoots
 
 AttestationMode = Literal["off", "warn", "require"]
 
@@ -93,7 +93,7 @@ def hashable(value: Any) -> Hashable:
         return value  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Attestation:
     """The settings of a client for attestation.
 
@@ -129,7 +129,8 @@ class Attestation:
         """
         mode = check_attestation(options["attestation"] or _config.from_environment("attestation") or "off")
         policy, roots = options["attestation_policy"], options["attestation_roots"]
-        _check_types(policy, roots)
+        if policy is not None or roots is not None:
+            _check_types(policy, roots)
         if not isinstance(options["require_key_binding"], bool):
             raise ConfigurationError(
                 f"require_key_binding must be True or False, not {options['require_key_binding']!r}"
@@ -184,6 +185,9 @@ def check_extra() -> None:
 
 
 def _check_types(policy: Any, roots: Any) -> None:
+    from prem_core.attestation.policy import VerificationPolicy
+    from prem_core.attestation.roots import TrustedRoots
+
     if policy is not None and (isinstance(policy, type) or not isinstance(policy, VerificationPolicy)):
         raise ConfigurationError(
             "attestation_policy must be an object with a method verify(report), such as PremPolicy()"
@@ -208,7 +212,7 @@ def _folder(name: str, path: Any, *, make: bool = False) -> str | None:
     return folder
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Verdict:
     """The outcome of one attestation.
 
