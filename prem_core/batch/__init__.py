@@ -1,0 +1,27 @@
+"""Send a file of requests, however large, and go on where the last run ended.
+
+>>> from prem_core import batch
+>>> progress = batch.run("requests.jsonl", "answers.jsonl")  # doctest: +SKIP
+>>> print(progress.done, progress.failed)  # doctest: +SKIP
+
+The command line has the same as ``prem batch``.
+"""
+
+from prem_core.batch.api import Report, arun, check, read_results, run
+from prem_core.batch.cost import Price, read_prices
+from prem_core.batch.lines import InvalidLineError
+from prem_core.batch.progress import Progress
+from prem_core.batch.runner import BatchStoppedError
+
+__all__ = [
+    "BatchStoppedError",
+    "InvalidLineError",
+    "Price",
+    "Progress",
+    "Report",
+    "arun",
+    "check",
+    "read_prices",
+    "read_results",
+    "run",
+]
