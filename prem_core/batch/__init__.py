@@ -9,19 +9,30 @@ The command line has the same as ``prem batch``.
 
 from prem_core.batch.api import Report, arun, check, read_results, run
 from prem_core.batch.cost import Price, read_prices
+from prem_core.batch.documents import Document, text_document
+from prem_core.batch.extract import aextract, aextract_document, extract, extract_document
+from prem_core.batch.extraction import ExtractionError, load_form
 from prem_core.batch.lines import InvalidLineError
 from prem_core.batch.progress import Progress
 from prem_core.batch.runner import BatchStoppedError
 
 __all__ = [
     "BatchStoppedError",
+    "Document",
+    "ExtractionError",
     "InvalidLineError",
     "Price",
     "Progress",
     "Report",
+    "aextract",
+    "aextract_document",
     "arun",
     "check",
+    "extract",
+    "extract_document",
+    "load_form",
     "read_prices",
     "read_results",
     "run",
+    "text_document",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import IO, TYPE_CHECKING, Any, Final, Unpack
 
 from prem_core._config import not_negative, positive
 from prem_core._crypto.keyfile import quote_path, resolve_kek
@@ -102,24 +103,27 @@ async def arun(
         BatchStoppedError: `max_failures` requests in a row failed.
         OSError: A file cannot be read or written.
     """
-    given = RunOptions(
-        ordered, limit, max_cost, max_failures, retry_failed, seal, kek, on_progress, stop
-    )
-    if os.path.exists(output) and os.path.exists(requests) and os.path.samefile(requests, output):
-        raise ConfigurationError(f"{quote_path(output)} is the input, too: write another file")
-    with open(requests, "rb") as file:
+    given = RunOptions(ordered, limit, max_cost, max_failures, retry_failed, seal, kek, on_progress, stop)
+    with await asyncio.to_thread(_open_input, requests, output) as file:
         items = read_items(file, Path(requests).parent)
-
-        def count() -> int:
-            with open(requests, "rb") as again:
-                return sum(1 for _ in read_raw_lines(again))
-
+        count = functools.partial(_count_lines, requests)
         return await run_items(items, count, output, client, given, options)
 
 
 def run(requests: Path_, output: Path_, **options: Any) -> Progress:
     """`arun`, without asyncio. Takes the same options."""
     return asyncio.run(arun(requests, output, **options))
+
+
+def _open_input(requests: Path_, output: Path_) -> IO[bytes]:
+    if os.path.exists(output) and os.path.exists(requests) and os.path.samefile(requests, output):
+        raise ConfigurationError(f"{quote_path(output)} is the input, too: write another file")
+    return open(requests, "rb")
+
+
+def _count_lines(requests: Path_) -> int:
+    with open(requests, "rb") as file:
+        return sum(1 for _ in read_raw_lines(file))
 
 
 async def run_items(
@@ -149,10 +153,12 @@ async def run_items(
         if client is None:
             client = await stack.enter_async_context(AsyncPremClient(**options))
         index = IdIndex()
-        journal = stack.enter_context(_open_output(output, index, kek))
+        # In threads: an output of a million lines takes seconds.
+        on_line = _indexer(output, index)
+        journal = stack.enter_context(await asyncio.to_thread(Journal.open, output, on_line, kek=kek))
         errors = ErrorsFile(errors_path(output), kek)
         stack.callback(errors.close)
-        errors.compact(_keeps(index, retry_failed=given.retry_failed))
+        await asyncio.to_thread(errors.compact, _keeps(index, retry_failed=given.retry_failed))
         progress = Progress(total=await asyncio.to_thread(count))
         await Runner(
             items,
@@ -170,10 +176,6 @@ async def run_items(
             on_progress=given.on_progress or (lambda progress: None),
         ).run()
     return progress
-
-
-def _open_output(path: Path_, index: IdIndex, kek: bytes | None) -> Journal:
-    return Journal.open(path, _indexer(path, index), kek=kek)
 
 
 def _indexer(path: Path_, index: IdIndex) -> Callable[[bytes], object]:
@@ -318,5 +320,3 @@ def _kek(kek: bytes | str | None) -> bytes | None:
     if kek is None and not os.environ.get("CLIENT_KEK", "").strip():
         return None
     return resolve_kek(kek)
-
-

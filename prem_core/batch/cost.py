@@ -106,11 +106,14 @@ class CostMeter:
         self._reserved += estimate
         return True
 
-    def settle(self, estimate: float, model: str, usage: Usage | None) -> bool:
-        """Replace a reserved price by that of the answer; none if `usage` is None. False if it has no price."""
+    def release(self, estimate: float) -> None:
+        """Give back a reserved price, after the answers of the request were added."""
         self._reserved -= estimate
+
+    def spend(self, model: str, usage: Usage | None) -> bool:
+        """Add the price of an answer. False if it has none."""
         if usage is None:
-            return True
+            return False
         self._answers += 1
         self._tokens += usage.completion_tokens
         price = self._prices.get(model)

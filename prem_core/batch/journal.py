@@ -61,7 +61,9 @@ class Journal:
             OSError: It cannot be opened or written.
         """
         path = os.fsdecode(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        flags = (
+            os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        )
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -120,7 +122,9 @@ class Journal:
         with open(self.path, "rb") as file:
             self._seal = _seal_of(file, kek, name)
             if self._seal is None and kek is not None:
-                raise ConfigurationError(f"{name} is not sealed: continue it without seal, or write another file")
+                raise ConfigurationError(
+                    f"{name} is not sealed: continue it without seal, or write another file"
+                )
             for line in _lines(file, self._seal, name):
                 on_line(line)
                 self.count += 1

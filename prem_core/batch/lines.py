@@ -79,7 +79,9 @@ class InvalidLineError(PremError):
         custom_id: Its id, if that could be read.
     """
 
-    def __init__(self, line: int, message: str, *, custom_id: str | None = None, code: str = "invalid_line") -> None:
+    def __init__(
+        self, line: int, message: str, *, custom_id: str | None = None, code: str = "invalid_line"
+    ) -> None:
         super().__init__(f"line {line}: {message}")
         self.line = line
         self.code = code
@@ -178,7 +180,9 @@ def is_final(line: bytes) -> bool:
         message = value["response"]["body"]["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
-    if "internal server error" in str(message).lower():  # the service's text for, among others, an empty balance
+    if (
+        "internal server error" in str(message).lower()
+    ):  # the service's text for, among others, an empty balance
         return False
     return isinstance(status, int) and 400 <= status < 500 and status not in (401, 402, 403, 408, 409, 429)
 

@@ -63,7 +63,11 @@ class Progress:
     @property
     def remaining(self) -> int | None:
         """Requests that have not ended."""
-        return None if self.total is None else max(0, self.total - self.skipped - self.failed_before - self.done - self.failed)
+        return (
+            None
+            if self.total is None
+            else max(0, self.total - self.skipped - self.failed_before - self.done - self.failed)
+        )
 
     @property
     def eta(self) -> float | None:

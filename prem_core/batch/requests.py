@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -20,7 +19,7 @@ from prem_core.batch.lines import (
     parse_request,
     read_raw_lines,
 )
-from prem_core.batch.runner import Answer, Item, Job
+from prem_core.batch.runner import Answer, Item, Job, OnUsage
 
 if TYPE_CHECKING:
     from prem_core import AsyncPremClient
@@ -85,9 +84,7 @@ def _params(request: BatchRequest) -> dict[str, Any]:
     """
 
     def invalid(message: str) -> InvalidLineError:
-        return InvalidLineError(
-            request.number, message, custom_id=request.custom_id, code="invalid_request"
-        )
+        return InvalidLineError(request.number, message, custom_id=request.custom_id, code="invalid_request")
 
     params = dict(request.body)
     if params.get("stream"):
@@ -108,21 +105,23 @@ def _params(request: BatchRequest) -> dict[str, Any]:
 
 
 def _recording(params: dict[str, Any], folder: Path) -> Path:
-    return folder / os.path.expanduser(params["file"])
+    return folder / Path(str(params["file"])).expanduser()
 
 
 async def _perform(
-    request: BatchRequest, params: dict[str, Any], folder: Path, client: AsyncPremClient
+    request: BatchRequest, params: dict[str, Any], folder: Path, client: AsyncPremClient, on_usage: OnUsage
 ) -> Answer:
     if request.url == CHAT_URL:
         completion = await client.chat.completions.create(**params)
+        on_usage(completion.usage)
         truncated = any(choice.finish_reason == "length" for choice in completion.choices)
         support_id = completion.prem.support_id if completion.prem else None
         body: Any = completion.model_dump(exclude_none=True)
-        return Answer(_answer_line(request, body, support_id), completion.usage, truncated)
+        return Answer(_answer_line(request, body, support_id), truncated)
     audio = client.audio
     resource: Any = audio.translations if AUDIO_URLS[request.url] == "translate" else audio.transcriptions
     transcription = await resource.create(**{**params, "file": _recording(params, folder)})
+    on_usage(None)
     if isinstance(transcription, str):
         return Answer(_answer_line(request, transcription, None))
     support_id = transcription.prem.support_id if transcription.prem else None

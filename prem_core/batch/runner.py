@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from prem_core._errors import (
+    APIError,
     APIStatusError,
     AttestationError,
     AuthenticationError,
     ConfigurationError,
+    DecryptionError,
     EnclaveKeyError,
     NonceReuseError,
     PermissionDeniedError,
@@ -62,11 +65,14 @@ class BatchStoppedError(PremError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a job returns: its line of the output, and what is counted."""
+    """What a job returns: its line of the output, and whether the token limit truncated the answer."""
 
     line: bytes = field(repr=False)
-    usage: Usage | None = None
     truncated: bool = False
+
+
+#: Called with the token counts of each answer of the service; None for an answer without them.
+OnUsage = Callable[["Usage | None"], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +84,14 @@ class Job:
         model: The model that is asked.
         size: Bytes of the prompt, about.
         max_tokens: The limit of the answer, if there is one.
-        perform: Sends it. Raises `PremError`.
+        perform: Sends it, and reports its usage. Raises `PremError`.
     """
 
     name: str
     model: str
     size: int
     max_tokens: int | None
-    perform: Callable[[AsyncPremClient], Awaitable[Answer]] = field(repr=False)
+    perform: Callable[[AsyncPremClient, OnUsage], Awaitable[Answer]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +186,8 @@ class Runner:
         while (taken := await self._take()) is not None:
             place, job, estimate = taken
             self.progress.in_flight += 1
-            answer: Answer | None = None
             try:
-                answer = await job.perform(self.client)
+                answer = await job.perform(self.client, functools.partial(self._count, job.model))
                 self._failures_in_row = 0
                 self._finish(place, answer.line)
                 self.progress.done += 1
@@ -192,7 +197,7 @@ class Runner:
                 self._finish(place, None)
             finally:
                 self.progress.in_flight -= 1
-                self._count(job, estimate, answer)
+                self.meter.release(estimate)
                 self._settled.set()
 
     async def _take(self) -> tuple[int, Job, float] | None:
@@ -278,8 +283,14 @@ class Runner:
             return
         self.progress.failed += 1
         self.errors.append(error_line(job.name, error))
+        if not isinstance(error, APIError | DecryptionError):  # it is about this request only
+            return
         self._failures_in_row += 1
-        if self.max_failures is not None and self._failures_in_row >= self.max_failures and self._fatal is None:
+        if (
+            self.max_failures is not None
+            and self._failures_in_row >= self.max_failures
+            and self._fatal is None
+        ):
             self._fatal = BatchStoppedError(
                 f"stopped after {self._failures_in_row} failed requests in a row; the last error: {error}"
             )
@@ -298,15 +309,12 @@ class Runner:
         if line is not None:
             self.output.append(line)
 
-    def _count(self, job: Job, estimate: float, answer: Answer | None) -> None:
-        progress, usage = self.progress, None if answer is None else answer.usage
-        has_price = self.meter.settle(estimate, job.model, usage)
-        if answer is None:
-            return
+    def _count(self, model: str, usage: Usage | None) -> None:
+        progress = self.progress
         if usage is not None:
             progress.prompt_tokens += usage.prompt_tokens
             progress.completion_tokens += usage.completion_tokens
-        progress.unpriced += usage is None or not has_price
+        progress.unpriced += not self.meter.spend(model, usage)
         if self.meter.has_prices:
             progress.cost = self.meter.spent
 
