@@ -10,8 +10,15 @@ The command line has the same as ``prem batch``.
 from prem_core.batch.api import Report, arun, check, read_results, run
 from prem_core.batch.cost import Price, read_prices
 from prem_core.batch.documents import Document, text_document
-from prem_core.batch.extract import aextract, aextract_document, extract, extract_document
-from prem_core.batch.extraction import ExtractionError, load_form
+from prem_core.batch.extract import (
+    aextract,
+    aextract_document,
+    aread_parts,
+    extract,
+    extract_document,
+    read_parts,
+)
+from prem_core.batch.extraction import Extraction, ExtractionError, Reply, load_form
 from prem_core.batch.lines import InvalidLineError
 from prem_core.batch.progress import Progress
 from prem_core.batch.runner import BatchStoppedError
@@ -19,18 +26,22 @@ from prem_core.batch.runner import BatchStoppedError
 __all__ = [
     "BatchStoppedError",
     "Document",
+    "Extraction",
     "ExtractionError",
     "InvalidLineError",
     "Price",
     "Progress",
+    "Reply",
     "Report",
     "aextract",
     "aextract_document",
+    "aread_parts",
     "arun",
     "check",
     "extract",
     "extract_document",
     "load_form",
+    "read_parts",
     "read_prices",
     "read_results",
     "run",

@@ -18,7 +18,7 @@ from prem_core._crypto.keyfile import quote_path
 from prem_core._errors import APIResponseValidationError, ConfigurationError, PremError
 from prem_core.batch.api import RunOptions, read_results, run_items
 from prem_core.batch.documents import Document, find_documents, read_document
-from prem_core.batch.extraction import Form, Reply, extraction
+from prem_core.batch.extraction import Extraction, Reply
 from prem_core.batch.lines import to_line
 from prem_core.batch.progress import Progress
 from prem_core.batch.runner import DEFAULT_MAX_FAILURES, Answer, Item, Job, OnUsage
@@ -32,26 +32,15 @@ Path_ = str | os.PathLike[str]
 
 
 def extract_document(
-    client: PremClient,
-    document: Path_ | Document,
-    schema: Any,
-    *,
-    model: str,
-    instructions: str | None = None,
-    transcription: TranscriptionRequest | None = None,
-    without_json_schema: set[str] | None = None,
-    **params: Any,
+    client: PremClient, document: Path_ | Document, schema: Any, *, model: str, **params: Any
 ) -> Any:
     """Extract one value from a document.
 
     Args:
         client: Sends the requests.
         document: The path of a text, a PDF, an image or a recording, or what `text_document` returns.
-        schema: A Pydantic class, or a JSON Schema of an object.
+        schema: A Pydantic class, a JSON Schema of an object, or an `Extraction`, for instructions.
         model: The chat model.
-        instructions: What to extract, in addition to the schema.
-        transcription: How a recording is transcribed.
-        without_json_schema: A set to keep between calls, of models that do not support ``json_schema``.
         **params: Further parameters of the chat, for example `max_tokens`.
 
     Returns:
@@ -62,30 +51,15 @@ def extract_document(
         LengthFinishReasonError: The answer was truncated, also with a larger token limit.
         PremError: What the client raises.
     """
-    found = document if isinstance(document, Document) else read_document(document)
-    parts = found.parts
-    if found.recording is not None:
-        request = transcription or TranscriptionRequest()
-        parts = _spoken(found, transcribe(client, found.recording, request), request)
-    known = set() if without_json_schema is None else without_json_schema
-    steps = extraction(
-        Form.of(schema),
-        parts,
-        {**params, "model": model},
-        without_json_schema=known,
-        instructions=instructions,
-    )
-    try:
-        arguments = next(steps)
-        while True:
-            try:
-                reply = _reply(client.chat.completions.create(**arguments))
-            except PremError as error:
-                arguments = steps.throw(error)
-            else:
-                arguments = steps.send(reply)
-    except StopIteration as end:
-        return end.value
+    steps = _extraction(schema).steps(read_parts(client, document), {**params, "model": model})
+    while steps.request is not None:
+        try:
+            completion = client.chat.completions.create(**steps.request)
+        except PremError as error:
+            steps.fail(error)
+        else:
+            steps.answer(_reply(completion))
+    return steps.value
 
 
 async def aextract_document(
@@ -94,38 +68,38 @@ async def aextract_document(
     schema: Any,
     *,
     model: str,
-    instructions: str | None = None,
-    transcription: TranscriptionRequest | None = None,
-    without_json_schema: set[str] | None = None,
     on_usage: OnUsage = lambda usage: None,
     **params: Any,
 ) -> Any:
     """`extract_document`, awaited. `on_usage` is called with the token counts of each answer."""
+    steps = _extraction(schema).steps(await aread_parts(client, document), {**params, "model": model})
+    while steps.request is not None:
+        try:
+            completion = await client.chat.completions.create(**steps.request)
+        except PremError as error:
+            steps.fail(error)
+        else:
+            on_usage(completion.usage)
+            steps.answer(_reply(completion))
+    return steps.value
+
+
+def read_parts(client: PremClient, document: Path_ | Document) -> list[dict[str, Any]]:
+    """A document's content as parts of a message. A recording is transcribed."""
+    found = document if isinstance(document, Document) else read_document(document)
+    if found.recording is None:
+        return found.parts
+    request = TranscriptionRequest()
+    return _spoken(found.source, transcribe(client, found.recording, request), request)
+
+
+async def aread_parts(client: AsyncPremClient, document: Path_ | Document) -> list[dict[str, Any]]:
+    """`read_parts`, awaited."""
     found = document if isinstance(document, Document) else await asyncio.to_thread(read_document, document)
-    parts = found.parts
-    if found.recording is not None:
-        request = transcription or TranscriptionRequest()
-        parts = _spoken(found, await atranscribe(client, found.recording, request), request)
-    known = set() if without_json_schema is None else without_json_schema
-    steps = extraction(
-        Form.of(schema),
-        parts,
-        {**params, "model": model},
-        without_json_schema=known,
-        instructions=instructions,
-    )
-    try:
-        arguments = next(steps)
-        while True:
-            try:
-                completion = await client.chat.completions.create(**arguments)
-            except PremError as error:
-                arguments = steps.throw(error)
-            else:
-                on_usage(completion.usage)
-                arguments = steps.send(_reply(completion))
-    except StopIteration as end:
-        return end.value
+    if found.recording is None:
+        return found.parts
+    request = TranscriptionRequest()
+    return _spoken(found.source, await atranscribe(client, found.recording, request), request)
 
 
 async def aextract(
@@ -136,7 +110,6 @@ async def aextract(
     model: str,
     client: AsyncPremClient | None = None,
     instructions: str | None = None,
-    transcription: TranscriptionRequest | None = None,
     max_tokens: int | None = None,
     ordered: bool = False,
     limit: int | None = None,
@@ -160,8 +133,7 @@ async def aextract(
             ``OUT.rows.jsonl``. Errors are written next to the rows.
         model: See `extract_document`.
         client: Sends the requests; by default a client with `options`.
-        instructions: See `extract_document`.
-        transcription: See `extract_document`.
+        instructions: What to extract, in addition to the schema.
         max_tokens: The limit of each answer. An answer that reaches it is requested once more, with a larger one.
         ordered: See `arun`, as all further options.
         limit: Documents at most.
@@ -184,7 +156,8 @@ async def aextract(
         OSError: See `arun`.
     """
     given = RunOptions(ordered, limit, max_cost, max_failures, retry_failed, seal, kek, on_progress, stop)
-    form = Form.of(schema)
+    extraction = _extraction(schema, instructions)
+    form = extraction.form
     if SOURCE in form.columns:
         raise ConfigurationError(f"schema: {form.name} may not have a property named {SOURCE}")
     if max_tokens is not None:
@@ -198,15 +171,7 @@ async def aextract(
         output = f"{table}.rows.jsonl"
     params = {} if max_tokens is None else {"max_tokens": max_tokens}
     sources = list(dict.fromkeys(find_documents(documents)))
-    perform = functools.partial(
-        _row,
-        form=form,
-        model=model,
-        instructions=instructions,
-        transcription=transcription,
-        without_json_schema=set(),
-        params=params,
-    )
+    perform = functools.partial(_row, extraction=extraction, params={**params, "model": model})
 
     def items() -> Iterator[Item]:
         for number, source in enumerate(sources, 1):
@@ -229,29 +194,14 @@ def _same(job: Job) -> Job:
     return job
 
 
+def _extraction(schema: Any, instructions: str | None = None) -> Extraction:
+    return schema if isinstance(schema, Extraction) else Extraction(schema, instructions=instructions)
+
+
 async def _row(
-    source: str,
-    client: AsyncPremClient,
-    on_usage: OnUsage,
-    *,
-    form: Form,
-    model: str,
-    instructions: str | None,
-    transcription: TranscriptionRequest | None,
-    without_json_schema: set[str],
-    params: dict[str, Any],
+    source: str, client: AsyncPremClient, on_usage: OnUsage, *, extraction: Extraction, params: dict[str, Any]
 ) -> Answer:
-    value = await aextract_document(
-        client,
-        source,
-        form,
-        model=model,
-        instructions=instructions,
-        transcription=transcription,
-        without_json_schema=without_json_schema,
-        on_usage=on_usage,
-        **params,
-    )
+    value = await aextract_document(client, source, extraction, on_usage=on_usage, **params)
     row = value.model_dump(mode="json") if isinstance(value, pydantic.BaseModel) else value
     try:
         line = to_line({SOURCE: source, **row})
@@ -274,7 +224,7 @@ def _reply(completion: ChatCompletion) -> Reply:
 
 
 def _spoken(
-    document: Document, transcripts: list[ChunkTranscript], request: TranscriptionRequest
+    source: str, transcripts: list[ChunkTranscript], request: TranscriptionRequest
 ) -> list[dict[str, Any]]:
-    (text,) = segments(document.source, transcripts, request)
+    (text,) = segments(source, transcripts, request)
     return [text_part(text.text)]

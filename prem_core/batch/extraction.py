@@ -1,6 +1,6 @@
 """Extracts a value of a given form from one document: the requests, and what is made of their answers.
 
-No network here: `extraction` yields the arguments of ``client.chat.completions.create`` and is sent a `Reply`.
+No network here: `Steps` has the arguments of ``client.chat.completions.create``, and gets a `Reply`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +47,7 @@ class ExtractionError(PremError):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What `extraction` needs of an answer."""
+    """What `Steps` needs of an answer."""
 
     text: str = field(repr=False)
     finish_reason: str | None
@@ -172,103 +172,116 @@ def load_form(text: str) -> Form:
     return Form.of(getattr(module, name))
 
 
-def extraction(
-    form: Form,
-    parts: Sequence[dict[str, Any]],
-    params: dict[str, Any],
-    *,
-    without_json_schema: set[str],
-    instructions: str | None = None,
-) -> Generator[dict[str, Any], Reply, Any]:
-    """The requests that extract a value of `form` from a document.
+class Extraction:
+    """Extracts a value of one form from documents. Keep it: it remembers which models refuse ``json_schema``.
+
+    Args:
+        schema: A Pydantic class, or a JSON Schema of an object.
+        instructions: What to extract, in addition to the schema.
+
+    Raises:
+        ConfigurationError: `schema` is neither.
+        ImportError: A JSON Schema needs jsonschema.
+    """
+
+    def __init__(self, schema: Any, *, instructions: str | None = None) -> None:
+        self.form = Form.of(schema)
+        self.instructions = instructions
+        self.without_json_schema: set[str] = set()
+
+    def steps(self, parts: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> Steps:
+        """The requests for one document.
+
+        Args:
+            parts: The document's content.
+            params: The parameters of every request, `model` among them.
+        """
+        return Steps(self, parts, params)
+
+
+class Steps:
+    """The requests for one document, one after the other::
+
+        while steps.request is not None:
+            try:
+                reply = …  # of client.chat.completions.create(**steps.request)
+            except PremError as error:
+                steps.fail(error)
+            else:
+                steps.answer(reply)
+        return steps.value
 
     A model that refuses ``json_schema`` is asked for any JSON object, with the schema in the prompt. The value is
     validated in both cases. A truncated answer is requested once more, with a larger token limit.
 
-    Args:
-        form: The form.
-        parts: The document's content.
-        params: The parameters of every request, `model` among them.
-        without_json_schema: Models that refused ``json_schema``. One that does is added.
-        instructions: What to extract, in addition to the schema.
-
-    Yields:
-        The arguments of `create`. The caller sends a `Reply`, or throws the `PremError` of the request.
-
-    Returns:
-        The value, as `Form.validate` makes it.
-
-    Raises:
-        ExtractionError: The answer does not have the form.
-        LengthFinishReasonError: The second answer was truncated, too.
-        RefusalError: The model refused.
+    Attributes:
+        request: The arguments of the next request; None when there is a value.
+        value: An instance of the Pydantic class, or an object.
     """
-    limit: int | None = None
-    for attempt in range(2):
-        reply = yield from _ask(form, parts, params, limit, without_json_schema, instructions)
+
+    def __init__(
+        self, extraction: Extraction, parts: Sequence[dict[str, Any]], params: Mapping[str, Any]
+    ) -> None:
+        self._extraction = extraction
+        self._parts = parts
+        self._params = dict(params)
+        self._was_truncated = False
+        self.value: Any = None
+        self.request: dict[str, Any] | None = self._next_request()
+
+    def fail(self, error: PremError) -> None:
+        """Go on after an error of the request, or raise it."""
+        asked_for_schema = (
+            self.request is not None and self.request["response_format"]["type"] == "json_schema"
+        )
+        if not (asked_for_schema and isinstance(error, BadRequestError) and _names_response_format(error)):
+            raise error
+        self._extraction.without_json_schema.add(self._params["model"])
+        self.request = self._next_request()
+
+    def answer(self, reply: Reply) -> None:
+        """Read the answer to the request.
+
+        Raises:
+            ExtractionError: It does not have the form.
+            LengthFinishReasonError: It was truncated, as the first one.
+            RefusalError: The model refused.
+        """
         if reply.refused:
             raise RefusalError
         if reply.finish_reason != "length":
-            return form.validate(reply.text)
-        if attempt == 0:
-            used = params.get("max_completion_tokens") or params.get("max_tokens") or reply.completion_tokens
-            limit = _LIMIT_FACTOR * used if used else _LARGE_LIMIT
-    raise LengthFinishReasonError
+            self.value = self._extraction.form.validate(reply.text)
+            self.request = None
+            return
+        if self._was_truncated:
+            raise LengthFinishReasonError
+        self._was_truncated = True
+        name = "max_completion_tokens" if self._params.get("max_completion_tokens") else "max_tokens"
+        used = self._params.get(name) or reply.completion_tokens
+        self._params[name] = _LIMIT_FACTOR * used if used else _LARGE_LIMIT
+        self.request = self._next_request()
 
-
-def _ask(
-    form: Form,
-    parts: Sequence[dict[str, Any]],
-    params: dict[str, Any],
-    limit: int | None,
-    without_json_schema: set[str],
-    instructions: str | None,
-) -> Generator[dict[str, Any], Reply, Reply]:
-    model = str(params.get("model"))
-    if model not in without_json_schema:
-        try:
-            return (yield _request(form, parts, params, limit, instructions, with_schema=True))
-        except BadRequestError as error:
-            if not _names_response_format(error):
-                raise
-            without_json_schema.add(model)
-    return (yield _request(form, parts, params, limit, instructions, with_schema=False))
+    def _next_request(self) -> dict[str, Any]:
+        form, instructions = self._extraction.form, self._extraction.instructions
+        system = [_INSTRUCTIONS]
+        if self._params["model"] in self._extraction.without_json_schema:
+            response_format: dict[str, Any] = {"type": "json_object"}
+            system.append(f"The JSON Schema of the object:\n{json.dumps(form.schema, ensure_ascii=False)}")
+        else:
+            description = form.schema.get("description")
+            response_format = json_schema_format(form.name, form.schema, description=description)
+        if instructions:
+            system.append(instructions)
+        content: Any = [text_part("The document:"), *self._parts]
+        if len(self._parts) == 1 and self._parts[0]["type"] == "text":
+            content = self._parts[0]["text"]  # the form that every model takes
+        messages = [
+            {"role": "system", "content": "\n\n".join(system)},
+            {"role": "user", "content": content},
+        ]
+        return {**self._params, "messages": messages, "response_format": response_format}
 
 
 def _names_response_format(error: BadRequestError) -> bool:
     text = f"{error.param} {error.code} {error.message}".lower()
     return "response_format" in text or "json_schema" in text
-
-
-def _request(
-    form: Form,
-    parts: Sequence[dict[str, Any]],
-    params: dict[str, Any],
-    limit: int | None,
-    instructions: str | None,
-    *,
-    with_schema: bool,
-) -> dict[str, Any]:
-    request = dict(params)
-    if limit is not None:
-        name = "max_completion_tokens" if "max_completion_tokens" in params else "max_tokens"
-        request[name] = limit
-    system = [_INSTRUCTIONS]
-    if with_schema:
-        description = form.schema.get("description")
-        request["response_format"] = json_schema_format(form.name, form.schema, description=description)
-    else:
-        request["response_format"] = {"type": "json_object"}
-        system.append(f"The JSON Schema of the object:\n{json.dumps(form.schema, ensure_ascii=False)}")
-    if instructions:
-        system.append(instructions)
-    content: Any = list(parts)
-    if len(parts) == 1 and parts[0]["type"] == "text":
-        content = parts[0]["text"]  # the form that every model takes
-    else:
-        content = [text_part("The document:"), *parts]
-    request["messages"] = [
-        {"role": "system", "content": "\n\n".join(system)},
-        {"role": "user", "content": content},
-    ]
-    return request

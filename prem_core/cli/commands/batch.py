@@ -318,7 +318,12 @@ def _report(progress: Progress, output: str) -> None:
         from prem_core.batch.errors_file import errors_path
 
         name = f"{output}.rows.jsonl" if output.endswith((".csv", ".parquet")) else output
-        raise CliError(f"{failed:,} of {progress.total:,} failed: see {errors_path(name)}", EXIT_FAILURE)
+        again = ""
+        if progress.failed_before:
+            again = f"; --retry-failed sends the {progress.failed_before:,} of earlier runs again"
+        raise CliError(
+            f"{failed:,} of {progress.total:,} failed: see {errors_path(name)}{again}", EXIT_FAILURE
+        )
 
 
 def _dry_run(connection: Connection, requests: str, output: str | None) -> None:
