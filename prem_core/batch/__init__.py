@@ -9,7 +9,7 @@ The command line has the same as ``prem batch``.
 
 from prem_core.batch.api import Report, arun, check, read_results, run
 from prem_core.batch.cost import Price, read_prices
-from prem_core.batch.documents import Document, text_document
+from prem_core.batch.documents import Document, read_document, text_document
 from prem_core.batch.extract import (
     aextract,
     aextract_document,
@@ -41,6 +41,7 @@ __all__ = [
     "extract",
     "extract_document",
     "load_form",
+    "read_document",
     "read_parts",
     "read_prices",
     "read_results",
