@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Unpack
 
@@ -45,7 +45,7 @@ class RunOptions:
     max_failures: int | None = DEFAULT_MAX_FAILURES
     retry_failed: bool = False
     seal: bool = False
-    kek: bytes | str | None = None
+    kek: bytes | str | None = field(default=None, repr=False)
     on_progress: Callable[[Progress], object] | None = None
     stop: asyncio.Event | None = None
 

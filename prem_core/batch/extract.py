@@ -18,6 +18,7 @@ from prem_core._crypto.keyfile import quote_path
 from prem_core._errors import APIResponseValidationError, ConfigurationError, PremError
 from prem_core.batch.api import RunOptions, read_results, run_items
 from prem_core.batch.documents import Document, find_documents, read_document
+from prem_core.batch.errors_file import errors_path
 from prem_core.batch.extraction import Extraction, Reply
 from prem_core.batch.lines import to_line
 from prem_core.batch.progress import Progress
@@ -170,7 +171,7 @@ async def aextract(
         check_table(table)
         output = f"{table}.rows.jsonl"
     params = {} if max_tokens is None else {"max_tokens": max_tokens}
-    sources = list(dict.fromkeys(find_documents(documents)))
+    sources = await asyncio.to_thread(_sources, documents, (output, errors_path(output), table or output))
     perform = functools.partial(_row, extraction=extraction, params={**params, "model": model})
 
     def items() -> Iterator[Item]:
@@ -196,6 +197,12 @@ def _same(job: Job) -> Job:
 
 def _extraction(schema: Any, instructions: str | None = None) -> Extraction:
     return schema if isinstance(schema, Extraction) else Extraction(schema, instructions=instructions)
+
+
+def _sources(documents: Iterable[Path_], outputs: Iterable[str]) -> list[str]:
+    """The documents, once each, without what this batch writes into their folder."""
+    own = set(map(os.path.realpath, outputs))
+    return [each for each in dict.fromkeys(find_documents(documents)) if os.path.realpath(each) not in own]
 
 
 async def _row(

@@ -120,7 +120,9 @@ class Journal:
                 self._write(self._seal.header())
             return
         with open(self.path, "rb") as file:
-            self._seal = _seal_of(file, kek, name)
+            self._seal = _seal_of(
+                file, kek, name, "continue it with seal and the KEK that it was sealed with"
+            )
             if self._seal is None and kek is not None:
                 raise ConfigurationError(
                     f"{name} is not sealed: continue it without seal, or write another file"
@@ -152,17 +154,18 @@ def read_lines(path: Path, kek: bytes | None = None) -> Iterator[bytes]:
     """
     name = quote_path(path)
     with open(path, "rb") as file:
-        yield from _lines(file, _seal_of(file, kek, name), name)
+        seal = _seal_of(file, kek, name, "it needs the KEK that it was sealed with (CLIENT_KEK)")
+        yield from _lines(file, seal, name)
 
 
-def _seal_of(file: IO[bytes], kek: bytes | None, name: str) -> LineSeal | None:
+def _seal_of(file: IO[bytes], kek: bytes | None, name: str, advice: str) -> LineSeal | None:
     """The seal of a file's lines; None for a plain file, from its start."""
     first = file.readline(_BLOCK)
     if not (is_sealed(first) and first.endswith(b"\n")):
         file.seek(0)
         return None
     if kek is None:
-        raise ConfigurationError(f"{name} is sealed: it needs the KEK that it was sealed with (CLIENT_KEK)")
+        raise ConfigurationError(f"{name} is sealed: {advice}")
     return LineSeal.from_header(first, kek, name)
 
 

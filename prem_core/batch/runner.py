@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prem_core._errors import (
     APIError,
@@ -94,8 +94,7 @@ class Job:
     perform: Callable[[AsyncPremClient, OnUsage], Awaitable[Answer]] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One entry of the input, which may not be a job.
 
     Attributes:
@@ -108,7 +107,7 @@ class Item:
     number: int
     name: str | bytes | None
     size: int
-    make: Callable[[], Job] = field(repr=False)
+    make: Callable[[], Job]
 
 
 @dataclass(slots=True)

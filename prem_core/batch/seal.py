@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from binascii import a2b_base64, b2a_base64
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from prem_core._crypto.aead import NONCE_BYTES, CryptoError, new_nonce, open_sealed, seal
 from prem_core._crypto.redaction import without_traceback
@@ -37,6 +37,9 @@ class LineSeal:
     """Seals and opens the lines of one file. It holds a key of that file, not the KEK."""
 
     __slots__ = ("_file_id", "_key")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LineSeal holds a key and cannot be pickled")
 
     @without_traceback
     def __init__(self, kek: bytes, file_id: bytes | None = None) -> None:

@@ -213,6 +213,17 @@ async def test_many_documents_give_rows_and_a_second_run_resumes(
     assert len(engine.requests) == 4
 
 
+async def test_an_output_in_the_folder_of_the_documents_is_no_document(
+    documents: Path, scripted_options: dict[str, Any], engine: ScriptedEngine
+) -> None:
+    engine.respond = lambda request: '{"number": 1}' if request.text != "Invoice 3" else "none"
+    for _ in range(2):
+        progress = await prem_batch.aextract(
+            [documents], Invoice, documents / "rows.csv", model="m", **scripted_options
+        )
+        assert progress.total == 4
+
+
 async def test_rows_are_written_as_csv_with_nested_values_as_json(
     documents: Path, tmp_path: Path, scripted_options: dict[str, Any], engine: ScriptedEngine
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from prem_core import ConfigurationError
+from prem_core.batch.api import RunOptions
 from prem_core.batch.journal import Journal, read_lines
+from prem_core.batch.seal import LineSeal
 
 KEK = bytes(range(32))
 OTHER_KEK = bytes(range(1, 33))
@@ -102,6 +105,15 @@ def test_a_full_disk_leaves_only_complete_lines(tmp_path: Path, kek: bytes | Non
 def test_a_sealed_file_shows_nothing_of_its_lines(tmp_path: Path) -> None:
     write(tmp_path / "j", b"secret word", kek=KEK)
     assert b"secret" not in (tmp_path / "j").read_bytes()
+
+
+def test_no_key_is_shown_or_pickled() -> None:
+    seal = LineSeal(KEK)
+    for value in (seal, RunOptions(kek=KEK.hex())):
+        assert KEK.hex() not in repr(value)
+        assert repr(seal._key)[2:-1] not in repr(value)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(seal)
 
 
 def test_a_sealed_file_does_not_open_with_another_kek(tmp_path: Path) -> None:

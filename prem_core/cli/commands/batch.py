@@ -96,16 +96,16 @@ def run(
     relative to the folder of IN.jsonl.
 
     Answers are written as they come, one line each, and errors to OUT.errors.jsonl. Run the same command again to go
-    on after an interruption, a full disk or a kill: only what has no answer is sent, also if it failed before; what
-    the service refused (400, 404, 413, 422) only with --retry-failed. The first Ctrl-C ends the requests in flight,
-    the second one stops at once.
+    on after an interruption, a full disk or a kill: only requests without an answer are sent, and with --retry-failed
+    those that the service refused (400, 404, 413, 422). The first Ctrl-C ends the requests in flight, the second one
+    stops at once.
 
     Exit code 1 means that a request or a line failed, or that the run stopped.
 
     \b
     Examples:
       prem batch requests.jsonl --dry-run
-      prem batch requests.jsonl -o answers.jsonl --jobs 20 --max-cost 5
+      prem batch run requests.jsonl -o answers.jsonl --jobs 20 --max-cost 5
       prem batch requests.jsonl -o answers.jsonl --seal --kek-file prem.kek
     """
     from prem_core import batch as core
