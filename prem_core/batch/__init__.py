@@ -9,8 +9,8 @@ The command line has the same as ``prem batch``.
 
 from prem_core.batch.api import Report, arun, check, read_results, run
 from prem_core.batch.cost import Price, read_prices
-from prem_core.batch.documents import Document, read_document, text_document
-from prem_core.batch.extract import (
+from prem_core.batch.extraction.documents import Document, read_document, text_document
+from prem_core.batch.extraction.extract import (
     aextract,
     aextract_document,
     aread_parts,
@@ -18,7 +18,7 @@ from prem_core.batch.extract import (
     extract_document,
     read_parts,
 )
-from prem_core.batch.extraction import Extraction, ExtractionError, Reply, load_form
+from prem_core.batch.extraction.steps import Extraction, ExtractionError, Reply, load_form
 from prem_core.batch.lines import InvalidLineError
 from prem_core.batch.progress import Progress
 from prem_core.batch.runner import BatchStoppedError

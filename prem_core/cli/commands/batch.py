@@ -193,7 +193,7 @@ def extract(
     \b
     Examples:
       prem batch extract invoices/*.pdf --schema invoice.py:Invoice -o rows.csv
-      prem batch extract calls/ --schema call.json -o rows.jsonl --instructions "Amounts in euros."
+      prem batch extract calls/ --schema call.json -o rows.jsonl
     """
     from prem_core import batch as core
 

@@ -17,13 +17,13 @@ from prem_core._config import not_negative, positive
 from prem_core._crypto.keyfile import quote_path
 from prem_core._errors import APIResponseValidationError, ConfigurationError, PremError
 from prem_core.batch.api import RunOptions, read_results, run_items
-from prem_core.batch.documents import Document, find_documents, read_document
 from prem_core.batch.errors_file import errors_path
-from prem_core.batch.extraction import Extraction, Reply
+from prem_core.batch.extraction.documents import Document, find_documents, read_document
+from prem_core.batch.extraction.steps import Extraction, Reply
+from prem_core.batch.extraction.tables import SOURCE, TABLES, check_table, write_table
 from prem_core.batch.lines import to_line
 from prem_core.batch.progress import Progress
 from prem_core.batch.runner import DEFAULT_MAX_FAILURES, Answer, Item, Job, OnUsage
-from prem_core.batch.tables import SOURCE, TABLES, check_table, write_table
 
 if TYPE_CHECKING:
     from prem_core import AsyncPremClient, ChatCompletion, PremClient
