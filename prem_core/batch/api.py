@@ -186,7 +186,9 @@ def _indexer(path: Path_, index: IdIndex) -> Callable[[bytes], object]:
         number += 1
         name = id_of(line)
         if name is None:
-            raise ConfigurationError(f"{quote_path(path)}: line {number} is not an answer of a batch")
+            raise ConfigurationError(
+                f"{quote_path(path)}: line {number} is not an answer of a batch; remove it, or write another file"
+            )
         index.add(name, ANSWERED)
 
     return on_line

@@ -31,7 +31,7 @@ class IdIndex:
         return self._used
 
     def add(self, name: str | bytes, flag: int) -> int:
-        """Set a flag of an id. Returns the flags that it had before; 0 for a new id."""
+        """Set a flag of an id; none with 0. Returns the flags that it had before; 0 for a new id."""
         if isinstance(name, str):
             name = name.encode("utf-8", "surrogatepass")
         found = int.from_bytes(hashlib.blake2b(name, digest_size=8, key=self._key).digest(), "little")
@@ -40,7 +40,7 @@ class IdIndex:
         while (before := flags[position]) and hashes[position] != found:
             position = (position + 1) & mask
         flags[position] = before | flag
-        if not before:
+        if flag and not before:
             hashes[position] = found
             self._used += 1
             if self._used * 5 > (mask + 1) * 3:

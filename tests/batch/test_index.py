@@ -17,6 +17,7 @@ def test_the_flags_of_an_id_add_up() -> None:
         0,
         ANSWERED | SEEN,
     ]
+    assert index.add("c", 0) == 0
     assert len(index) == 2
 
 

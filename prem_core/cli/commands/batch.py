@@ -253,6 +253,7 @@ async def _run(
     def interrupt() -> None:
         if stop.is_set() and task is not None:
             task.cancel()
+            return
         stop.set()
         write_stderr("prem batch: ending the requests in flight; Ctrl-C again stops at once")
 
