@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 from support.batch_files import PricedModels, chat_line, ids, write_input
+from support.paths import CLINIC_NOTE
 
-from prem_core import ConfigurationError, Model
+from prem_core import ConfigurationError, Model, PermissionDeniedError
 from prem_core import batch as prem_batch
 from prem_core.batch.cost import CostMeter
 from prem_core.enclave import ScriptedEngine, reply
@@ -112,3 +115,43 @@ def test_a_check_counts_and_estimates_without_a_network(tmp_path: Path) -> None:
     assert (report.max_completion_tokens, report.unlimited, report.unpriced) == (100, 2, 1)
     assert report.cost == pytest.approx(1.0)
     assert report.prompt_tokens > 0
+
+
+def test_a_check_reads_recordings_and_their_parameters(tmp_path: Path) -> None:
+    shutil.copy(CLINIC_NOTE, tmp_path / "note.wav")
+    bodies = [
+        {"file": "note.wav"},
+        {"file": "none.wav"},
+        {"file": "note.wav", "language": "german"},
+        {"model": "whisper"},
+    ]
+    (tmp_path / "in").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "custom_id": str(number),
+                    "method": "POST",
+                    "url": "/v1/audio/transcriptions",
+                    "body": body,
+                }
+            )
+            + "\n"
+            for number, body in enumerate(bodies)
+        )
+    )
+    invalid: list[prem_batch.InvalidLineError] = []
+    report = prem_batch.check(tmp_path / "in", on_invalid=invalid.append)
+    assert (report.total, report.invalid, report.unpriced) == (4, 3, 1)
+    assert [error.custom_id for error in invalid] == ["1", "2", "3"]
+
+
+async def test_without_a_models_list_a_run_has_no_cost_and_a_maximum_is_an_error(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    requests = write_input(tmp_path / "in", 2)
+    async with httpx.AsyncClient(transport=PricedModels([], status=403)) as http_client:
+        options["http_client"] = http_client
+        with pytest.raises(PermissionDeniedError):
+            await prem_batch.arun(requests, tmp_path / "out", max_cost=1, **options)
+        progress = await prem_batch.arun(requests, tmp_path / "out", **options)
+    assert (progress.done, progress.cost) == (2, None)

@@ -13,6 +13,7 @@ from support.paths import CLINIC_NOTE
 from support.recordings import TRANSCRIPTION
 
 from prem_core import (
+    APIStatusError,
     AsyncPremClient,
     AuthenticationError,
     BadRequestError,
@@ -125,13 +126,21 @@ async def test_a_failure_of_the_service_is_retried_by_the_next_run(
     assert not errors.exists()
 
 
-@pytest.mark.parametrize("error", [AuthenticationError, PermissionDeniedError])
-async def test_a_rejected_key_stops_everything(
-    error: type[Exception], files: Any, options: dict[str, Any], engine: ScriptedEngine
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthenticationError("no"),
+        PermissionDeniedError("no"),
+        APIStatusError("no", status_code=402),
+    ],
+    ids=["401", "403", "402"],
+)
+async def test_a_rejected_key_and_a_payment_that_is_due_stop_everything(
+    error: APIStatusError, files: Any, options: dict[str, Any], engine: ScriptedEngine
 ) -> None:
     requests, output, errors = files
-    engine.respond = lambda request: error("no")
-    with pytest.raises(error):
+    engine.respond = lambda request: error
+    with pytest.raises(type(error)):
         await prem_batch.arun(write_input(requests, 100), output, max_concurrency=2, **options)
     assert len(engine.requests) <= 2
     assert not errors.exists()

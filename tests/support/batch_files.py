@@ -50,10 +50,12 @@ class PricedModels(httpx.AsyncHTTPTransport):
 
     Args:
         prices: For each model, the prices of a thousand tokens of a prompt and of an answer.
+        status: The status of the models list.
     """
 
-    def __init__(self, prices: Iterable[tuple[str, Any, Any]]) -> None:
+    def __init__(self, prices: Iterable[tuple[str, Any, Any]], status: int = 200) -> None:
         super().__init__()
+        self._status = status
         self._entries = [
             {
                 "id": model,
@@ -70,5 +72,5 @@ class PricedModels(httpx.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncHTTPTransport`."""
         if request.url.path == "/models":
-            return httpx.Response(200, json={"data": self._entries})
+            return httpx.Response(self._status, json={"data": self._entries})
         return await super().handle_async_request(request)
