@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Unpack
 
 from prem_core._config import not_negative, positive
 from prem_core._crypto.keyfile import quote_path, resolve_kek
-from prem_core._crypto.redaction import without_traceback
+from prem_core._crypto.redaction import clear_locals, without_locals, without_traceback
 from prem_core._errors import APIError, AuthenticationError, ConfigurationError
 from prem_core.batch.cost import BYTES_PER_TOKEN, CostMeter, Price, read_prices
 from prem_core.batch.errors_file import ErrorsFile, errors_path
@@ -56,6 +56,7 @@ class RunOptions:
                 positive(name, not_negative(name, value))
 
 
+@without_locals
 async def arun(
     requests: Path_,
     output: Path_,
@@ -110,6 +111,7 @@ async def arun(
         return await run_items(items, count, output, client, given, options)
 
 
+@without_locals
 def run(requests: Path_, output: Path_, **options: Any) -> Progress:
     """`arun`, without asyncio. Takes the same options."""
     return asyncio.run(arun(requests, output, **options))
@@ -243,6 +245,7 @@ class Report:
     unpriced: int = 0
 
 
+@without_locals
 def check(
     requests: Path_,
     output: Path_ | None = None,
@@ -312,8 +315,14 @@ def read_results(path: Path_, kek: bytes | str | None = None) -> Iterator[dict[s
         ConfigurationError: It is sealed and there is no KEK, or a line does not open.
         OSError: It cannot be read.
     """
-    for line in read_lines(path, _kek(kek)):
-        yield json.loads(line)
+    lines = read_lines(path, _kek(kek))
+    del kek
+    try:
+        for line in lines:
+            yield json.loads(line)
+    except BaseException as error:
+        clear_locals(error)
+        raise
 
 
 @without_traceback

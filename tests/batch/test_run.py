@@ -11,6 +11,7 @@ import pytest
 from support.batch_files import chat_line, ids, objects, text_of, write_input
 from support.paths import CLINIC_NOTE
 from support.recordings import TRANSCRIPTION
+from support.security.representations import package_locals
 
 from prem_core import (
     APIStatusError,
@@ -352,3 +353,26 @@ async def test_answers_in_one_piece_are_required_with_nonce_reuse_error(files: A
                 write_input(requests, 5), output, nonce_reuse="error", **prem.client_options
             )
     assert ids(output) == []
+
+
+async def test_an_error_keeps_no_prompt_and_no_key_in_its_traceback(
+    files: Any, options: dict[str, Any], engine: ScriptedEngine
+) -> None:
+    requests, output, _ = files
+    write_input(requests, 0, chat_line("a", "The zebra is ill."))
+    kek = bytes(range(32))
+    settings: dict[str, Any] = {"seal": True, "kek": kek, **options}
+    caught: list[BaseException] = []
+    for error in (AuthenticationError("no"), InternalServerError("down")):
+        engine.respond = lambda request, error=error: error
+        with pytest.raises((AuthenticationError, prem_batch.BatchStoppedError)) as failed:
+            await prem_batch.arun(requests, output, max_failures=1, **settings)
+        caught.append(failed.value)
+    with pytest.raises(ConfigurationError) as refused:
+        await prem_batch.arun(requests, output, **{**settings, "kek": kek[::-1]})
+    with pytest.raises(ConfigurationError) as unread:
+        list(prem_batch.read_results(output, kek[::-1]))
+    for each in (*caught, refused.value, unread.value):
+        for place, text in package_locals(each):
+            for secret in ("zebra", options["api_key"], repr(kek), repr(kek[::-1])):
+                assert secret not in text, place

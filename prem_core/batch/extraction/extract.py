@@ -15,6 +15,7 @@ from prem_core._audio.batch import atranscribe, transcribe
 from prem_core._audio.transcripts import ChunkTranscript, TranscriptionRequest, segments
 from prem_core._config import not_negative, positive
 from prem_core._crypto.keyfile import quote_path
+from prem_core._crypto.redaction import without_locals
 from prem_core._errors import APIResponseValidationError, ConfigurationError, PremError
 from prem_core.batch.api import RunOptions, read_results, run_items
 from prem_core.batch.errors_file import errors_path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Path_ = str | os.PathLike[str]
 
 
+@without_locals
 def extract_document(
     client: PremClient, document: Path_ | Document, schema: Any, *, model: str, **params: Any
 ) -> Any:
@@ -63,6 +65,7 @@ def extract_document(
     return steps.value
 
 
+@without_locals
 async def aextract_document(
     client: AsyncPremClient,
     document: Path_ | Document,
@@ -103,6 +106,7 @@ async def aread_parts(client: AsyncPremClient, document: Path_ | Document) -> li
     return _spoken(found.source, await atranscribe(client, found.recording, request), request)
 
 
+@without_locals
 async def aextract(
     documents: Iterable[Path_],
     schema: Any,
@@ -186,6 +190,7 @@ async def aextract(
     return progress
 
 
+@without_locals
 def extract(documents: Iterable[Path_], schema: Any, output: Path_, **options: Any) -> Progress:
     """`aextract`, without asyncio. Takes the same options."""
     return asyncio.run(aextract(documents, schema, output, **options))
