@@ -82,11 +82,14 @@ class _Requester:
         }
         self._parsed_urls: dict[str, httpx.URL] = {}
         # httpx.Headers does not show the key in its repr.
+        authorization = {"authorization": f"Bearer {_config.resolve_api_key(options['api_key'])}"}
+        accept_whole = _ACCEPT_OWN_NONCE if nonce_reuse == "error" else _ACCEPT_WHOLE
         self._headers = {
-            "gateway": httpx.Headers(
-                {**_HEADERS, "authorization": f"Bearer {_config.resolve_api_key(options['api_key'])}"}
-            ),
-            "enclave": httpx.Headers(_HEADERS),
+            (party, whole): httpx.Headers(
+                {**_HEADERS, **own, "accept": accept_whole if whole else _ACCEPT_STREAM}
+            )
+            for party, own in (("gateway", authorization), ("enclave", {}))
+            for whole in (False, True)
         }
         self._timeout, self._whole_timeout = (
             (_DEFAULT_TIMEOUT, _DEFAULT_WHOLE_TIMEOUT) if timeout is None else (timeout, timeout)
@@ -206,19 +209,12 @@ class _Requester:
             step.method,
             url,
             content=None if large else body,
-            headers=self._headers[step.party],
+            headers=self._headers[step.party, step.whole],
             params=step.query or None,
             timeout=chosen,
         )
         if body is not None:
             request.headers["content-type"] = "application/json"
-        request.headers["accept"] = (
-            _ACCEPT_OWN_NONCE
-            if not self.asks_for_streams
-            else _ACCEPT_WHOLE
-            if step.whole
-            else _ACCEPT_STREAM
-        )
         if isinstance(body, SealedBody):
             request.stream = BodyStream(body)
             request.headers["content-length"] = str(body.length)

@@ -33,4 +33,5 @@ class Protection:
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes by name, as the adapters report them."""
-        return dataclasses.asdict(self)
+        # Not `dataclasses.asdict`, which takes ten times as long.
+        return {name: getattr(self, name) for name in self.__slots__}

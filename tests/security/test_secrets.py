@@ -259,6 +259,7 @@ def _use_langchain(enclaves: Enclaves, things: dict[str, list[Any]], runner: asy
     structured = ChatPremEncrypted(model="json", **options).with_structured_output(Who)
     structured.invoke(LC_MESSAGES)
     things["langchain_prem.ChatPremEncrypted"] += [llm, plain, bound, structured, llm.with_retry()]
+    things["langchain_prem.extractor"] += [langchain_prem.extractor(llm, Who, instructions=PROMPT)]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         plaintext_egress._warned.clear()
