@@ -19,7 +19,7 @@ from prem_core.cli.errors import CliError
 _CONFLICTING: Final = ("gateway_url", "enclave_url", "enclave_public_key", "api_key_env", "keys")
 
 #: Commands that call the service.
-COMMANDS: Final = frozenset({"batch", "chat", "transcribe", "models", "doctor", "proxy"})
+COMMANDS: Final = frozenset({"attest", "batch", "chat", "transcribe", "models", "doctor", "proxy"})
 
 
 @contextlib.contextmanager
