@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal
 from urllib.parse import quote
 
-from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model
+from prem_core._audio.upload import AudioFile
+from prem_core._protocol.response_types import ChatCompletion, ChatCompletionChunk, Model, Transcription
 
 #: Whose clients an API is for. Its routes are below ``/v1`` and ``/{family}/v1``.
 Family = Literal["openai", "anthropic"]
@@ -105,6 +106,7 @@ class ApiRequest:
         headers: The headers by lower-case name, without the API key.
         query: The query's parameters.
         path_params: The values of the names in the route's braces.
+        form: The form in the body of an ``audio`` route.
         caller: Stands for the caller's API key without revealing it. Equal for equal keys.
         strict: Refuse every parameter that Prem's API does not have, instead of dropping those without meaning.
     """
@@ -114,6 +116,7 @@ class ApiRequest:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     path_params: Mapping[str, str] = field(default_factory=dict, repr=False)
+    form: Any = field(default=None, repr=False)
     caller: str = field(default="", repr=False)
     strict: bool = False
 
@@ -140,6 +143,25 @@ class Adjusted:
     def streamed(self) -> bool:
         """Whether the caller asks for a stream."""
         return self.params.get("stream") is True
+
+
+@dataclass(slots=True, kw_only=True)
+class Recording:
+    """A recording to transcribe, as arguments of ``client.audio.transcriptions.create`` or of the translations'.
+
+    Attributes:
+        task: Which of the two.
+        file: The recording.
+        params: The other arguments.
+        form: The format that the caller asked for; None for the default.
+        dropped: See `Adjusted`.
+    """
+
+    task: Literal["transcriptions", "translations"]
+    file: AudioFile = field(repr=False)
+    params: dict[str, Any] = field(repr=False)
+    form: str | None = None
+    dropped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +222,22 @@ class Api(ABC):
 
         Raises:
             ApiError: There is no such model.
+        """
+        raise NotImplementedError
+
+    def recording(self, request: ApiRequest) -> Recording:
+        """The recording in the form of an ``audio`` route.
+
+        Raises:
+            ApiError: The form is not valid, or asks for something that Prem's API does not have.
+        """
+        raise NotImplementedError
+
+    def transcript(self, answer: Transcription, recording: Recording) -> Reply:
+        """The response of an ``audio`` route.
+
+        Raises:
+            APIResponseValidationError: The answer does not have what the caller's format needs.
         """
         raise NotImplementedError
 

@@ -11,9 +11,9 @@ import pytest
 from support.proxies import StartProxy, chat
 
 from prem_core import _errors as errors
+from prem_core._apis.errors import TABLE, api_error
 from prem_core.enclave import EngineError, LocalEnclave, ScriptedEngine
-from prem_core.proxy import LocalProxy, responses
-from prem_core.proxy.errors import TABLE, error_response
+from prem_core.proxy import LocalProxy
 
 CHAT = "/v1/chat/completions"
 EVERY = [
@@ -43,7 +43,7 @@ def test_every_error_class_becomes_an_openai_error_object_with_a_status(kind: ty
     )
     if issubclass(kind, errors.APIError):
         given |= {"support_id": "support_1"}
-    made = error_response(kind("what went wrong", **given), retried=False)
+    made = api_error(kind("what went wrong", **given), retried=False)
     assert 400 <= made.status < 600
     assert made.name == kind.__name__
     if issubclass(kind, errors.APIStatusError):
@@ -66,15 +66,15 @@ def test_every_error_class_becomes_an_openai_error_object_with_a_status(kind: ty
 
 def test_the_type_and_code_of_the_service_win_over_the_table() -> None:
     error = errors.RateLimitError("slow down", status_code=429, type="tokens", code="tpm")
-    assert b'"type": "tokens", "param": null, "code": "tpm"' in error_response(error, retried=True).body
+    assert b'"type": "tokens", "param": null, "code": "tpm"' in api_error(error, retried=True).body
 
 
 def test_a_redirect_of_the_gateway_is_502() -> None:
-    assert error_response(errors.APIStatusError("moved", status_code=302), retried=True).status == 502
+    assert api_error(errors.APIStatusError("moved", status_code=302), retried=True).status == 502
 
 
 def test_a_support_id_with_invalid_header_characters_is_cleaned() -> None:
-    made = error_response(errors.APIError("x", support_id="support_\x00é\u2028\n1"), retried=True)
+    made = api_error(errors.APIError("x", support_id="support_\x00é\u2028\n1"), retried=True)
     assert made.headers["x-prem-support-id"] == "support_????1"
 
 
@@ -151,7 +151,7 @@ def test_a_response_after_a_retry_reaches_the_caller(
 
 
 def test_a_failed_decryption_tells_clients_not_to_retry() -> None:
-    assert error_response(errors.DecryptionError(), retried=False).headers["x-should-retry"] == "false"
+    assert api_error(errors.DecryptionError(), retried=False).headers["x-should-retry"] == "false"
 
 
 # Internal errors
