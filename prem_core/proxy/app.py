@@ -29,6 +29,7 @@ from prem_core._client.client import AsyncPremClient
 from prem_core._errors import ConfigurationError, PremError
 from prem_core._protocol.flow import OFFLOAD_BYTES
 from prem_core._protocol.nonce_reuse import NonceReuse
+from prem_core._protocol.response_types import ChatCompletion
 from prem_core._serving.coalesce import coalesce
 from prem_core._serving.request import (
     MAX_BODIES,
@@ -240,7 +241,8 @@ class Proxy:
             if match.route.kind != "models":
                 self._received(call, exchange)
             if reply is not None:
-                record.set_usage(getattr(answer, "usage", None))
+                if isinstance(answer, ChatCompletion):
+                    record.set_usage(answer.usage)
                 await call.reply(reply)
                 return
             async with answer:
