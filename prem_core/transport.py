@@ -18,9 +18,11 @@ process. Both transports serve the routes of ``prem proxy``, with the same heade
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import secrets
+import sys
 import threading
 import uuid
 from collections import OrderedDict
@@ -187,6 +189,7 @@ class _Call:
         self.match: Match | None = None
         self.exchange: Exchange | None = None
         self._key = api_key_of(headers)
+        self._library = _library_of(request)
 
     def valid_key(self) -> str:
         """The API key in the request.
@@ -205,11 +208,18 @@ class _Call:
     def response(self, reply: Reply) -> httpx.Response:
         """A complete response."""
         headers = self._headers(reply.content_type) | dict(reply.headers)
-        return httpx.Response(reply.status, headers=headers, content=reply.body)
+        return self._respond(reply.status, headers=headers, content=reply.body)
 
-    def stream(self, body: _Body | _AsyncBody) -> httpx.Response:
-        """A streamed response."""
-        return httpx.Response(200, headers=self._headers(EVENT_STREAM), stream=body)
+    def stream(
+        self, interface: str, answer: Any, as_api_error: Callable[[Exception], ApiError]
+    ) -> httpx.Response:
+        """A streamed response, whose body has this interface of httpx's."""
+        body = _body_type(self._library, interface)(self.exchange, answer, as_api_error)
+        return self._respond(200, headers=self._headers(EVENT_STREAM), stream=body)
+
+    def _respond(self, status: int, **parts: Any) -> httpx.Response:
+        response: httpx.Response = self._library.Response(status, **parts)
+        return response
 
     def _headers(self, content_type: str) -> dict[str, str]:
         known = {} if self.exchange is None else dict(self.exchange.headers())
@@ -234,7 +244,8 @@ def _form(content_type: str, data: bytes) -> Any:
 class PremTransport(_Transport[PremClient], httpx.BaseTransport):
     """Lets a client of OpenAI or Anthropic use Prem's encrypted API: ``httpx.Client(transport=PremTransport())``.
 
-    It can be shared between threads and clients. An ``httpx.Client`` closes it when it is closed.
+    It can be shared between threads and clients. An ``httpx.Client`` closes it when it is closed. It serves
+    ``httpx2.Client`` too, which newer versions of these clients use.
 
     Args:
         strict: Refuse every parameter that Prem's API does not have. By default those that change nothing in an answer
@@ -267,7 +278,7 @@ class PremTransport(_Transport[PremClient], httpx.BaseTransport):
                 answer = exchange.send(self._client(key), self._timeout(exchange, request))
                 reply = exchange.receive(answer)
                 if reply is None:
-                    return call.stream(_Body(exchange, answer, self._error))
+                    return call.stream("SyncByteStream", answer, self._error)
             return call.response(reply)
         except Exception as error:
             return self._failure(call, error)
@@ -303,7 +314,7 @@ class AsyncPremTransport(_Transport[AsyncPremClient], httpx.AsyncBaseTransport):
                 answer = await exchange.send(self._client(key), self._timeout(exchange, request))
                 reply = exchange.receive(answer)
                 if reply is None:
-                    return call.stream(_AsyncBody(exchange, answer, self._error))
+                    return call.stream("AsyncByteStream", answer, self._error)
             return call.response(reply)
         except Exception as error:
             return self._failure(call, error)
@@ -314,14 +325,17 @@ class AsyncPremTransport(_Transport[AsyncPremClient], httpx.AsyncBaseTransport):
             await client.close()
 
 
-class _Body(httpx.SyncByteStream):
+class _Body:
     """A streamed answer. Closing it closes the connection to the gateway."""
 
     def __init__(
-        self, exchange: Exchange, answer: ChatCompletionStream, as_api_error: Callable[[Exception], ApiError]
+        self,
+        exchange: Exchange,
+        answer: ChatCompletionStream | AsyncChatCompletionStream,
+        as_api_error: Callable[[Exception], ApiError],
     ) -> None:
         self._exchange = exchange
-        self._answer = answer
+        self._answer: Any = answer
         self._as_api_error = as_api_error
 
     def __iter__(self) -> Iterator[bytes]:
@@ -335,20 +349,6 @@ class _Body(httpx.SyncByteStream):
     def close(self) -> None:
         self._answer.close()
 
-
-class _AsyncBody(httpx.AsyncByteStream):
-    """See `_Body`."""
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        answer: AsyncChatCompletionStream,
-        as_api_error: Callable[[Exception], ApiError],
-    ) -> None:
-        self._exchange = exchange
-        self._answer = answer
-        self._as_api_error = as_api_error
-
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._answer:
@@ -359,3 +359,15 @@ class _AsyncBody(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._answer.close()
+
+
+def _library_of(request: httpx.Request) -> Any:
+    """The library that made a request: httpx, or httpx2, which newer clients use. Each takes only its own responses."""
+    roots = (kind.__module__.partition(".")[0] for kind in type(request).__mro__)
+    return sys.modules[next((root for root in roots if root in ("httpx", "httpx2")), "httpx")]
+
+
+@functools.cache
+def _body_type(library: Any, interface: str) -> Any:
+    """`_Body` as one of the library's streams. Not as both: the library asks which of the two it is."""
+    return type("Body", (_Body, getattr(library, interface)), {})

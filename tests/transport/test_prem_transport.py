@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import httpx2
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
@@ -58,9 +59,10 @@ def client(scripted: LocalEnclave, script: ScriptedEngine) -> Iterator[openai.Op
         yield made
 
 
+@pytest.mark.parametrize("library", [httpx, httpx2])
 @pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI])
 async def test_openais_client_works_with_every_route_without_a_server(
-    kind: type[Any], enclave: LocalEnclave, scripted: LocalEnclave, script: ScriptedEngine
+    kind: type[Any], library: Any, enclave: LocalEnclave, scripted: LocalEnclave, script: ScriptedEngine
 ) -> None:
     script.respond = lambda request: reply("Hello", stalled=True)
     with LocalEnclave(tier="base") as limited:
@@ -68,9 +70,9 @@ async def test_openais_client_works_with_every_route_without_a_server(
         for prem in (enclave, limited, scripted):
             options = {"max_retries": 0 if prem is limited else 2, **urls(prem)}
             http: Any = (
-                httpx.Client(transport=PremTransport(**options))
+                library.Client(transport=PremTransport(**options))
                 if kind is openai.OpenAI
-                else httpx.AsyncClient(transport=AsyncPremTransport(**options))
+                else library.AsyncClient(transport=AsyncPremTransport(**options))
             )
             clients.append(kind(api_key=prem.api_key, base_url=URL, http_client=http, max_retries=0))
         try:
