@@ -68,8 +68,9 @@ class Apis:
 
     @property
     def routes(self) -> list[str]:
-        """The routes below ``/v1``, each once, for an error."""
-        return list(dict.fromkeys(f"/v1{route.path}" for _, route, _ in self._patterns["openai"]))
+        """Every route with its method, such as ``GET /v1/models``."""
+        patterns = self._patterns["openai"]
+        return list(dict.fromkeys(f"{route.method} /v1{route.path}" for _, route, _ in patterns))
 
     def find(self, method: str, path: str, headers: Mapping[str, str]) -> Match:
         """The API and the route of a request.

@@ -210,8 +210,8 @@ def test_the_id_of_a_model_is_the_name_to_request_it_by():
 
 def test_the_repr_of_a_model_contains_its_name():
     model = Model(id="a", model="b", type="CHAT", enabled=True)
-    assert model.model_dump(exclude_none=True) == {"id": "a", "model": "b", "type": "CHAT", "enabled": True}
-    assert "id='a'" in repr(model)
+    assert model.model_dump(exclude_none=True) == {"id": "b", "model": "b", "type": "CHAT", "enabled": True}
+    assert "id='b'" in repr(model)
 
 
 def test_a_message_has_the_assistants_role():
