@@ -50,7 +50,7 @@ def call_part(
     index: int | None,
     arguments: str = "",
     *,
-    id: str | None = None,
+    id: str | None = None,  # noqa: A002 - the name in a chunk
     name: str | None = None,
 ) -> dict[str, Any]:
     return {"index": index, "id": id, "function": {"name": name, "arguments": arguments}}
