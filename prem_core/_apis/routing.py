@@ -12,6 +12,8 @@ from prem_core._apis.openai.audio import Audio
 from prem_core._apis.openai.chat import ChatCompletions
 from prem_core._apis.openai.completions import Completions
 from prem_core._apis.openai.models import Models
+from prem_core._apis.responses.api import Responses
+from prem_core._apis.responses.store import ResponseStore
 from prem_core._errors import ConfigurationError
 
 #: Which APIs are served.
@@ -23,9 +25,14 @@ _ANTHROPIC_HEADER: Final = "anthropic-version"
 _PREFIX: Final = re.compile(r"/(?:(?P<family>openai|anthropic)/)?v1(?P<path>/.*)", re.DOTALL)
 
 
-def all_apis() -> list[Api]:
-    """Every API. Where two have the same route, the first one answers it."""
-    return [ChatCompletions(), Completions(), Models(), Audio()]
+def all_apis(*, store_responses: bool = False) -> list[Api]:
+    """Every API. Where two have the same route, the first one answers it.
+
+    Args:
+        store_responses: Keep the responses of the Responses API in memory.
+    """
+    store = ResponseStore() if store_responses else None
+    return [ChatCompletions(), Responses(store), Completions(), Models(), Audio()]
 
 
 @dataclass(frozen=True, slots=True)

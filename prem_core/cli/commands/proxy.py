@@ -56,6 +56,14 @@ def proxy(
             "answer, and list them in the response header x-prem-dropped.",
         ),
     ] = False,
+    store_responses: Annotated[
+        bool,
+        typer.Option(
+            "--store-responses",
+            help="Keep responses of OpenAI's Responses API in memory, with their conversations, for clients that refer "
+            "to earlier responses by id. Default: keep nothing.",
+        ),
+    ] = False,
     max_concurrency: Annotated[
         int,
         typer.Option(
@@ -143,6 +151,7 @@ def proxy(
             body_limit=_size(body_limit),
             compat=compat,
             strict=strict,
+            store_responses=store_responses,
             allow_remote=allow_remote,
             allow_hosts=allow_host or (),
             page=not no_page,
