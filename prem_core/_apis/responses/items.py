@@ -140,9 +140,8 @@ class Conversation:
 
 #: What is wrong with a reference to something that is not stored, and what to do.
 NOT_STORED: Final = (
-    "there is no such stored response. The proxy stores responses, in memory, only with --store-responses "
-    "(PremTransport: store_responses=True); without it, set store=false in the client, which then sends the whole "
-    "conversation"
+    "responses are not stored. Send the whole conversation (clients that refer to earlier items: store=false), "
+    "or start the proxy with --store-responses (PremTransport: store_responses=True), which keeps them in memory"
 )
 
 
