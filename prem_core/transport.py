@@ -36,7 +36,7 @@ from prem_core._apis.base import EVENT_STREAM, ApiError, ApiRequest, Reply
 from prem_core._apis.errors import api_error
 from prem_core._apis.handlers import KEY_HEADERS, Exchange, api_key_of
 from prem_core._apis.json_body import check_content_type, parse_object
-from prem_core._apis.routing import Apis, Compat, Match
+from prem_core._apis.routing import Apis, Compat, Match, all_apis
 from prem_core._client.chat import AsyncChatCompletionStream, ChatCompletionStream
 from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._client.options import ClientOptions, with_defaults
@@ -62,7 +62,7 @@ class _Transport(Generic[ClientT]):
 
     _client_class: type[ClientT]
 
-    def __init__(self, strict: bool, compat: Compat, given: Mapping[str, Any]) -> None:
+    def __init__(self, strict: bool, compat: Compat, store_responses: bool, given: Mapping[str, Any]) -> None:
         name = type(self).__name__
         options = with_defaults(name, given)
         if options.pop("http_client") is not None:
@@ -77,7 +77,7 @@ class _Transport(Generic[ClientT]):
         self._options = options
         self._make(_PLACEHOLDER_KEY)  # raises now if an option is not valid
         self._strict = strict
-        self._apis = Apis(compat)
+        self._apis = Apis(compat, all_apis(store_responses=store_responses))
         self._secret = secrets.token_bytes(32)
         self._clients: OrderedDict[str, ClientT] = OrderedDict()
         self._lock = threading.Lock()
@@ -251,6 +251,8 @@ class PremTransport(_Transport[PremClient], httpx.BaseTransport):
         strict: Refuse every parameter that Prem's API does not have. By default those that change nothing in an answer
             are dropped and listed in the header ``x-prem-dropped``.
         compat: Which APIs to serve: "openai", "anthropic" or "both".
+        store_responses: Keep the responses of OpenAI's Responses API in memory, with their conversations, for
+            ``previous_response_id``: at most 256 for each API key, in 64 MiB, as long as the transport exists.
         **client_options: See `ClientOptions`. `api_key` is used for all requests; without it each request's own key is
             used (``Authorization: Bearer …`` or ``x-api-key``). Without `timeout`, the timeout of each request applies.
             Unless `max_retries` is 0, error responses ask the caller not to retry: attempts would multiply.
@@ -264,9 +266,14 @@ class PremTransport(_Transport[PremClient], httpx.BaseTransport):
 
     @without_traceback
     def __init__(
-        self, *, strict: bool = False, compat: Compat = "both", **client_options: Unpack[ClientOptions]
+        self,
+        *,
+        strict: bool = False,
+        compat: Compat = "both",
+        store_responses: bool = False,
+        **client_options: Unpack[ClientOptions],
     ) -> None:
-        super().__init__(strict, compat, client_options)
+        super().__init__(strict, compat, store_responses, client_options)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Answer `request`. An error is a response in the form of the API that the caller uses."""
@@ -296,9 +303,14 @@ class AsyncPremTransport(_Transport[AsyncPremClient], httpx.AsyncBaseTransport):
 
     @without_traceback
     def __init__(
-        self, *, strict: bool = False, compat: Compat = "both", **client_options: Unpack[ClientOptions]
+        self,
+        *,
+        strict: bool = False,
+        compat: Compat = "both",
+        store_responses: bool = False,
+        **client_options: Unpack[ClientOptions],
     ) -> None:
-        super().__init__(strict, compat, client_options)
+        super().__init__(strict, compat, store_responses, client_options)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `PremTransport.handle_request`."""

@@ -17,7 +17,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
-from support.openai_session import check_report, run_session
+from support.openai_session import check_report, each, run_session, settle
 from support.proxies import MODEL, chat
 from support.scripted_upstream import chunk
 from support.waiting import eventually
@@ -299,3 +299,26 @@ def test_a_model_is_listed_and_found_by_the_name_to_request_it_by(enclave: Local
     ) as made:
         assert MODEL in [each.id for each in made.models.list()]
         assert made.models.retrieve(MODEL).id == MODEL
+
+
+@pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI])
+async def test_the_responses_api_stores_responses_only_where_asked_for(
+    kind: type[Any], scripted: LocalEnclave
+) -> None:
+    for store in (False, True):
+        options = {"store_responses": store, "max_retries": 0, **urls(scripted)}
+        http: Any = (
+            httpx.Client(transport=PremTransport(**options))
+            if kind is openai.OpenAI
+            else httpx.AsyncClient(transport=AsyncPremTransport(**options))
+        )
+        client = kind(api_key=scripted.api_key, base_url=URL, http_client=http, max_retries=0)
+        streamed = await settle(client.responses.create(model=MODEL, input="Hi.", stream=True))
+        response = [event async for event in each(streamed)][-1].response
+        assert response.output_text == "Hello"
+        if store:
+            assert (await settle(client.responses.retrieve(response.id))).output == response.output
+        else:
+            with pytest.raises(openai.NotFoundError, match="store_responses=True"):
+                await settle(client.responses.retrieve(response.id))
+        await settle(client.close())
