@@ -192,6 +192,7 @@ def test_a_custom_tool_becomes_a_function_with_one_text() -> None:
         ],
     )
     [tool] = adjusted.params["tools"]
+    assert adjusted.adjusted == ["tools"]
     assert tool["function"]["parameters"]["required"] == ["input"]
     assert adjusted.params["messages"][1]["tool_calls"][0]["function"] == {
         "name": "shell",
@@ -302,6 +303,7 @@ def with_part(**part: Any) -> dict[str, Any]:
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"instructions": 7}, "instructions"),
+        ({"max_output_tokens": "many"}, "max_output_tokens"),
         ({"store": "yes"}, "store"),
     ],
 )

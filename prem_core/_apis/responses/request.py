@@ -114,6 +114,8 @@ def read_request(request: ApiRequest, store: ResponseStore | None) -> ReadReques
     head["tools"], head["tool_choice"] = tools.echo, request.body.get("tool_choice") or "auto"
     params: dict[str, Any] = {"messages": conversation.messages, **tools.params}
     if (limit := body.pop("max_output_tokens", None)) is not None:
+        if not isinstance(limit, int):
+            raise invalid("max_output_tokens", "must be an integer")
         params["max_completion_tokens"] = limit
     head["text"] = _read_text_settings(body.pop("text", None), params)
     included = {each for each in read_list(body.pop("include", []), "include") if isinstance(each, str)}
@@ -122,7 +124,7 @@ def read_request(request: ApiRequest, store: ResponseStore | None) -> ReadReques
         params["logprobs"] = True
     if (top := body.pop("top_logprobs", None)) and logprobs:
         params["top_logprobs"] = top
-    dropped, changed = list(conversation.dropped), list[str]()
+    dropped, changed = list(conversation.dropped), ["tools"] if tools.custom else []
     head["reasoning"] = _read_reasoning(
         body.pop("reasoning", None), params, dropped, changed, strict=request.strict
     )
