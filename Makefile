@@ -13,7 +13,7 @@ VERSIONS_TESTS ?= tests/protocol tests/client tests/transport tests/langchain te
 
 .DEFAULT_GOAL := help
 # A folder has this name too.
-.PHONY: help setup demo test test-random notebooks docs fuzz soak record lint types format bench package lowest newest build sbom clean
+.PHONY: help setup demo test test-random notebooks docs fuzz soak record lint types format bench compat package lowest newest build sbom clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -74,6 +74,9 @@ bench: $(INSTALLED)  ## Measure beside the peers: chunks, calls, recordings, imp
 	$(BIN)/python benchmarks/proxy_overhead.py
 	$(BIN)/python benchmarks/attestation.py
 	$(BIN)/python benchmarks/import_time.py
+
+compat: $(INSTALLED)  ## Try real clients of the proxy, each in an environment of its own; CLIENT=name for some of them
+	PYTHONPATH=tests $(BIN)/python tests/compat/matrix.py $(CLIENT)
 
 newest: $(INSTALLED)  ## Run the tests with the newest versions there are
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-newest

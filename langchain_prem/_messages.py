@@ -80,7 +80,8 @@ def _message(message: BaseMessage, position: int, *, in_loop: bool) -> dict[str,
     elif isinstance(message, ToolMessage):
         return {
             "role": "tool",
-            "content": _content(message, _text_only_part, position),
+            # Images and files are moved to a user message when the request is made.
+            "content": _content(message, _user_part, position),
             "tool_call_id": message.tool_call_id,
         }
     elif isinstance(message, FunctionMessage):
@@ -109,7 +110,7 @@ def _content(message: BaseMessage, part: Callable[[Block], Part], position: int)
 def _text_only_part(block: Block) -> Part:
     if block.get("type") in ("text", "text-plain") and isinstance(block.get("text"), str):
         return text_part(block["text"])
-    raise _invalid(f"system and tool messages contain text only, not {_kind(block)}: use a human message")
+    raise _invalid(f"system messages contain text only, not {_kind(block)}: use a human message")
 
 
 def _user_part(block: Block) -> Part:

@@ -31,7 +31,7 @@ def profile_of(model: str) -> ModelProfile | None:
         "tool_calling": known.tool_calling,
         "tool_choice": known.tool_calling,
         "structured_output": known.structured_output,
-        # The published schema allows only text in tool messages.
-        "image_tool_message": False,
-        "pdf_tool_message": False,
+        # They are moved to a user message.
+        "image_tool_message": known.image_inputs,
+        "pdf_tool_message": known.pdf_inputs,
     }

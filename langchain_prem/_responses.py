@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall, ToolCallChunk
 from langchain_core.messages import ToolCall as LangChainToolCall
@@ -14,6 +14,9 @@ from langchain_prem._content_blocks import PROVIDER
 from prem_core import ChatCompletion, ChatCompletionChunk, Usage
 from prem_core._adapters.stream_state import StreamState, ToolCall, ToolCallDelta
 from prem_core._adapters.tools import raise_if_truncated, read_arguments
+
+#: How many tool calls were left out, because `parallel_tool_calls` is False (in `response_metadata`).
+LEFT_OUT_TOOL_CALLS: Final = "left_out_tool_calls"
 
 
 def usage_metadata(usage: Usage) -> UsageMetadata:
@@ -68,7 +71,9 @@ class ChunkConverter(StreamState):
             message = AIMessageChunk(
                 content=content,
                 additional_kwargs=kwargs,
-                tool_call_chunks=[self._tool_call_chunk(part) for part in delta.tool_calls],
+                tool_call_chunks=[
+                    made for part in delta.tool_calls if (made := self._tool_call_chunk(part)) is not None
+                ],
                 response_metadata={"model_provider": PROVIDER},
             )
         elif content or kwargs or choice.logprobs:
@@ -104,6 +109,8 @@ class ChunkConverter(StreamState):
         if self.final is not None:
             choice = self.final.choices[0]
             metadata |= _metadata(self.final, choice.finish_reason, choice.matched_stop)
+        if self.left_out_calls:
+            metadata[LEFT_OUT_TOOL_CALLS] = self.left_out_calls
         message = AIMessageChunk(
             content="",
             response_metadata=metadata,
@@ -112,15 +119,25 @@ class ChunkConverter(StreamState):
         )
         return ChatGenerationChunk(message=message)
 
-    def _tool_call_chunk(self, delta: ToolCallDelta) -> ToolCallChunk:
+    def _tool_call_chunk(self, delta: ToolCallDelta) -> ToolCallChunk | None:
+        """A part of a tool call; None for a call that is left out."""
         # The name is given once: LangChain would concatenate repeated ones.
         index, name = self.add_tool_call(delta)
+        if not self.keeps(index):
+            return None
         arguments = delta.function.arguments if delta.function else None
         return tool_call_chunk(name=name, args=arguments, id=delta.id or None, index=index)
 
 
-def chat_result(completion: ChatCompletion, *, json_requested: bool) -> ChatResult:
+def chat_result(
+    completion: ChatCompletion, *, json_requested: bool, first_call_only: bool = False
+) -> ChatResult:
     """A complete answer that was not streamed, with one generation for each of its choices.
+
+    Args:
+        completion: The answer.
+        json_requested: Whether the request asks for JSON.
+        first_call_only: Whether tool calls after the first one are left out.
 
     Raises:
         LengthFinishReasonError: The token limit truncated a tool call, or the JSON that was requested.
@@ -130,9 +147,10 @@ def chat_result(completion: ChatCompletion, *, json_requested: bool) -> ChatResu
     generations = []
     for position, choice in enumerate(completion.choices):
         answer = choice.message
+        wanted = (answer.tool_calls or [])[: 1 if first_call_only else None]
         if choice.finish_reason == "length":
             raise_if_truncated(
-                [call.function.arguments for call in answer.tool_calls or ()],
+                [call.function.arguments for call in wanted],
                 answer.content or "" if json_requested else None,
             )
         kwargs: dict[str, Any] = {}
@@ -140,8 +158,10 @@ def chat_result(completion: ChatCompletion, *, json_requested: bool) -> ChatResu
             kwargs["reasoning_content"] = answer.reasoning_content
         if answer.refusal:
             kwargs["refusal"] = answer.refusal
-        calls, invalid = _tool_calls(answer.tool_calls or [])
+        calls, invalid = _tool_calls(wanted)
         metadata = _metadata(completion, choice.finish_reason, choice.matched_stop)
+        if left_out := len(answer.tool_calls or ()) - len(wanted):
+            metadata[LEFT_OUT_TOOL_CALLS] = left_out
         if choice.logprobs:
             metadata["logprobs"] = choice.logprobs
         message = AIMessage(

@@ -33,7 +33,7 @@ from langchain_prem._plaintext_egress import (
 )
 from langchain_prem._responses import ChunkConverter, chat_result
 from langchain_prem._structured_output import StructuredOutputParser
-from prem_core import InvalidParameterError, PremError
+from prem_core import PremError
 from prem_core._adapters import tools as tool_forms
 from prem_core._adapters.plaintext_egress import EgressSetting
 from prem_core._adapters.settings import ModelSettings
@@ -126,7 +126,8 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
             llm.bind_tools([GetWeather]).invoke("What is the weather in Paris and in Tokyo?").tool_calls
 
         `tool_choice` is "auto", "none", "any", the name of a tool, or OpenAI's dict. The published schema has no
-        ``parallel_tool_calls``: True is accepted (the service's behaviour); False raises an error.
+        ``parallel_tool_calls``: the service decides. With False only the first call is kept, and
+        ``response_metadata["left_out_tool_calls"]`` counts the others.
 
     Structured output:
         .. code-block:: python
@@ -160,8 +161,9 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
 
             {"type": "audio", "base64": recording, "mime_type": "audio/wav"}
 
-        wav and mp3. Documents are ``{"type": "file", "base64": …, "mime_type": "application/pdf"}``. System and tool
-        messages contain text only. A block that cannot be sent is an error.
+        wav and mp3. Documents are ``{"type": "file", "base64": …, "mime_type": "application/pdf"}``. System messages
+        contain text only. Images in tool messages are moved to a human message after them. A block that cannot be sent
+        is an error.
 
     Token usage:
         .. code-block:: python
@@ -286,11 +288,16 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], *, stream: bool
-    ) -> tuple[dict[str, Any], bool]:
-        """Arguments of `chat.completions.create`, and whether they request JSON."""
+    ) -> tuple[dict[str, Any], dict[str, bool]]:
+        """Arguments of `chat.completions.create`, and of what converts its answer."""
         given = kwargs if stop is None else {**kwargs, "stop": stop}
+        # The published schema does not have it: the service decides whether to make parallel calls.
+        first_only = given.get("parallel_tool_calls") is False
+        if first_only:
+            given = {name: value for name, value in given.items() if name != "parallel_tool_calls"}
         request = self._chat_request(wire_messages(messages), given, stream=stream)
-        return request, "response_format" in request and tool_forms.requests_json(request)
+        json_requested = "response_format" in request and tool_forms.requests_json(request)
+        return request, {"json_requested": json_requested, "first_call_only": first_only}
 
     @override
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -324,9 +331,9 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
         **kwargs: Any,
     ) -> ChatResult:
         try:
-            request, json_requested = self._request(messages, stop, kwargs, stream=False)
+            request, options = self._request(messages, stop, kwargs, stream=False)
             completion = self._client().chat.completions.create(**request)
-            return chat_result(completion, json_requested=json_requested)
+            return chat_result(completion, **options)
         except PremError as error:
             raise translate(error) from error.__cause__
 
@@ -339,9 +346,9 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
         **kwargs: Any,
     ) -> ChatResult:
         try:
-            request, json_requested = self._request(messages, stop, kwargs, stream=False)
+            request, options = self._request(messages, stop, kwargs, stream=False)
             completion = await self._async_client().chat.completions.create(**request)
-            return chat_result(completion, json_requested=json_requested)
+            return chat_result(completion, **options)
         except PremError as error:
             raise translate(error) from error.__cause__
 
@@ -354,11 +361,11 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         try:
-            request, json_requested = self._request(messages, stop, kwargs, stream=True)
+            request, options = self._request(messages, stop, kwargs, stream=True)
             # Hold the client until the stream ends; changing a setting meanwhile would switch clients.
             client = self._client()
             with client.chat.completions.create(**request) as stream:
-                converter = ChunkConverter(stream.prem, json_requested=json_requested)
+                converter = ChunkConverter(stream.prem, **options)
                 for chunk in stream:
                     generation = converter.convert(chunk)
                     if generation is not None:
@@ -378,10 +385,10 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         try:
-            request, json_requested = self._request(messages, stop, kwargs, stream=True)
+            request, options = self._request(messages, stop, kwargs, stream=True)
             client = self._async_client()
             async with await client.chat.completions.create(**request) as stream:
-                converter = ChunkConverter(stream.prem, json_requested=json_requested)
+                converter = ChunkConverter(stream.prem, **options)
                 async for chunk in stream:
                     generation = converter.convert(chunk)
                     if generation is not None:
@@ -401,7 +408,6 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
         *,
         tool_choice: dict[str, Any] | str | bool | None = None,
         strict: bool | None = None,
-        parallel_tool_calls: bool | None = None,
         response_format: dict[str, Any] | type | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
@@ -412,19 +418,13 @@ class ChatPremEncrypted(EgressSetting, ModelSettings, ChecksCompositions, BaseCh
             tool_choice: "auto" (the service's default), "none"; "any", "required" or True for at least one call; the
                 name of one tool; or OpenAI's dict.
             strict: Whether arguments must match the tools' schemas exactly.
-            parallel_tool_calls: The service decides. True is accepted; False raises an error.
             response_format: The form of the final answer: a schema, or OpenAI's dict.
-            **kwargs: Further parameters to bind.
+            **kwargs: Further parameters to bind. With ``parallel_tool_calls=False`` an answer keeps its first tool
+                call only: the service decides how many it makes.
 
         Raises:
-            InvalidParameterError: `tool_choice` names none of the tools, or `parallel_tool_calls` is False.
+            InvalidParameterError: `tool_choice` names none of the tools.
         """
-        if parallel_tool_calls is False:
-            raise InvalidParameterError(
-                "parallel_tool_calls: the published schema does not have it, and the service may always make parallel "
-                "calls, so False has no effect; use the first of the message's tool_calls",
-                param="parallel_tool_calls",
-            )
         formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
         if tool_choice:
             kwargs["tool_choice"] = tool_forms.tool_choice(tool_choice, formatted)

@@ -77,7 +77,10 @@ def _message(message: ChatMessage, position: int, *, in_loop: bool) -> dict[str,
         if not isinstance(call_id, str):
             why = 'a tool message needs the id of its tool call in additional_kwargs["tool_call_id"]'
             raise unsupported(position, "tool_call_id", why)
-        return {"role": "tool", "content": _text(message, position, "tool"), "tool_call_id": call_id}
+        media = any(not isinstance(block, TextBlock | CachePoint) for block in message.blocks)
+        # Images and files are moved to a user message when the request is made.
+        content = _content(message, position) if media else _text(message, position, "tool")
+        return {"role": "tool", "content": content, "tool_call_id": call_id}
     else:
         wire = {"role": "function", "content": _text(message, position, "function")}
     if isinstance(name := kwargs.get("name"), str):

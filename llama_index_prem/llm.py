@@ -155,7 +155,7 @@ class PremEncrypted(EgressSetting, ModelSettings, StructuredPredictionLLM):
 
     Parallel tool calls: the published schema has no parameter for them, and the service may always make them.
     ``allow_parallel_tool_calls=False``, core's default, keeps the first call of an answer, streamed or not.
-    ``parallel_tool_calls=False`` is an error, because it cannot be passed on to the model.
+    ``parallel_tool_calls=False`` does the same.
 
     Reasoning is a `ThinkingBlock` of the message, and ``additional_kwargs["thinking_delta"]`` of streamed responses.
     Within a tool loop it is sent back to the model.
@@ -282,6 +282,9 @@ class PremEncrypted(EgressSetting, ModelSettings, StructuredPredictionLLM):
         """Arguments of `chat.completions.create`, and of what converts its answer."""
         given = dict(kwargs)
         first_only = given.pop("allow_parallel_tool_calls", True) is False
+        if given.get("parallel_tool_calls") is False:  # OpenAI's name for the same
+            del given["parallel_tool_calls"]
+            first_only = True
         request = self._chat_request(wire_messages(messages), given, stream=stream)
         json_requested = "response_format" in request and tool_forms.requests_json(request)
         return request, {"json_requested": json_requested, "first_call_only": first_only}

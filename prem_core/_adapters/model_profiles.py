@@ -51,7 +51,7 @@ def model_profile(model: str) -> ModelProfile | None:
 def listed_context_window(models: Iterable[Model], name: str) -> int | None:
     """The context window that the models list states for `name`; None if it states none."""
     for model in models:
-        if name not in (model.request_name, model.id):
+        if name != model.id:
             continue
         for field in CONTEXT_WINDOW_NAMES:
             value = getattr(model, field, None)

@@ -74,6 +74,15 @@ class StreamState:
             self._named.add(index)
         return index, name or None
 
+    def keeps(self, position: int) -> bool:
+        """Whether the tool call at `position` is not one that `first_call_only` ignores."""
+        return not self._first_call_only or self._tools is None or position == self._tools.first
+
+    @property
+    def left_out_calls(self) -> int:
+        """How many tool calls `first_call_only` ignores so far."""
+        return len(self._tools.calls()) - 1 if self._first_call_only and self._tools is not None else 0
+
     def tool_calls(self) -> list[ToolCall]:
         """The tool calls so far."""
         if self._tools is None:

@@ -55,6 +55,11 @@ class ToolCallMerger:
                 self._order[index].append(part.function.arguments)
         return index
 
+    @property
+    def first(self) -> int:
+        """The position of the call that came first."""
+        return next(iter(self._calls))
+
     def calls(self) -> list[ToolCall]:
         """The calls so far, in order, their arguments joined."""
         for index, parts in self._order.items():

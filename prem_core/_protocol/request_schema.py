@@ -32,6 +32,7 @@ from typing_extensions import TypedDict
 from prem_core._errors import InvalidParameterError
 from prem_core._protocol.masking import ChatRequest
 from prem_core._protocol.request_json import to_json, with_extra_body
+from prem_core._protocol.tool_media import move_tool_media
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 
@@ -507,7 +508,7 @@ def normalise(params: Mapping[str, Any]) -> dict[str, Any]:
         del fixed["parallel_tool_calls"]
     messages = fixed.get("messages")
     if isinstance(messages, Iterable) and not isinstance(messages, str | bytes | Mapping):
-        fixed["messages"] = [_message(message) for message in messages]
+        fixed["messages"] = move_tool_media([_message(message) for message in messages])
     for name in ("tools", "stop", "modalities"):
         if isinstance(fixed.get(name), tuple):
             fixed[name] = list(fixed[name])

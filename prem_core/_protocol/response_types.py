@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 from pydantic_core import from_json
 
 from prem_core._errors import APIResponseValidationError
@@ -176,7 +176,7 @@ class ChatCompletion(_WholeReply):
 
 
 class Model(_Reply):
-    """An entry of the models list. `request_name` is the name to use as a request's `model`."""
+    """An entry of the models list. `id` is the name to use as a request's `model`."""
 
     id: str = ""
     model: str | None = None
@@ -187,10 +187,12 @@ class Model(_Reply):
     input_modalities: list[str] | None = None
     price_config: Any = None
 
-    @property
-    def request_name(self) -> str:
-        """`model` if the entry has one, else `id`."""
-        return self.model or self.id
+    @model_validator(mode="after")
+    def _request_by_id(self) -> Self:
+        # The service's own id of an entry is not a name to request by, if the entry has a `model`.
+        if self.model:
+            self.id = self.model
+        return self
 
 
 class TranscriptionWord(_Reply):

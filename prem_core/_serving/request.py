@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import itertools
-import re
 from collections.abc import AsyncIterator, Collection
 from typing import Any, Final, Self
 
@@ -19,17 +17,11 @@ from starlette.types import Message, Receive, Scope
 #: Names that programs on this machine use for it.
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 
-#: JSON values of one body. Python needs about 100 bytes for each, and a body of 32 MB can hold ten million.
-MAX_JSON_VALUES: Final = 500_000
-
 #: Request bodies of the maximum size that a server holds at once.
 MAX_BODIES: Final = 16
 
 #: The state of a request on a connection that the server has no room for (`scope["state"]`).
 OVERLOADED: Final = "prem.overloaded"
-
-#: A string, or a character before a value. A string that is not closed ends with the text: the search stays linear.
-_JSON_TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{\[,]', re.DOTALL)
 
 
 class AllowedHosts:
@@ -118,18 +110,6 @@ class BodyMemory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
-
-
-def has_too_many_values(data: bytes) -> bool:
-    """Whether a JSON text holds more than `MAX_JSON_VALUES` values, without parsing it.
-
-    Empty lists and objects count twice.
-    """
-    if sum(map(data.count, (b"{", b"[", b","))) <= MAX_JSON_VALUES:
-        return False
-    # Perhaps the commas are those of a long text.
-    tokens = (1 for token in _JSON_TOKEN.finditer(data) if data[token.start()] != ord('"'))
-    return next(itertools.islice(tokens, MAX_JSON_VALUES, None), None) is not None
 
 
 class RequestBody:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from prem_core._serving.request import MAX_JSON_VALUES, has_too_many_values
+from prem_core._serving.json_values import MAX_JSON_VALUES, has_too_many_values
 from prem_core.enclave.envelope import EnvelopeError
 
 SchemaName = Literal[

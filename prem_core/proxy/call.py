@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from starlette.types import Message, Scope, Send
 
+from prem_core._apis.base import EVENT_STREAM, JSON, REQUEST_ID_HEADERS, ApiError, Reply
+from prem_core._apis.handlers import PROTECTION_HEADER, Exchange, protection_text
+from prem_core._apis.routing import Match
 from prem_core._protocol.protection import Protection
 from prem_core._serving.request import RequestBody
-from prem_core.proxy.errors import ErrorResponse, quote_names
 from prem_core.proxy.request_log import RequestLog, RequestRecord, State
-from prem_core.proxy.responses import EVENT_STREAM, KEEP_ALIVE, protection_text
 
 T = TypeVar("T")
 
@@ -21,8 +22,8 @@ T = TypeVar("T")
 #: load balancers close a connection that is idle for a minute, some of them sooner.
 KEEP_ALIVE_SECONDS: Final = 10.0
 
-#: The header that states how an answer was protected.
-PROTECTION_HEADER: Final = "x-prem-protection"
+#: A comment, which clients of event streams skip.
+KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 _NOT_CACHED: Final = ("cache-control", "no-store")
 
@@ -36,7 +37,9 @@ class Call:
         key: The API key that the caller sent; None once it has been taken.
         body: The request body.
         record: The entry in the log.
-        dropped: Names of parameters that were dropped.
+        headers: The request's headers by lower-case name, without the API key.
+        match: The API and the route; an error if there are none.
+        exchange: What the API makes of the request; None before the request was read.
         started: Whether the response has started.
         streaming: Whether the response is an event stream.
     """
@@ -47,25 +50,23 @@ class Call:
     record: RequestRecord
     log: RequestLog = field(repr=False)
     asgi_send: Send = field(repr=False)
-    dropped: list[str] = field(default_factory=list, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    match: Match | ApiError = field(default_factory=lambda: ApiError(404, "no such route"), repr=False)
+    exchange: Exchange | None = field(default=None, repr=False)
     started: bool = False
     streaming: bool = False
 
-    def headers(self) -> list[tuple[str, str]]:
+    def response_headers(self) -> list[tuple[str, str]]:
         """The headers of every response to this request."""
-        pairs = [("x-request-id", self.record.id)]
-        if self.record.protection is not None:
-            pairs.append((PROTECTION_HEADER, protection_text(self.record.protection)))
-        if self.dropped:
-            pairs.append(("x-prem-dropped", quote_names(self.dropped)))
-        return pairs
+        pairs = [(header, self.record.id) for header in REQUEST_ID_HEADERS]
+        return pairs if self.exchange is None else pairs + self.exchange.headers()
 
     async def start(
         self, content_type: str, headers: Sequence[tuple[str, str]] = (), status: int = 200
     ) -> None:
         """Send the status and the headers of a response."""
         self.streaming = content_type == EVENT_STREAM
-        pairs = [("content-type", content_type), *headers, *self.headers()]
+        pairs = [("content-type", content_type), *headers, *self.response_headers()]
         raw = [(name.encode(), value.encode()) for name, value in pairs]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
 
@@ -85,7 +86,8 @@ class Call:
                 if not self.started:
                     # Without a stream from the gateway, an answer has a nonce of its own or is an error.
                     await self.start(EVENT_STREAM, [_NOT_CACHED, (PROTECTION_HEADER, "nonce=own")])
-                await self.write(KEEP_ALIVE, more=True)
+                waiting_text = KEEP_ALIVE if self.exchange is None else self.exchange.keep_alive()
+                await self.write(waiting_text, more=True)
             return waiting.result()
         finally:
             waiting.cancel()
@@ -102,6 +104,20 @@ class Call:
         await self.start(content_type, [*headers, ("content-length", str(len(body)))], status)
         await self.write(body, more=False)
 
+    async def reply(self, reply: Reply) -> None:
+        """Send a complete response of an API."""
+        await self.respond(reply.content_type, reply.body, reply.headers, reply.status)
+
+    async def fail(self, error: ApiError, body: bytes) -> None:
+        """Send an error: as a complete response, or as the last event of a stream that has started."""
+        self.end("failed", error)
+        if not self.started:
+            await send_error(self.send, error, body, self.response_headers())
+        elif self.streaming:
+            # Ended properly: some clients lose the event if the connection breaks right after it.
+            await self.write(b"" if self.exchange is None else self.exchange.fail(error), more=False)
+        # Any other response that has started stays incomplete, and the server closes the connection.
+
     async def send(self, message: Message) -> None:
         """Send an ASGI message of the response, and update the record."""
         if message["type"] == "http.response.start":
@@ -114,8 +130,18 @@ class Call:
                 self.end("done")
         await self.asgi_send(message)
 
-    def end(self, state: State, error: ErrorResponse | None = None) -> None:
+    def end(self, state: State, error: ApiError | None = None) -> None:
         """Complete the record, unless it is complete."""
         self.record.request_bytes = self.body.size
         name, support_id = (error.name, error.support_id) if error is not None else (None, None)
         self.log.end(self.record, state, name, support_id)
+
+
+async def send_error(
+    send: Send, error: ApiError, body: bytes, headers: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Send an error as a complete response. Its own headers win over `headers`."""
+    pairs = {"content-type": JSON, "content-length": str(len(body)), **dict(headers), **error.headers}
+    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in pairs.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

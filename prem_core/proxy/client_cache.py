@@ -38,17 +38,21 @@ class ClientCache:
         self._make = make
         self._urls = tuple(urls)
         self._max_clients = max_clients
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._secret = secrets.token_bytes(32)
         self._closing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    def name_of(self, api_key: str) -> str:
+        """A name that stands for `api_key` without revealing it."""
+        return hashlib.blake2b(api_key.encode(), key=self._secret, digest_size=32).hexdigest()
+
     @asynccontextmanager
     async def client_for(self, api_key: str) -> AsyncIterator[AsyncPremClient]:
         """The client of `api_key`, which stays open inside the block."""
-        name = hashlib.blake2b(api_key.encode(), key=self._secret, digest_size=32).digest()
+        name = self.name_of(api_key)
         entry = self._entries.get(name)
         if entry is None:
             http_client = CapturingClient(self._urls)

@@ -12,9 +12,9 @@ from typing import Final
 
 from starlette.exceptions import HTTPException
 
+from prem_core._apis.base import EVENT_STREAM
 from prem_core.proxy.call import Call
 from prem_core.proxy.request_log import RequestLog
-from prem_core.proxy.responses import EVENT_STREAM
 
 #: The page is at ``/page/TOKEN/``, with its files and its event stream below it.
 PAGE_PATH: Final = "/page"

@@ -11,9 +11,11 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from prem_core._apis.base import ApiError, quote_names
+from prem_core._apis.openai.form import error_body
 from prem_core._serving.request import AllowedHosts
+from prem_core.proxy.call import send_error
 from prem_core.proxy.dashboard import EVENTS
-from prem_core.proxy.errors import ErrorResponse, quote_names
 
 #: Sec-Fetch-Site values of requests that a page of another site makes. A navigation by the user is "none".
 _FOREIGN_SITES: Final = ("cross-site", "same-site")
@@ -34,20 +36,18 @@ class HostOriginGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check(scope["path"], Headers(scope=scope))
-        except ErrorResponse as error:
-            await error.send(send)
+        except ApiError as error:
+            await send_error(send, error, error_body(error))
         else:
             await self._app(scope, receive, send)
 
     def _check(self, path: str, headers: Headers) -> None:
         host = headers.get("host", "")
         if host not in self._hosts:
-            raise ErrorResponse(
-                403, f'the host "{quote_names([host])}" is not allowed: add it with --allow-host'
-            )
+            raise ApiError(403, f'the host "{quote_names([host])}" is not allowed: add it with --allow-host')
         # Programs send no Origin. The proxy's own page sends the host it was loaded from.
         foreign = headers.get("origin", f"http://{host}").lower() != f"http://{host}".lower()
-        if path.startswith("/v1/") or path.endswith("/" + EVENTS):
+        if path.startswith(("/v1/", "/openai/", "/anthropic/")) or path.endswith("/" + EVENTS):
             foreign = foreign or headers.get("sec-fetch-site") in _FOREIGN_SITES
         if foreign:
-            raise ErrorResponse(403, "the proxy does not accept requests from web pages")
+            raise ApiError(403, "the proxy does not accept requests from web pages")

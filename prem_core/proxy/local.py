@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Final, Self, Unpack
 
 from prem_core import _config
+from prem_core._apis.routing import Apis, Compat, all_apis
 from prem_core._client.client import AsyncPremClient
 from prem_core._client.options import ClientOptions, with_defaults
 from prem_core._crypto.redaction import without_traceback
@@ -56,8 +57,12 @@ class LocalProxy(Service):
         audio_timeout: Seconds to wait for a transcription.
         max_clients: How many API keys' clients are kept. A client in use is not closed.
         body_limit: Bytes of one request body. A longer one is answered with 413.
-        drop_unsupported: Drop parameters that Prem's API does not have and list them in the header ``x-prem-dropped``,
-            instead of rejecting them.
+        strict: Refuse every parameter that Prem's API does not have. By default those that change nothing in an answer
+            are dropped, and listed in the header ``x-prem-dropped``; `parallel_tool_calls` and `user` are replaced, and
+            listed in ``x-prem-adjusted``.
+        compat: Which APIs to serve: "openai", "anthropic" or "both".
+        store_responses: Keep the responses of OpenAI's Responses API in memory, with their conversations, for
+            ``previous_response_id``: at most 256 for each API key, in 64 MiB, until the proxy is stopped.
         allow_remote: Allow a `host` that other machines reach. Prompts and API keys then travel to it unencrypted.
         allow_hosts: Further values of the Host header to accept, with a port or without.
         page: Whether to serve the web page; see `page_url`.
@@ -81,7 +86,9 @@ class LocalProxy(Service):
         audio_timeout: float = _config.AUDIO_TIMEOUT,
         max_clients: int = DEFAULT_MAX_CLIENTS,
         body_limit: int = DEFAULT_BODY_LIMIT,
-        drop_unsupported: bool = False,
+        strict: bool = False,
+        compat: Compat = "both",
+        store_responses: bool = False,
         allow_remote: bool = False,
         allow_hosts: Collection[str] = (),
         page: bool = True,
@@ -98,7 +105,10 @@ class LocalProxy(Service):
         self._address = (host, port)
         self._max_clients = max_clients
         self._body_limit = body_limit
-        self._drop_unsupported = drop_unsupported
+        self._strict = strict
+        Apis(compat)  # raises now if it is not valid
+        self._compat: Compat = compat
+        self._store_responses = store_responses
         self._audio_timeout = _config.positive("audio_timeout", audio_timeout)
         self._allow_hosts = tuple(allow_hosts)
         #: A record of each request.
@@ -173,7 +183,8 @@ class LocalProxy(Service):
             log=self.log,
             api_key=self._api_key,
             body_limit=self._body_limit,
-            drop_unsupported=self._drop_unsupported,
+            strict=self._strict,
+            apis=Apis(self._compat, all_apis(store_responses=self._store_responses)),
             audio_timeout=self._audio_timeout,
             retries=self._retries,
             nonce_reuse=self._nonce_reuse,

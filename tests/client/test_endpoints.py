@@ -20,7 +20,7 @@ def test_the_models_are_listed(api, make):
     body = json.dumps({"status": 200, "data": MODELS, "message": None, "env": "production"}).encode()
     with FakeGateway(other=lambda call: call.reply(body)) as gateway:
         client = make(gateway)
-        assert [model.request_name for model in api.models(client)] == ["openai/gpt-oss-120b"]
+        assert [model.id for model in api.models(client)] == ["openai/gpt-oss-120b"]
         api.models(client, "CHAT")
     assert [(call.method, call.path, call.query) for call in gateway.calls] == [
         ("GET", "/models", ""),

@@ -18,6 +18,7 @@ from support.documentation import DOCS, PAGES, ROOT, blocks, name_of, prose_of, 
 
 import prem_core.cli
 from prem_core import _config
+from prem_core._apis.routing import Apis
 from prem_core.cli.app import application
 from prem_core.proxy.app import Proxy
 
@@ -135,11 +136,12 @@ def test_the_command_line_page_lists_every_exit_code() -> None:
 def test_the_proxy_page_lists_every_route() -> None:
     unused: Any = None
     proxy = Proxy(
+        apis=Apis(),
         clients=unused,
         log=unused,
         api_key=None,
         body_limit=1,
-        drop_unsupported=False,
+        strict=False,
         audio_timeout=1,
         retries=False,
         nonce_reuse="warn",
@@ -149,7 +151,7 @@ def test_the_proxy_page_lists_every_route() -> None:
         f"{method} {route.path.replace(':path', '')}"
         for route in proxy._router.routes
         for method in route.methods - {"HEAD"}
-    }
+    } | set(Apis().routes)
     page = DOCS / "proxy.md"
     assert set(re.findall(r"`((?:GET|POST) \S+)`", section(page, "Routes"))) == routes
 

@@ -21,7 +21,7 @@ from support.scripted_upstream import Upstream, chunk, usage_chunk
 
 import prem_core
 from prem_core._serving import server
-from prem_core._serving.request import MAX_JSON_VALUES
+from prem_core._serving.json_values import MAX_JSON_VALUES
 from prem_core._serving.server import Server, listen, url_of
 from prem_core.enclave import Exchange
 from prem_core.enclave.envelope import _uuid7

@@ -473,7 +473,7 @@ def test_an_engine_of_ones_own_needs_chat_only(serve: Start) -> None:
     assert service.chat(model="any/name").choices[0].message.content == "The zebra?"
     with pytest.raises(BadRequestError, match="does not support audio"):
         service.client.audio.transcriptions.create(file=("a.wav", b"RIFF"))
-    assert [model.request_name for model in service.client.models.list()] != []
+    assert [model.id for model in service.client.models.list()] != []
 
 
 async def test_async_clients_are_answered_alike() -> None:

@@ -15,11 +15,13 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from support.scripted_upstream import delta, finish
 from support.wire_schemas import PARAMS
 
 from langchain_prem import _messages
 from langchain_prem._messages import wire_messages
 from prem_core import InvalidParameterError
+from prem_core.enclave import ScriptedEngine
 
 PNG = "iVBORw0KGgo="
 IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
@@ -156,7 +158,6 @@ def test_every_form_of_a_user_block_becomes_a_content_part(
         (AIMessage([{"type": "non_standard", "value": None}]), "0.content.0", "text only"),
         (AIMessage([{"type": "tool_call", "id": "9", "name": "f", "args": {}}]), "0.content.0", "text only"),
         (SystemMessage([IMAGE]), "0.content.0", "text only"),
-        (ToolMessage([IMAGE], tool_call_id="1"), "0.content.0", "text only"),
         (AIMessage([{"type": "image", "base64": PNG, "mime_type": "image/png"}]), "0.content.0", "text only"),
         (ChatMessage("x", role="narrator"), "0", "ChatMessage"),
         (RemoveMessage(id="1"), "0", "RemoveMessage"),
@@ -265,3 +266,24 @@ def test_the_callers_messages_are_not_changed() -> None:
     before = [message.model_copy(deep=True) for message in messages]
     wire(*messages)
     assert messages == before
+
+
+async def test_an_image_in_a_tool_message_moves_to_a_user_message_and_the_agent_goes_on(
+    engine: ScriptedEngine, scripted: Any
+) -> None:
+    calls = [{**CALL, "id": "1"}, {**CALL, "id": "2"}]
+    screenshot = {"type": "image", "base64": PNG, "mime_type": "image/png"}
+    messages: list[BaseMessage] = [
+        HumanMessage("Look."),
+        AIMessage("", tool_calls=calls),
+        ToolMessage([{"type": "text", "text": "Here:"}, screenshot], tool_call_id="1"),
+        ToolMessage("Nothing.", tool_call_id="2"),
+    ]
+    model = scripted(delta(content="A cat."), finish())
+    assert model.invoke(messages).text == (await model.ainvoke(messages)).text == "A cat."
+    sent = engine.requests[-1].params["messages"]
+    assert [each["role"] for each in sent] == ["user", "assistant", "tool", "tool", "user"]
+    assert [each["tool_call_id"] for each in sent[2:4]] == ["1", "2"]
+    assert {part["type"] for part in sent[2]["content"]} == {"text"}
+    assert [part["type"] for part in sent[4]["content"]] == ["text", "image_url"]
+    assert sent[4]["content"][1] == IMAGE

@@ -105,18 +105,6 @@ class TestIntegration(ChatModelIntegrationTests):
         assert full is not None
         return full
 
-    @pytest.mark.xfail(
-        reason="the published schema: for tool messages, only type text is supported", strict=True
-    )
-    def test_image_tool_message(self, model: Any) -> None:
-        super().test_image_tool_message(model)
-
-    @pytest.mark.xfail(
-        reason="the published schema: for tool messages, only type text is supported", strict=True
-    )
-    def test_pdf_tool_message(self, model: Any) -> None:
-        super().test_pdf_tool_message(model)
-
 
 class TestIntegrationAllow(TestIntegration):
     nonce_reuse = "allow"

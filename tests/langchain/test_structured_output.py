@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
@@ -261,16 +264,32 @@ def test_a_tool_choice_that_names_no_tool_is_an_error(llm: Make, choice: Any) ->
         llm().bind_tools(TOOLS, tool_choice=choice)
 
 
-def test_parallel_tool_calls_true_is_not_sent_and_false_is_an_error(
-    engine: ScriptedEngine, scripted: Make
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_without_parallel_tool_calls_the_first_one_is_kept_and_the_others_are_counted(
+    engine: ScriptedEngine, scripted: Make, parallel: bool, streamed: bool
 ) -> None:
-    model = scripted(delta(content="a"), finish())
-    model.bind_tools(TOOLS, parallel_tool_calls=True).invoke("?")
-    assert "parallel_tool_calls" not in engine.requests[-1].params
-    with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
-        model.bind_tools(TOOLS, parallel_tool_calls=False)
-    with pytest.raises(InvalidParameterError, match="parallel_tool_calls"):
-        model.bind_tools(TOOLS).invoke("?", parallel_tool_calls=False)
+    model = scripted(
+        delta(tool_calls=[tool_call(0, "1", "f", '{"a":'), tool_call(1, "2", "g", "{}")]),
+        delta(tool_calls=[tool_call(0, arguments="1}")]),
+        finish("tool_calls"),
+    )
+    for bound in (
+        model.bind_tools(TOOLS, parallel_tool_calls=parallel),
+        model.bind_tools(TOOLS).bind(parallel_tool_calls=parallel),
+    ):
+        answer = functools.reduce(operator.add, bound.stream("?")) if streamed else bound.invoke("?")
+        assert [(call["id"], call["args"]) for call in answer.tool_calls] == [("1", {"a": 1}), ("2", {})][
+            : 2 if parallel else 1
+        ]
+        assert answer.invalid_tool_calls == []
+        assert answer.response_metadata.get("left_out_tool_calls") == (None if parallel else 1)
+        assert "parallel_tool_calls" not in engine.requests[-1].params
+
+
+def test_bind_tools_does_not_name_parallel_tool_calls() -> None:
+    # langgraph-supervisor passes False to every model whose bind_tools names it.
+    assert "parallel_tool_calls" not in inspect.signature(ChatPremEncrypted.bind_tools).parameters
 
 
 def test_a_bound_response_format_may_be_a_schema(engine: ScriptedEngine, scripted: Make) -> None:

@@ -14,7 +14,7 @@ import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ThinkingBlock
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
-from llama_index.core.llms import ChatMessage, ImageBlock, MessageRole, TextBlock
+from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
@@ -22,7 +22,7 @@ from support.scripted_upstream import delta, finish, tool_call, usage
 from support.wire_schemas import Opened
 
 from llama_index_prem import PremEncrypted, RefusalError
-from prem_core import InternalServerError, InvalidParameterError, LengthFinishReasonError, PremError
+from prem_core import InternalServerError, LengthFinishReasonError, PremError
 from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 Make = Callable[..., PremEncrypted]
@@ -304,15 +304,3 @@ async def test_reasoning_is_sent_back_within_the_tool_loop(llm: Make, seen: Any)
     assert [m["role"] for m in messages] == ["user", "assistant", "tool"]
     assert messages[1]["reasoning_content"]
     assert json.loads(messages[1]["tool_calls"][0]["function"]["arguments"]) == {"amount": 10}
-
-
-def test_an_image_in_a_tool_result_is_an_error_and_not_dropped(llm: Make, seen: Any) -> None:
-    result = ChatMessage(
-        [TextBlock(text="Here:"), ImageBlock(image=b"\x89PNG", image_mimetype="image/png")],
-        role=MessageRole.TOOL,
-        additional_kwargs={"tool_call_id": "a"},
-    )
-    with pytest.raises(InvalidParameterError, match="text only") as caught:
-        llm().chat([ChatMessage("?"), result])
-    assert caught.value.param == "messages.1.blocks.1"
-    assert seen.chats == []

@@ -24,10 +24,12 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 from support.paths import MEDIA
+from support.scripted_upstream import delta, finish
 from support.wire_schemas import PARAMS
 
 from llama_index_prem._messages import wire_messages
 from prem_core import InvalidParameterError
+from prem_core.enclave import ScriptedEngine
 
 PNG = (MEDIA / "pixels.png").read_bytes()
 WAV = (MEDIA / "tone.wav").read_bytes()
@@ -157,7 +159,6 @@ def test_a_file_object_keeps_its_position() -> None:
         (chat_message("user", [DocumentBlock(path="/no/such/file.pdf")]), "blocks.0", "No such file"),
         (chat_message("user", [DocumentBlock(data=b"what?")]), "blocks.0", "media type"),
         (chat_message("system", [ImageBlock(image=PNG)]), "blocks.0", "text only"),
-        (chat_message("tool", [ImageBlock(image=PNG)], tool_call_id="1"), "blocks.0", "text only"),
         (chat_message("assistant", [ToolCallBlock(tool_name="f", tool_kwargs={"x": {5}})]), "blocks.0", "must be JSON"),
         (chat_message("tool"), "tool_call_id", "needs the id of its tool call"),
         (chat_message("assistant", [TextBlock(text="a"), ImageBlock(image=PNG)]), "blocks.1", "tool calls only"),
@@ -234,3 +235,20 @@ def test_the_callers_messages_are_not_changed() -> None:
     before = copy.deepcopy(messages)
     wire(*messages)
     assert messages == before
+
+
+async def test_an_image_in_a_tool_message_moves_to_a_user_message_and_the_agent_goes_on(
+    engine: ScriptedEngine, scripted: Any
+) -> None:
+    messages = [
+        chat_message("user", [TextBlock(text="Look.")]),
+        chat_message("assistant", [CALL]),
+        chat_message("tool", [TextBlock(text="Here:"), ImageBlock(image=PNG)], tool_call_id="1"),
+    ]
+    model = scripted(delta(content="A cat."), finish())
+    assert model.chat(messages).message.content == (await model.achat(messages)).message.content == "A cat."
+    sent = engine.requests[-1].params["messages"]
+    assert [each["role"] for each in sent] == ["user", "assistant", "tool", "user"]
+    assert sent[2]["tool_call_id"] == "1"
+    assert {part["type"] for part in sent[2]["content"]} == {"text"}
+    assert [part["type"] for part in sent[3]["content"]] == ["text", "image_url"]

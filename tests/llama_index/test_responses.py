@@ -183,10 +183,10 @@ async def test_without_parallel_tool_calls_the_first_one_is_kept(
     assert "parallel_tool_calls" not in engine.requests[-1].params
 
 
-def test_parallel_tool_calls_false_is_an_error(llm: Make, seen: Any) -> None:
-    with pytest.raises(InvalidParameterError, match="^parallel_tool_calls"):
-        llm().chat([ChatMessage("?")], parallel_tool_calls=False)
-    assert seen.chats == []
+def test_parallel_tool_calls_false_keeps_the_first_call(scripted: Make, engine: ScriptedEngine) -> None:
+    model = scripted(*MIXED)
+    assert calls_of(model, model.chat([ChatMessage("?")], parallel_tool_calls=False)) == CALLS[:1]
+    assert "parallel_tool_calls" not in engine.requests[-1].params
 
 
 @pytest.mark.parametrize(

@@ -481,7 +481,7 @@ def envelope(data):
 def test_the_models_list_is_parsed_in_every_form(data):
     harness = FlowHarness(answers=[envelope(data)])
     (model,) = harness.models()
-    assert (model.id, model.request_name, model.price_config) == ("m1", "openai/gpt-oss-120b", {"in": 1})
+    assert (model.id, model.price_config) == ("openai/gpt-oss-120b", {"in": 1})
     (sent,) = harness.sent
     assert (sent.method, sent.party, sent.path, dict(sent.query)) == ("GET", "gateway", "/models", {})
     assert harness.fetches == []
@@ -513,7 +513,7 @@ def test_an_invalid_models_list_is_an_error(data):
 def test_an_unusual_models_entry_is_parsed_or_is_a_prem_error(entry):
     harness = FlowHarness(answers=[envelope([entry])])
     try:
-        assert harness.models()[0].request_name == "m"
+        assert harness.models()[0].id == "m"
     except errors.APIResponseValidationError:
         pass
 

@@ -217,7 +217,6 @@ INVALID = [
     ("messages.0.tool_call_id", [{"role": "tool", "content": W}]),
     ("messages.0.tool_call_id", [{"role": "tool", "content": W, "tool_call_id": 5}]),
     ("messages.0.content", [{"role": "tool", "tool_call_id": "call_1"}]),
-    ("messages.0.content.0.type", [{"role": "tool", "content": [IMAGE], "tool_call_id": "call_1"}]),
     ("messages.0.content", [{"role": "function", "content": [TEXT], "name": "f"}]),
     ("messages.0.name", [{"role": "function", "content": W}]),
     ("model", 5),

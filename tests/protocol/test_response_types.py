@@ -202,16 +202,16 @@ def test_a_response_survives_a_round_trip_through_json():
     assert ChatCompletionChunk.model_validate_json(value.model_dump_json()) == value
 
 
-def test_the_request_name_of_a_model_is_its_model_field_or_else_its_id():
-    assert Model(id="a", model="b").request_name == "b"
-    assert Model(id="a").request_name == "a"
-    assert Model(id="a", model="").request_name == "a"
+def test_the_id_of_a_model_is_the_name_to_request_it_by():
+    assert Model(id="a", model="b").id == "b"
+    assert Model(id="a").id == "a"
+    assert Model(id="a", model="").id == "a"
 
 
 def test_the_repr_of_a_model_contains_its_name():
     model = Model(id="a", model="b", type="CHAT", enabled=True)
-    assert model.model_dump(exclude_none=True) == {"id": "a", "model": "b", "type": "CHAT", "enabled": True}
-    assert "id='a'" in repr(model)
+    assert model.model_dump(exclude_none=True) == {"id": "b", "model": "b", "type": "CHAT", "enabled": True}
+    assert "id='b'" in repr(model)
 
 
 def test_a_message_has_the_assistants_role():

@@ -174,8 +174,7 @@ def test_an_open_page_does_not_delay_stop(start_proxy: StartProxy, enclave: Loca
         lines = response.iter_lines()
         assert next(lines) == "event: latest"
         proxy.stop()
-        with pytest.raises(httpx.RemoteProtocolError):
-            list(lines)
+        list(lines)  # ends
 
 
 # In a browser

@@ -14,9 +14,9 @@ from support.paths import CLINIC_NOTE
 from support.proxies import WHISPER
 from support.proxy_process import ProxyProcess
 
+from prem_core._apis.base import ApiError
+from prem_core._apis.openai.forms import MAX_PARTS, FormReader, parse_audio_form
 from prem_core.enclave import EngineRequest, LocalEnclave, ScriptedEngine
-from prem_core.proxy.errors import ErrorResponse
-from prem_core.proxy.forms import MAX_PARTS, FormReader, parse_audio_form
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 TRANSLATIONS = "/v1/audio/translations"
@@ -230,7 +230,7 @@ def test_a_truncated_form_is_rejected_wherever_it_ends() -> None:
     kind, body = form(("file", "a.wav", TRICKY))
     end = len(body) - len(b"--\r\n")
     for at in range(end):
-        with pytest.raises(ErrorResponse) as caught:
+        with pytest.raises(ApiError) as caught:
             read(kind, [body[:at]])
         assert caught.value.status == 400
 
@@ -238,22 +238,22 @@ def test_a_truncated_form_is_rejected_wherever_it_ends() -> None:
 def test_an_invalid_form_is_rejected_without_quoting_it() -> None:
     kind, body = form(("file", "zebra.wav", b"zebra"))
     for broken in (b"zebra", body.replace(b"Content-", b"Con\0tent-"), b"\r\n" + body[2:]):
-        with pytest.raises(ErrorResponse) as caught:
+        with pytest.raises(ApiError) as caught:
             read(kind, [broken])
         assert "zebra" not in str(caught.value)
         assert caught.value.__context__ is None
 
 
 def test_a_form_with_too_many_parts_is_rejected() -> None:
-    with pytest.raises(ErrorResponse, match=str(MAX_PARTS)):
+    with pytest.raises(ApiError, match=str(MAX_PARTS)):
         read(*(lambda kind, body: (kind, [body]))(*form(*[("a", "", b"b")] * (MAX_PARTS + 1))))
 
 
 def test_a_form_boundary_that_is_too_long_is_rejected() -> None:
-    with pytest.raises(ErrorResponse, match="multipart"):
+    with pytest.raises(ApiError, match="multipart"):
         FormReader(f"multipart/form-data; boundary={'x' * 1000}")
 
 
 def test_a_form_part_with_a_huge_header_is_rejected() -> None:
-    with pytest.raises(ErrorResponse):
+    with pytest.raises(ApiError):
         read("multipart/form-data; boundary=x", [b"--x\r\nA: " + b"b" * 100_000])

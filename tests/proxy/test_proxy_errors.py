@@ -11,9 +11,10 @@ import pytest
 from support.proxies import StartProxy, chat
 
 from prem_core import _errors as errors
+from prem_core._apis.errors import TABLE, api_error
+from prem_core._apis.openai.form import error_body
 from prem_core.enclave import EngineError, LocalEnclave, ScriptedEngine
-from prem_core.proxy import LocalProxy, responses
-from prem_core.proxy.errors import TABLE, error_response
+from prem_core.proxy import LocalProxy
 
 CHAT = "/v1/chat/completions"
 EVERY = [
@@ -43,7 +44,7 @@ def test_every_error_class_becomes_an_openai_error_object_with_a_status(kind: ty
     )
     if issubclass(kind, errors.APIError):
         given |= {"support_id": "support_1"}
-    made = error_response(kind("what went wrong", **given), retried=False)
+    made = api_error(kind("what went wrong", **given), retried=False)
     assert 400 <= made.status < 600
     assert made.name == kind.__name__
     if issubclass(kind, errors.APIStatusError):
@@ -52,7 +53,7 @@ def test_every_error_class_becomes_an_openai_error_object_with_a_status(kind: ty
     if issubclass(kind, errors.APIError):
         assert made.headers["x-request-id"] == made.headers["x-prem-support-id"] == "support_1"
     reply = httpx.Response(
-        made.status, content=made.body, headers=made.headers, request=httpx.Request("POST", "http://x")
+        made.status, content=error_body(made), headers=made.headers, request=httpx.Request("POST", "http://x")
     )
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -66,15 +67,15 @@ def test_every_error_class_becomes_an_openai_error_object_with_a_status(kind: ty
 
 def test_the_type_and_code_of_the_service_win_over_the_table() -> None:
     error = errors.RateLimitError("slow down", status_code=429, type="tokens", code="tpm")
-    assert b'"type": "tokens", "param": null, "code": "tpm"' in error_response(error, retried=True).body
+    assert b'"type":"tokens","param":null,"code":"tpm"' in error_body(api_error(error, retried=True))
 
 
 def test_a_redirect_of_the_gateway_is_502() -> None:
-    assert error_response(errors.APIStatusError("moved", status_code=302), retried=True).status == 502
+    assert api_error(errors.APIStatusError("moved", status_code=302), retried=True).status == 502
 
 
 def test_a_support_id_with_invalid_header_characters_is_cleaned() -> None:
-    made = error_response(errors.APIError("x", support_id="support_\x00é\u2028\n1"), retried=True)
+    made = api_error(errors.APIError("x", support_id="support_\x00é\u2028\n1"), retried=True)
     assert made.headers["x-prem-support-id"] == "support_????1"
 
 
@@ -151,7 +152,7 @@ def test_a_response_after_a_retry_reaches_the_caller(
 
 
 def test_a_failed_decryption_tells_clients_not_to_retry() -> None:
-    assert error_response(errors.DecryptionError(), retried=False).headers["x-should-retry"] == "false"
+    assert api_error(errors.DecryptionError(), retried=False).headers["x-should-retry"] == "false"
 
 
 # Internal errors
@@ -163,7 +164,7 @@ def test_an_internal_error_does_not_quote_the_response(
     def broken(answer: Any) -> bytes:
         raise KeyError(answer.choices[0].message.content)
 
-    monkeypatch.setattr(responses, "completion", broken)
+    monkeypatch.setattr("prem_core._apis.openai.chat.whole_body", broken)
     reply = http.post(CHAT, json=chat("The word is zebra. What is the word?"))
     assert reply.status_code == 500
     assert "KeyError" in caplog.text

@@ -13,7 +13,8 @@ from support.proxy_process import ProxyProcess
 from support.waiting import SOON, eventually
 
 from prem_core._serving import server
-from prem_core._serving.request import MAX_BODIES, MAX_JSON_VALUES
+from prem_core._serving.json_values import MAX_JSON_VALUES
+from prem_core._serving.request import MAX_BODIES
 from prem_core.enclave import LocalEnclave, ScriptedEngine
 
 CHAT = "/v1/chat/completions"

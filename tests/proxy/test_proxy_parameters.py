@@ -8,10 +8,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support.proxies import MODEL, StartProxy, chat
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+from support.proxies import MODEL, StartProxy, chat, headers
+from support.scripted_upstream import chunk, delta
+from support.scripted_upstream import tool_call as wire_call
 
+from prem_core._apis.openai.parameters import DROPPED
 from prem_core._protocol.request_schema import PARAM_NAMES
-from prem_core.enclave import LocalEnclave, ScriptedEngine
+from prem_core.enclave import LocalEnclave, ScriptedEngine, reply, tool_call
 
 CHAT = "/v1/chat/completions"
 
@@ -100,48 +104,178 @@ def test_messages_as_openais_clients_write_them_are_converted_to_the_schema(
     assert not {"parallel_tool_calls", "user", "temperature"} & set(sent)
 
 
-def test_unsupported_parameters_are_rejected_and_all_named(
+def test_unsupported_parameters_that_change_the_answer_are_rejected_and_all_named(
     scripted_http: httpx.Client, script: ScriptedEngine
 ) -> None:
-    found = error(scripted_http.post(CHAT, json=chat(user="anna", top_k=3, seed=1)))
-    assert "user" in found["message"]
+    found = error(scripted_http.post(CHAT, json=chat(top_k=3, min_p=0.5, user="anna", seed=1)))
     assert "top_k" in found["message"]
+    assert "min_p" in found["message"]
     assert "seed" not in found["message"]
     assert "anna" not in found["message"]
-    assert (found["param"], found["code"]) == ("user", "unsupported_parameter")
+    assert (found["param"], found["code"]) == ("top_k", "unsupported_parameter")
     assert script.requests == []
 
 
-def test_drop_unsupported_drops_parameters_and_lists_them_in_a_header(
-    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine
-) -> None:
-    proxy = start_proxy(scripted_enclave, drop_unsupported=True)
-    with openai.OpenAI(base_url=proxy.base_url, api_key=scripted_enclave.api_key, max_retries=0) as official:
-        create = official.chat.completions.with_raw_response.create
-        extra = {"top_k": 3, "naïve, name": 1}
-        for streamed in (False, True):
-            reply = create(**chat(user="anna", stream=streamed, parallel_tool_calls=False), extra_body=extra)
-            reply.parse()
-            dropped = reply.headers["x-prem-dropped"].split(", ")
-            assert sorted(dropped) == ["na%C3%AFve%2C%20name", "parallel_tool_calls", "top_k", "user"]
-            assert set(script.requests[-1].params) == {"model", "messages", "stream"}
-        assert "x-prem-dropped" not in create(**chat()).headers
-        with pytest.raises(openai.BadRequestError) as caught:
-            create(**chat(user="anna"), temperature=9)
-        assert caught.value.response.headers["x-prem-dropped"] == "user", "errors have it too"
+def test_every_parameter_of_openais_client_is_sent_replaced_dropped_or_known_to_change_the_answer() -> None:
+    theirs = set(CompletionCreateParamsBase.__annotations__)
+    assert theirs - PARAM_NAMES - DROPPED - {"parallel_tool_calls"} == {"moderation"}
 
 
-def test_the_list_of_unsupported_parameters_is_bounded(
-    scripted_http: httpx.Client, start_proxy: StartProxy, scripted_enclave: LocalEnclave
+def test_unsupported_parameters_that_change_nothing_are_dropped_and_listed(
+    scripted_client: openai.OpenAI, script: ScriptedEngine
 ) -> None:
+    create = scripted_client.chat.completions.with_raw_response.create
+    extra = {"prompt_cache_options": {"ttl": "24h"}}
+    for streamed in (False, True):
+        reply = create(**chat(user="anna", safety_identifier="bo", stream=streamed), extra_body=extra)
+        reply.parse()
+        assert sorted(reply.headers["x-prem-dropped"].split(", ")) == ["prompt_cache_options", "user"]
+        assert set(script.requests[-1].params) == {"model", "messages", "stream", "safety_identifier"}
+    assert "x-prem-dropped" not in create(**chat()).headers
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(**chat(temperature=9), extra_body=extra)
+    assert caught.value.response.headers["x-prem-dropped"] == "prompt_cache_options", "errors have it too"
+
+
+def test_user_is_sent_as_safety_identifier(scripted_client: openai.OpenAI, script: ScriptedEngine) -> None:
+    reply = scripted_client.chat.completions.with_raw_response.create(**chat(user="anna"))
+    assert script.requests[-1].params["safety_identifier"] == "anna"
+    assert reply.headers["x-prem-adjusted"] == "user"
+
+
+@pytest.mark.parametrize(
+    "given", [{"user": "anna"}, {"parallel_tool_calls": False}, {"prompt_cache_options": {}}]
+)
+def test_strict_rejects_every_unsupported_parameter(
+    start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine, given: dict[str, Any]
+) -> None:
+    proxy = start_proxy(scripted_enclave, strict=True)
+    auth = headers(scripted_enclave)
+    reply = httpx.post(proxy.url + CHAT, json=chat(**given), headers=auth, trust_env=False)
+    assert error(reply)["param"] in given
+    assert script.requests == []
+    usual = httpx.post(
+        proxy.url + CHAT, json=chat(parallel_tool_calls=True, seed=1), headers=auth, trust_env=False
+    )
+    assert usual.status_code == 200
+
+
+def test_the_list_of_unsupported_parameters_is_bounded(scripted_http: httpx.Client) -> None:
     many = {"x" * 500 + str(number): 1 for number in range(500)}
     assert len(scripted_http.post(CHAT, json=chat(**many)).content) < 3000
-    proxy = start_proxy(scripted_enclave, drop_unsupported=True)
-    reply = httpx.post(
-        f"{proxy.url}{CHAT}", json=chat(**many), headers=scripted_http.headers, trust_env=False
-    )
-    assert reply.status_code == 200
-    assert len(reply.headers["x-prem-dropped"]) < 3000
+
+
+# Tool calls
+
+
+TWO_CALLS = [tool_call("look", at="here"), tool_call("look", at="there")]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_without_parallel_tool_calls_the_first_one_is_passed_on_and_the_others_are_counted(
+    scripted_http: httpx.Client, script: ScriptedEngine, streamed: bool, parallel: bool
+) -> None:
+    script.respond = lambda request: reply("Looking.", tool_calls=TWO_CALLS)
+    answer = scripted_http.post(CHAT, json=chat(parallel_tool_calls=parallel, stream=streamed))
+    assert "parallel_tool_calls" not in script.requests[-1].params
+    if streamed:
+        *parts, done = answer.text.removesuffix("\n\n").split("\n\n")
+        assert done == "data: [DONE]"
+        note = "".join(part.removeprefix(": x-prem-adjusted: ") for part in parts if part[0] == ":")
+        choices = [json.loads(part.removeprefix("data: "))["choices"][0] for part in parts if part[0] != ":"]
+        calls = {part["index"] for choice in choices for part in choice["delta"].get("tool_calls") or ()}
+        finish = choices[-1]["finish_reason"]
+    else:
+        choice = answer.json()["choices"][0]
+        calls = {call["function"]["arguments"] for call in choice["message"]["tool_calls"]}
+        finish, note = choice["finish_reason"], answer.headers.get("x-prem-adjusted", "")
+    assert finish == "tool_calls"
+    assert len(calls) == (2 if parallel else 1)
+    assert note == ("" if parallel else "parallel_tool_calls (tool calls left out: 1)")
+
+
+def test_the_first_of_interleaved_tool_calls_is_whole_and_alone(
+    scripted_client: openai.OpenAI, script: ScriptedEngine
+) -> None:
+    script.respond = lambda request: [
+        delta(tool_calls=[wire_call(0, "c0", "f", '{"a":'), wire_call(1, "c1", "g", "{")]),
+        delta(tool_calls=[wire_call(1, arguments="}")]),
+        delta(tool_calls=[wire_call(0, arguments="1}")]),
+        chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]),
+    ]
+    stream = scripted_client.chat.completions.create(**chat(), stream=True, parallel_tool_calls=False)
+    parts = [part for each in stream for part in each.choices[0].delta.tool_calls or ()]
+    assert "".join(part.function.arguments or "" for part in parts if part.function) == '{"a":1}'
+    assert {part.index for part in parts} == {0}
+
+
+PNG = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+
+
+def test_an_image_in_a_tool_result_moves_into_the_next_user_message(
+    scripted_http: httpx.Client, script: ScriptedEngine
+) -> None:
+    calls = [
+        {"id": name, "type": "function", "function": {"name": "look", "arguments": "{}"}} for name in "ab"
+    ]
+    messages = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "Here:"}, PNG]},
+        {"role": "tool", "tool_call_id": "b", "content": "Nothing."},
+        {"role": "user", "content": "And now?"},
+    ]
+    answer = scripted_http.post(CHAT, json=chat() | {"messages": messages})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-prem-adjusted"] == "messages"
+    sent = script.requests[-1].params["messages"]
+    assert [each["role"] for each in sent] == ["user", "assistant", "tool", "tool", "user", "user"]
+    assert [each.get("tool_call_id") for each in sent[2:4]] == ["a", "b"]
+    assert sent[2]["content"][0] == {"type": "text", "text": "Here:"}
+    assert {part["type"] for part in sent[2]["content"]} == {"text"}
+    assert sent[4]["content"][1] == PNG
+    assert "tool call a]" in sent[4]["content"][0]["text"]
+    assert sent[5]["content"] == "And now?"
+
+
+# Completions
+
+
+def test_a_text_completion_is_answered_through_a_chat(
+    scripted_client: openai.OpenAI, script: ScriptedEngine
+) -> None:
+    create = scripted_client.completions.create
+    whole = create(model="m", prompt="Once", max_tokens=9, stop=["."], echo=False, best_of=1, user="anna")
+    assert (whole.object, whole.choices[0].text, whole.choices[0].finish_reason) == (
+        "text_completion", "Hello", "stop",
+    )  # fmt: skip
+    assert whole.usage is not None
+    assert script.requests[-1].params == {
+        "model": "m", "messages": [{"role": "user", "content": "Once"}], "max_tokens": 9, "stop": ["."],
+        "safety_identifier": "anna",
+    }  # fmt: skip
+    chunks = list(create(model="m", prompt=["Once"], stream=True))
+    assert "".join(each.choices[0].text for each in chunks) == "Hello"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "logprobs": 1}, "logprobs"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ],
+)
+def test_a_text_completion_that_a_chat_cannot_answer_is_400(
+    scripted_http: httpx.Client, script: ScriptedEngine, given: dict[str, Any], param: str
+) -> None:
+    assert error(scripted_http.post("/v1/completions", json={"model": "m", **given}))["param"] == param
+    assert script.requests == []
 
 
 @pytest.mark.parametrize("name", ["extra_body", "timeout", "self", "file"])
@@ -162,8 +296,8 @@ def test_a_parameter_cannot_set_an_argument_of_the_client(
         ({"messages": None}, "messages"),
         ({"model": None}, "model"),
         ({"stream": "yes"}, "stream"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
-        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": [
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+        ({"messages": [{"role": "system", "content": [
             {"type": "image_url", "image_url": {"url": "data:,x"}}]}]}, "messages.0.content"),
     ],
 )  # fmt: skip

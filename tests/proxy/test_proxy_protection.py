@@ -9,10 +9,10 @@ import pytest
 from support.paths import CLINIC_NOTE
 from support.proxies import WHISPER, StartProxy, chat, headers
 
+from prem_core._apis.handlers import protection_text
 from prem_core._protocol.protection import Protection
 from prem_core.enclave import LocalEnclave
 from prem_core.proxy import LocalProxy, RequestLog, RequestRecord
-from prem_core.proxy.responses import protection_text
 
 CHAT = "/v1/chat/completions"
 HEADER = "x-prem-protection"

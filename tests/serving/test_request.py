@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
+from prem_core._serving.json_values import MAX_JSON_VALUES, has_too_many_values
 from prem_core._serving.request import (
-    MAX_JSON_VALUES,
     AllowedHosts,
     BodyMemory,
     BodyTooLarge,
     Overloaded,
     RequestBody,
     cancel_on_disconnect,
-    has_too_many_values,
 )
 
 

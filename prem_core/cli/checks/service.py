@@ -341,9 +341,7 @@ def _reply_nonce(name: str, client: PremClient, subject: ProbeSubject) -> Check:
 
 def _first(models: list[Model], kind: str) -> str | None:
     """The first enabled model of a type."""
-    return next(
-        (each.request_name for each in models if each.type == kind and each.enabled is not False), None
-    )
+    return next((each.id for each in models if each.type == kind and each.enabled is not False), None)
 
 
 def _silence() -> bytes:

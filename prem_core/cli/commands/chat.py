@@ -180,7 +180,7 @@ def _whole(client: PremClient, request: dict[str, Any], printer: _Printer) -> Ch
 
 def _default_model(client: PremClient, *, upstream: bool) -> str:
     listed = client.models.list(type="CHAT") if upstream else []
-    return next((each.request_name for each in listed), DEFAULT_CHAT_MODEL)
+    return next((each.id for each in listed), DEFAULT_CHAT_MODEL)
 
 
 def _read_question(words: list[str]) -> str:

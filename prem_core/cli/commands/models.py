@@ -65,7 +65,7 @@ def models(
 def _row(model: Model) -> tuple[str, str, str]:
     # A field could contain a line break, but a model must stay on one line.
     state = {True: "enabled", False: "disabled", None: ""}[model.enabled]
-    return one_line(model.request_name), one_line(model.type or ""), state
+    return one_line(model.id), one_line(model.type or ""), state
 
 
 def _print_table(listed: list[Model]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from prem_core._apis.routing import Compat
 from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import ConfigurationError
 from prem_core.cli import EXIT_USAGE
@@ -46,12 +47,27 @@ def proxy(
             "the port can then use your key. Default: each caller's own key.",
         ),
     ] = False,
-    drop_unsupported: Annotated[
+    compat: Annotated[
+        Compat,
+        typer.Option(
+            help="Serve the API of OpenAI, of Anthropic, or both. Both are under /v1, and under /openai/v1 and "
+            "/anthropic/v1.",
+        ),
+    ] = "both",
+    strict: Annotated[
         bool,
         typer.Option(
-            "--drop-unsupported",
-            help="Remove parameters that Prem does not support, and list them in the response header x-prem-dropped. "
-            "Default: reject such requests.",
+            "--strict",
+            help="Reject every parameter that Prem does not support. Default: remove those that do not change the "
+            "answer, and list them in the response header x-prem-dropped.",
+        ),
+    ] = False,
+    store_responses: Annotated[
+        bool,
+        typer.Option(
+            "--store-responses",
+            help="Keep responses of OpenAI's Responses API in memory, with their conversations, for clients that refer "
+            "to earlier responses by id. Default: keep nothing.",
         ),
     ] = False,
     max_concurrency: Annotated[
@@ -141,7 +157,9 @@ def proxy(
             retry_after_send=connection.retry_after_send,
             max_concurrency=max_concurrency or None,
             body_limit=_size(body_limit),
-            drop_unsupported=drop_unsupported,
+            compat=compat,
+            strict=strict,
+            store_responses=store_responses,
             allow_remote=allow_remote,
             allow_hosts=allow_host or (),
             page=not no_page,

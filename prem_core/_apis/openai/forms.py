@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from prem_core._apis.base import MAX_NAME_LENGTH, ApiError
 from prem_core._audio.upload import AudioFile
-from prem_core.proxy.errors import MAX_NAME_LENGTH, ErrorResponse
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -31,7 +31,7 @@ _LIST_FIELDS: Final = ("timestamp_granularities", "include")
 _ESCAPES: Final = (("%0D", "\r"), ("%0A", "\n"), ("%22", '"'))
 
 # The parser's warnings contain bytes of the form.
-_silent = logging.Logger("prem_core.proxy.silent", logging.CRITICAL + 1)
+_silent = logging.Logger("prem_core.silent", logging.CRITICAL + 1)
 
 
 @dataclass(slots=True)
@@ -54,14 +54,14 @@ class FormReader:
         content_type: The Content-Type header, with the boundary.
 
     Raises:
-        ErrorResponse: 415, it is not a form.
+        ApiError: 415, it is not a form.
     """
 
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
-            raise ErrorResponse(
+            raise ApiError(
                 415, "the request needs the header Content-Type: multipart/form-data with a boundary"
             )
         self._form = Form()
@@ -90,7 +90,7 @@ class FormReader:
         """Parse the next bytes.
 
         Raises:
-            ErrorResponse: 400, they are not part of a valid form.
+            ApiError: 400, they are not part of a valid form.
         """
         try:
             self._parser.write(chunk)
@@ -105,16 +105,16 @@ class FormReader:
         """The whole form.
 
         Raises:
-            ErrorResponse: 400, it is truncated.
+            ApiError: 400, it is truncated.
         """
         if not self._ended:
-            raise ErrorResponse(400, "the form is truncated: its last boundary is missing")
+            raise ApiError(400, "the form is truncated: its last boundary is missing")
         return self._form
 
     def _begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise ErrorResponse(400, f"the form has more than {MAX_PARTS} parts")
+            raise ApiError(400, f"the form has more than {MAX_PARTS} parts")
         self._headers.clear()
         self._content.clear()
 
@@ -145,10 +145,10 @@ def parse_audio_form(form: Form) -> tuple[AudioFile, dict[str, Any]]:
     """The recording with its name, and the parameters. An empty field counts as not given.
 
     Raises:
-        ErrorResponse: 400, there is not exactly one recording, or a field is not valid.
+        ApiError: 400, there is not exactly one recording, or a field is not valid.
     """
     if [field_name for field_name, _, _ in form.files] != ["file"]:
-        raise ErrorResponse(
+        raise ApiError(
             400, "file: the form must contain one file, the recording, with a file name", param="file"
         )
     params: dict[str, Any] = {}
@@ -158,16 +158,14 @@ def parse_audio_form(form: Form) -> tuple[AudioFile, dict[str, Any]]:
         if plain in _LIST_FIELDS:
             params[plain] = [*(params.get(plain) or ()), *given] or None
         elif len(given) > 1:
-            raise ErrorResponse(
+            raise ApiError(
                 400, f"{plain[:MAX_NAME_LENGTH]}: must be given once", param=plain[:MAX_NAME_LENGTH]
             )
         elif given:
             params[plain] = given[0]
     if str(params.pop("stream", False)).lower() not in ("false", "0"):
         # Not even dropped: the caller would read the response as events.
-        raise ErrorResponse(
-            400, "stream: transcriptions cannot be streamed; remove the parameter", param="stream"
-        )
+        raise ApiError(400, "stream: transcriptions cannot be streamed; remove the parameter", param="stream")
     if "temperature" in params:
         params["temperature"] = _number("temperature", params["temperature"])
     _, name, data = form.files[0]
@@ -177,7 +175,7 @@ def parse_audio_form(form: Form) -> tuple[AudioFile, dict[str, Any]]:
 def _number(name: str, text: str) -> float:
     with contextlib.suppress(ValueError):
         return float(text)
-    raise ErrorResponse(400, f"{name}: must be a number", param=name)
+    raise ApiError(400, f"{name}: must be a number", param=name)
 
 
 def _append_to(chunks: list[bytes]) -> Callable[[bytes, int, int], Any]:
@@ -188,5 +186,5 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _unreadable() -> ErrorResponse:
-    return ErrorResponse(400, "the request body is not a valid multipart form")
+def _unreadable() -> ApiError:
+    return ApiError(400, "the request body is not a valid multipart form")
