@@ -110,6 +110,8 @@ class Call:
 
     async def fail(self, error: ApiError, body: bytes) -> None:
         """Send an error: as a complete response, or as the last event of a stream that has started."""
+        if not self.started:
+            self.record.status = error.status
         self.end("failed", error)
         if not self.started:
             await send_error(self.send, error, body, self.response_headers())

@@ -148,6 +148,11 @@ class LocalProxy(Service):
         return self._server.urls[0]
 
     @property
+    def gateway_url(self) -> str:
+        """The URL of the gateway that requests go to."""
+        return self._urls[0]
+
+    @property
     def base_url(self) -> str:
         """The ``base_url`` for OpenAI clients."""
         return self.url + "/v1"

@@ -9,7 +9,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -171,9 +171,13 @@ class RequestLog:
 
     Args:
         max_records: How many to keep.
+        on_end: Called with each record that is complete, on the proxy's event loop.
     """
 
-    def __init__(self, max_records: int = MAX_RECORDS) -> None:
+    def __init__(
+        self, max_records: int = MAX_RECORDS, *, on_end: Callable[[RequestRecord], None] | None = None
+    ) -> None:
+        self._on_end = on_end
         self._records: deque[RequestRecord] = deque(maxlen=max_records)
         self._subscriptions: set[Subscription] = set()
 
@@ -206,6 +210,8 @@ class RequestLog:
             record.support_id = support_id or record.support_id
             record.duration = record.elapsed()
             self._publish(record)
+            if self._on_end is not None:
+                self._on_end(record)
 
     def _publish(self, record: RequestRecord) -> None:
         for subscription in self._subscriptions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ def start() -> Iterator[Start]:
 
     def start(*options: str, before: tuple[str, ...] = (), **environment: str) -> ServerProcess:
         command = [*before, "proxy", "--port", "0", *options]
-        running.append(ServerProcess(*command, ready="\n", **environment))
+        running.append(ServerProcess(*command, ready="Ctrl-C", **environment))
         return running[-1]
 
     yield start
@@ -55,8 +57,8 @@ def test_it_prints_its_url_and_stops_cleanly_on_a_signal(
         assert client.chat.completions.create(**chat()).choices
     assert server.stop(number) == 0
     assert server.errors == ""
-    assert len(server.output.splitlines()) == 2
     assert "their own API keys" in server.output
+    assert server.output.splitlines()[-1] == "prem proxy: Ctrl-C stops it"
 
 
 def test_it_prints_the_url_of_the_page_and_no_page_turns_it_off(start: Start, enclave: LocalEnclave) -> None:
@@ -67,7 +69,75 @@ def test_it_prints_the_url_of_the_page_and_no_page_turns_it_off(start: Start, en
     other = start("--no-page", **urls(enclave))
     assert httpx.get(base_url(other).replace("/v1", "/"), trust_env=False).status_code == 404
     assert other.stop() == 0
-    assert len(other.output.splitlines()) == 1
+    assert "/page/" not in other.output
+
+
+def test_it_prints_the_gateway_the_fingerprint_of_the_key_and_a_curl_line_that_works(
+    start: Start, enclave: LocalEnclave
+) -> None:
+    server = start(**urls(enclave))
+    lines = [line.removeprefix("prem proxy: ") for line in server.output.splitlines()]
+    assert f"gateway: {enclave.gateway_url}" in lines
+    assert f"enclave key: sha256:{enclave.public_key.fingerprint()} (fetched, not attested)" in lines
+    (line,) = (each.removeprefix("try: ") for each in lines if each.startswith("try: "))
+    curl, url, option, header = shlex.split(line)
+    assert (curl, option) == ("curl", "-H")
+    name, _, value = header.partition(": ")
+    value = value.replace("$PREM_API_KEY", enclave.api_key)
+    assert httpx.get(url, headers={name: value}, trust_env=False).status_code == 200
+
+
+def test_it_starts_without_the_enclave_and_prints_that_the_key_is_not_known(
+    start: Start, enclave: LocalEnclave
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    server = start(PREM_GATEWAY_URL=enclave.gateway_url, PREM_ENCLAVE_URL=address)
+    assert "enclave key: not known yet (enclave: the connection could not be opened)" in server.output
+
+
+def test_log_prints_a_line_for_each_request_without_content(start: Start, enclave: LocalEnclave) -> None:
+    server = start("--log", **urls(enclave))
+    with openai.OpenAI(base_url=base_url(server), api_key=enclave.api_key, max_retries=0) as client:
+        client.chat.completions.create(**chat("The word is zebra. What is the word?"))
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**chat(), temperature=9)
+    assert server.stop() == 0
+    first, second = server.errors.splitlines()
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d /v1/chat/completions \S+ 200 done \d+\.\d\d s \d+ \+ \d+ tokens", first
+    )
+    assert "400 failed" in second
+    assert "InvalidParameterError" in second
+    assert "zebra" not in server.errors
+    assert enclave.api_key not in server.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["openai"], ["OPENAI_BASE_URL=http://127.0.0.1:3000/v1", 'OPENAI_API_KEY="$PREM_API_KEY"']),
+        (["anthropic"], ["ANTHROPIC_BASE_URL=http://127.0.0.1:3000", 'ANTHROPIC_API_KEY="$PREM_API_KEY"']),
+        (
+            ["openai", "--port", "8080", "--host", "::1", "--api-key-from-env"],
+            ["OPENAI_BASE_URL=http://[::1]:8080/v1", "OPENAI_API_KEY=unused"],
+        ),
+    ],
+)
+def test_env_prints_the_variables_of_a_client_without_the_key(
+    prem: Prem, arguments: list[str], expected: list[str]
+) -> None:
+    printed = prem("proxy", "--env", *arguments, PREM_API_KEY="sk_test_secret")
+    assert printed.status == 0
+    assert printed.out.splitlines() == [f"export {line}" for line in expected]
+
+
+def test_compat_serves_one_api_only(start: Start, enclave: LocalEnclave) -> None:
+    server = start("--compat", "openai", **urls(enclave))
+    auth = {"authorization": f"Bearer {enclave.api_key}"}
+    root = base_url(server).removesuffix("/v1")
+    for path, status in (("/v1/models", 200), ("/openai/v1/models", 200), ("/anthropic/v1/models", 404)):
+        assert httpx.get(root + path, headers=auth, trust_env=False).status_code == status
 
 
 def test_it_stops_cleanly_while_a_stream_is_open(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Annotated, Final
+import time
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from prem_core._apis.routing import Compat
 from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import ConfigurationError
 from prem_core.cli import EXIT_USAGE
@@ -20,11 +20,17 @@ from prem_core.cli.connection import (
     with_connection_options,
 )
 from prem_core.cli.errors import exit_with
-from prem_core.cli.output import write_stderr
+from prem_core.cli.output import one_line, write_stderr
 from prem_core.cli.serving import serve_until_stopped
+
+if TYPE_CHECKING:
+    from prem_core.proxy import RequestRecord
 
 #: The port of Prem's own proxy, so that existing configurations keep working.
 PORT: Final = 3000
+
+#: Seconds to wait at the start for the enclave's key, whose fingerprint is printed.
+_KEY_TIMEOUT: Final = 5.0
 
 _UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -48,7 +54,7 @@ def proxy(
         ),
     ] = False,
     compat: Annotated[
-        Compat,
+        Literal["openai", "anthropic", "both"],
         typer.Option(
             help="Serve the API of OpenAI, of Anthropic, or both. Both are under /v1, and under /openai/v1 and "
             "/anthropic/v1.",
@@ -99,6 +105,20 @@ def proxy(
             help="Additional host name that callers may use, such as host.docker.internal. Can be repeated.",
         ),
     ] = None,
+    log: Annotated[
+        bool,
+        typer.Option(
+            "--log",
+            help="Print a line for each request: time, route, model, status, duration and tokens, but no content.",
+        ),
+    ] = False,
+    env: Annotated[
+        Literal["openai", "anthropic"] | None,
+        typer.Option(
+            help="Print the environment variables for clients of OpenAI or Anthropic, and exit. For a shell: "
+            'eval "$(prem proxy --env openai)"',
+        ),
+    ] = None,
     no_page: Annotated[
         bool,
         typer.Option(
@@ -108,11 +128,11 @@ def proxy(
         ),
     ] = False,
 ) -> None:
-    """Run a local OpenAI-compatible server for any client.
+    """Run a local server with the APIs of OpenAI and Anthropic, for any client.
 
     Set the base URL of an OpenAI client to http://127.0.0.1:3000/v1. Supported are chat completions (with streaming,
-    tools, structured output and reasoning), transcriptions, translations and the models list. Ctrl-C stops the proxy
-    (exit code 0).
+    tools, structured output and reasoning), text completions, transcriptions, translations and the models list. Ctrl-C
+    stops the proxy (exit code 0).
 
     Prompts and answers are encrypted between the proxy and the enclave, not between a caller and the proxy. The gateway
     can read and replace streamed answers. With --nonce-reuse error no stream is requested: a caller that asks for one
@@ -127,9 +147,13 @@ def proxy(
     \b
     Examples:
       prem proxy
-      prem --local proxy --port 8080
+      prem --local proxy --port 8080 --log
+      prem proxy --env openai
     """
-    from prem_core.proxy import LocalProxy
+    if env is not None:
+        typer.echo(_exports(env, host, port, own_key=not api_key_from_env))
+        return
+    from prem_core.proxy import LocalProxy, RequestLog
 
     logging.basicConfig(format="prem proxy: %(message)s")
     # The embedded enclave accepts one key, which no caller has.
@@ -163,6 +187,7 @@ def proxy(
             allow_remote=allow_remote,
             allow_hosts=allow_host or (),
             page=not no_page,
+            log=RequestLog(on_end=_print_record) if log else None,
             allow_insecure=connection.allow_insecure,
         )
 
@@ -170,13 +195,71 @@ def proxy(
         if allow_remote:
             write_stderr(f"prem proxy: prompts, answers and API keys travel to {host} unencrypted")
         keys = "every caller uses your API key" if api_key_from_env else "callers send their own API keys"
-        typer.echo(
-            f"prem proxy: {served.base_url} ({'embedded enclave' if local else keys}; Ctrl-C stops it)"
-        )
+        lines = [f"{served.base_url} ({'embedded enclave' if local else keys})"]
         if not no_page:
-            typer.echo(f"prem proxy: {served.page_url} (a page with the requests; the URL is secret)")
+            lines.append(f"{served.page_url} (a page with the requests; the URL is secret)")
+        header = "" if api_key_from_env or local else ' -H "Authorization: Bearer $PREM_API_KEY"'
+        lines.append(f"try: curl {served.base_url}/models{header}")
+        lines.append(f"gateway: {served.gateway_url}")
+        for line in lines:
+            typer.echo(f"prem proxy: {line}")
+        # Last, as it may wait for the enclave.
+        typer.echo(f"prem proxy: enclave key: {_key_of(connection)}")
+        typer.echo("prem proxy: Ctrl-C stops it")
 
     serve_until_stopped(served, announce)
+
+
+def _print_record(record: RequestRecord) -> None:
+    """Print a request that has ended, on one line."""
+    parts = [
+        time.strftime("%H:%M:%S", time.localtime(record.started_at)),
+        record.route,
+        record.model or "-",
+        str(record.status or "-"),
+        record.state,
+        f"{record.duration or 0:.2f} s",
+    ]
+    if record.prompt_tokens is not None:
+        parts.append(f"{record.prompt_tokens} + {record.completion_tokens} tokens")
+    if record.attempts > 1:
+        parts.append(f"{record.attempts} attempts")
+    parts += filter(None, (record.error, record.support_id))
+    write_stderr(" ".join(parts))
+
+
+def _key_of(connection: Connection) -> str:
+    """The fingerprint of the enclave's key, and where it comes from."""
+    from prem_core import PremError, generate_encryption_keys
+
+    if connection.keys is not None:
+        return "that of --keys"
+    pinned = parse_enclave_key(connection.enclave_public_key)
+    try:
+        made = generate_encryption_keys(
+            enclave_url=connection.enclave_url,
+            enclave_public_key=pinned,
+            timeout=_KEY_TIMEOUT,
+            max_retries=0,
+            allow_insecure=connection.allow_insecure,
+        )
+    except PremError as error:
+        return f"not known yet ({one_line(str(error))})"
+    source = "pinned" if pinned is not None else "fetched, not attested"
+    return f"sha256:{made.enclave_fingerprint} ({source})"
+
+
+def _exports(env: str, host: str, port: int, *, own_key: bool) -> str:
+    """The variables that clients read, as shell commands. The API key is named, not printed."""
+    if not port:
+        raise ConfigurationError("--env needs a --port other than 0")
+    address = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    root = f"http://{address}:{port}"
+    name = env.upper()
+    # Anthropic's clients add /v1 themselves.
+    url = root if env == "anthropic" else f"{root}/v1"
+    key = '"$PREM_API_KEY"' if own_key else "unused"
+    return f"export {name}_BASE_URL={url}\nexport {name}_API_KEY={key}"
 
 
 def _size(text: str) -> int:
