@@ -26,6 +26,9 @@ JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 
+#: The headers with an id for the request: OpenAI's and Anthropic's.
+REQUEST_ID_HEADERS: Final = ("x-request-id", "request-id")
+
 #: Statuses that clients of OpenAI and Anthropic retry, in addition to every 5xx.
 _RETRIED_BY_CLIENTS: Final = (408, 409, 429)
 
@@ -79,8 +82,9 @@ class ApiError(Exception):
             support_id = "".join(
                 char if char.isascii() and char.isprintable() else "?" for char in support_id
             )
-            # OpenAI's clients show this header as the error's request_id.
-            self.headers["x-request-id"] = self.headers["x-prem-support-id"] = support_id
+            # The clients of OpenAI and Anthropic show one of the first two as the error's request_id.
+            for header in (*REQUEST_ID_HEADERS, "x-prem-support-id"):
+                self.headers[header] = support_id
         self.support_id = support_id
         if not retryable and (status >= 500 or status in _RETRIED_BY_CLIENTS):
             self.headers["x-should-retry"] = "false"

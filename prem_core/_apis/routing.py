@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, cast, get_args
 
 from prem_core._apis.base import Api, ApiError, Family, Route
+from prem_core._apis.messages import MessagesApi
 from prem_core._apis.openai.audio import Audio
 from prem_core._apis.openai.chat import ChatCompletions
 from prem_core._apis.openai.completions import Completions
@@ -32,7 +33,7 @@ def all_apis(*, store_responses: bool = False) -> list[Api]:
         store_responses: Keep the responses of the Responses API in memory.
     """
     store = ResponseStore() if store_responses else None
-    return [ChatCompletions(), Responses(store), Completions(), Models(), Audio()]
+    return [ChatCompletions(), Responses(store), Completions(), Models(), Audio(), MessagesApi()]
 
 
 @dataclass(frozen=True, slots=True)

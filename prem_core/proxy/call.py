@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from starlette.types import Message, Scope, Send
 
-from prem_core._apis.base import EVENT_STREAM, JSON, ApiError, Reply
+from prem_core._apis.base import EVENT_STREAM, JSON, REQUEST_ID_HEADERS, ApiError, Reply
 from prem_core._apis.handlers import PROTECTION_HEADER, Exchange, protection_text
 from prem_core._apis.routing import Match
 from prem_core._protocol.protection import Protection
@@ -58,7 +58,7 @@ class Call:
 
     def response_headers(self) -> list[tuple[str, str]]:
         """The headers of every response to this request."""
-        pairs = [("x-request-id", self.record.id)]
+        pairs = [(header, self.record.id) for header in REQUEST_ID_HEADERS]
         return pairs if self.exchange is None else pairs + self.exchange.headers()
 
     async def start(

@@ -53,7 +53,7 @@ class MessagesApi(Api):
         name = request.path_params.get("id")
         if name is not None:
             for each in listed:
-                if name == each.request_name:
+                if name == each.id:
                     return Reply(body=to_json(_entry(each)))
             raise ApiError(
                 404,
@@ -75,7 +75,7 @@ class MessagesApi(Api):
 
 
 def _entry(model: Model) -> dict[str, Any]:
-    name = model.request_name
+    name = model.id
     return {
         "type": "model",
         "id": name,

@@ -1,0 +1,137 @@
+"""Run the compatibility checks: each client in an environment of its own, against one proxy.
+
+    python tests/compat/run.py [CLIENT …]
+
+An environment is made in ``build/compat`` once and kept. A client that cannot be installed is skipped, with the reason.
+A check is a program: its arguments are the proxy's URL and an API key, and it prints a line of JSON for each feature,
+``{"feature": …, "ok": …, "why": …}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from service import Service
+
+from prem_core.enclave import LocalEnclave, ScriptedEngine
+from prem_core.proxy import LocalProxy
+
+HERE: Final = Path(__file__).parent
+ENVIRONMENTS: Final = HERE.parent.parent / "build" / "compat"
+
+INSTALL_SECONDS: Final = 300
+CHECK_SECONDS: Final = 120
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client to check: its check, and the packages that the check imports."""
+
+    check: str
+    packages: tuple[str, ...]
+
+
+CLIENTS: Final = {
+    "anthropic (Python)": Client("anthropic_python.py", ("anthropic",)),
+    "anthropic (npm)": Client("anthropic_npm.mjs", ("@anthropic-ai/sdk",)),
+}
+
+
+class SkippedError(Exception):
+    """A client cannot be checked here."""
+
+
+def prepare(client: Client) -> list[str]:
+    """Make the client's environment, and return the command that runs its check.
+
+    Raises:
+        SkippedError: The packages cannot be installed.
+    """
+    place = ENVIRONMENTS / Path(client.check).stem
+    if client.check.endswith(".mjs"):
+        node, npm = shutil.which("node"), shutil.which("npm")
+        if node is None or npm is None:
+            raise SkippedError("needs node and npm")
+        if not (place / "node_modules").exists():
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "package.json").write_text('{"private": true, "type": "module"}')
+            install([npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", *client.packages], place)
+        # A module is resolved from the folder of the program.
+        return [node, shutil.copy(HERE / client.check, place)]
+    python = place / "bin" / "python"
+    if not (place / "installed").exists():
+        install([sys.executable, "-m", "venv", "--clear", str(place)], HERE)
+        install([str(python), "-m", "pip", "install", "--quiet", *client.packages], HERE)
+        (place / "installed").touch()
+    return [str(python), str(HERE / client.check)]
+
+
+def install(command: list[str], place: Path) -> None:
+    """Run a command that installs something.
+
+    Raises:
+        SkippedError: It failed.
+    """
+    try:
+        subprocess.run(command, cwd=place, check=True, capture_output=True, timeout=INSTALL_SECONDS)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise SkippedError(f"cannot be installed here: {type(error).__name__}") from None
+
+
+def check(client: Client, url: str, api_key: str) -> list[dict[str, Any]]:
+    """The features of one client."""
+    command = [*prepare(client), url, api_key]
+    # The environment has only the client, and no variable that configures it.
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CHECK_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [{"feature": "in time", "ok": False, "why": f"it took more than {CHECK_SECONDS} seconds"}]
+    features = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not features:
+        lines = done.stderr.strip().splitlines() or [""]
+        features.append({"feature": "runs to its end", "ok": False, "why": lines[-1]})
+    return features
+
+
+def main(names: list[str]) -> int:
+    """Print the matrix. Return 1 if a feature fails."""
+    failed = False
+    with (
+        LocalEnclave(engine=ScriptedEngine(respond=Service())) as prem,
+        LocalProxy(
+            gateway_url=prem.gateway_url, enclave_url=prem.enclave_url, max_retries=0, nonce_reuse="allow"
+        ) as proxy,
+    ):
+        for name, client in CLIENTS.items():
+            if names and not any(each in name for each in names):
+                continue
+            try:
+                features = check(client, proxy.url, prem.api_key)
+            except SkippedError as why:
+                print(f"- {name}: skipped, {why}")
+                continue
+            for each in features:
+                mark = "✓" if each["ok"] else "✗"
+                print(f"{mark} {name}: {each['feature']}" + (f": {each['why']}" if each["why"] else ""))
+                failed = failed or not each["ok"]
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
