@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import Anthropic from '@anthropic-ai/sdk';
 
-const [url, key] = process.argv.slice(2);
+const [url, key] = process.argv.slice(2, 4);
 const model = 'openai/gpt-oss-120b';
 const client = new Anthropic({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 30_000 });
 const ask = (content, more = {}) => ({ model, max_tokens: 100, messages: [{ role: 'user', content }], ...more });

@@ -12,7 +12,7 @@ from typing import Any
 import anthropic
 from pydantic import BaseModel
 
-URL, KEY = sys.argv[1:3]
+URL, KEY, GATEWAY, ENCLAVE = sys.argv[1:5]
 MODEL = "openai/gpt-oss-120b"
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
@@ -21,8 +21,26 @@ TOOLS = [
     for name in ("screenshot", "read_file", "look")
 ]
 
-client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=30)
-asynchronous = anthropic.AsyncAnthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=30)
+# By default through the proxy; with the argument "transport" in this process.
+HTTP: dict[str, Any] = {"http_client": None}
+ASYNC_HTTP: dict[str, Any] = {"http_client": None}
+if "transport" in sys.argv[5:]:
+    import httpx2
+
+    from prem_core.transport import AsyncPremTransport, PremTransport
+
+    URL = "https://prem.invalid"
+    options: Any = {
+        "gateway_url": GATEWAY,
+        "enclave_url": ENCLAVE,
+        "max_retries": 0,
+        "nonce_reuse": "allow",
+    }
+    HTTP["http_client"] = httpx2.Client(transport=PremTransport(**options))
+    ASYNC_HTTP["http_client"] = httpx2.AsyncClient(transport=AsyncPremTransport(**options))
+
+client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=30, **HTTP)
+asynchronous = anthropic.AsyncAnthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=30, **ASYNC_HTTP)
 
 
 def ask(content: Any, **more: Any) -> dict[str, Any]:
@@ -160,7 +178,7 @@ def broken_stream() -> None:
 
 
 def bearer(key: str = KEY, path: str = "") -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=URL + path, auth_token=key, api_key=None, max_retries=0)
+    return anthropic.Anthropic(base_url=URL + path, auth_token=key, api_key=None, max_retries=0, **HTTP)
 
 
 def bearer_token() -> None:

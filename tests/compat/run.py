@@ -3,8 +3,8 @@
     python tests/compat/run.py [CLIENT …]
 
 An environment is made in ``build/compat`` once and kept. A client that cannot be installed is skipped, with the reason.
-A check is a program: its arguments are the proxy's URL and an API key, and it prints a line of JSON for each feature,
-``{"feature": …, "ok": …, "why": …}``.
+A check is a program. Its arguments are the URL of a proxy, an API key, the URLs of the gateway and the enclave behind
+that proxy, and the client's own. It prints a line of JSON for each feature: ``{"feature": …, "ok": …, "why": …}``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from prem_core.enclave import LocalEnclave, ScriptedEngine
 from prem_core.proxy import LocalProxy
 
 HERE: Final = Path(__file__).parent
-ENVIRONMENTS: Final = HERE.parent.parent / "build" / "compat"
+ROOT: Final = HERE.parent.parent
+ENVIRONMENTS: Final = ROOT / "build" / "compat"
 
 INSTALL_SECONDS: Final = 300
 CHECK_SECONDS: Final = 120
@@ -32,14 +33,18 @@ CHECK_SECONDS: Final = 120
 
 @dataclass(frozen=True)
 class Client:
-    """A client to check: its check, and the packages that the check imports."""
+    """A client to check: its check, the packages that the check imports, and its arguments."""
 
     check: str
     packages: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
 
 
 CLIENTS: Final = {
     "anthropic (Python)": Client("anthropic_python.py", ("anthropic",)),
+    "anthropic (Python), PremTransport": Client(
+        "anthropic_python.py", ("anthropic", "-e", str(ROOT)), ("transport",)
+    ),
     "anthropic (npm)": Client("anthropic_npm.mjs", ("@anthropic-ai/sdk",)),
 }
 
@@ -54,7 +59,7 @@ def prepare(client: Client) -> list[str]:
     Raises:
         SkippedError: The packages cannot be installed.
     """
-    place = ENVIRONMENTS / Path(client.check).stem
+    place = ENVIRONMENTS / "-".join([Path(client.check).stem, *client.arguments])
     if client.check.endswith(".mjs"):
         node, npm = shutil.which("node"), shutil.which("npm")
         if node is None or npm is None:
@@ -68,7 +73,7 @@ def prepare(client: Client) -> list[str]:
     python = place / "bin" / "python"
     if not (place / "installed").exists():
         install([sys.executable, "-m", "venv", "--clear", str(place)], HERE)
-        install([str(python), "-m", "pip", "install", "--quiet", *client.packages], HERE)
+        install([str(python), "-m", "pip", "install", "--quiet", "--upgrade", *client.packages], HERE)
         (place / "installed").touch()
     return [str(python), str(HERE / client.check)]
 
@@ -85,9 +90,9 @@ def install(command: list[str], place: Path) -> None:
         raise SkippedError(f"cannot be installed here: {type(error).__name__}") from None
 
 
-def check(client: Client, url: str, api_key: str) -> list[dict[str, Any]]:
+def check(client: Client, urls: list[str]) -> list[dict[str, Any]]:
     """The features of one client."""
-    command = [*prepare(client), url, api_key]
+    command = [*prepare(client), *urls, *client.arguments]
     # The environment has only the client, and no variable that configures it.
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     try:
@@ -122,7 +127,7 @@ def main(names: list[str]) -> int:
             if names and not any(each in name for each in names):
                 continue
             try:
-                features = check(client, proxy.url, prem.api_key)
+                features = check(client, [proxy.url, prem.api_key, prem.gateway_url, prem.enclave_url])
             except SkippedError as why:
                 print(f"- {name}: skipped, {why}")
                 continue
