@@ -130,7 +130,8 @@ class Exchange:
     def end(self) -> bytes:
         """The last events of a complete stream."""
         left_out = self._left_out()
-        comment = f": {ADJUSTED_HEADER}: parallel_tool_calls{left_out}\n\n".encode() if left_out else b""
+        names = quote_names(self._chat.adjusted) if self._chat is not None else ""
+        comment = f": {ADJUSTED_HEADER}: {names}{left_out}\n\n".encode() if left_out else b""
         return comment + self._stream().end()
 
     def fail(self, error: ApiError) -> bytes:

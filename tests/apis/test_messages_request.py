@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.messages_api import MODEL, body, translate
 
+from prem_core import PremError
 from prem_core._apis.base import ApiError
 
 TOOL = {
@@ -260,3 +263,48 @@ def test_an_error_never_quotes_the_request() -> None:
     error = refused(body([{"type": "SECRET" * 20, "text": "SECRET PROMPT"}]))
     assert "PROMPT" not in error.message
     assert len(error.message) < 200
+
+
+SECRET = "SECRET"
+
+_leaves = st.none() | st.booleans() | st.integers() | st.sampled_from([SECRET, "", "text", "enabled", "auto"])
+_names = st.sampled_from(
+    ["text", "source", "content", "data", "media_type", "url", "id", "name", "input", "input_schema"]
+    + ["thinking", "budget_tokens", "tool_use_id", "title", "role", "schema", "format", "effort", "user_id"]
+)
+_kinds = st.sampled_from(
+    ["text", "image", "document", "tool_use", "tool_result", "thinking", "search_result", "base64", "content"]
+)
+_values = st.recursive(
+    _leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.builds(
+            lambda kind, rest: {"type": kind, **rest}, _kinds, st.dictionaries(_names, inner, max_size=4)
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["system", "tools", "tool_choice", "thinking", "output_config", "metadata", "stream"]
+        ),
+        _values,
+        max_size=3,
+    ),
+    st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": _values}),
+        max_size=3,
+    ),
+)
+def test_any_json_is_a_valid_chat_or_an_error_without_content(
+    more: dict[str, Any], given_messages: list[Any]
+) -> None:
+    messages = [*given_messages, {"role": "user", "content": "Hello"}]
+    try:
+        translate(body(**more) | {"messages": messages})
+    except (ApiError, PremError) as error:
+        assert SECRET not in str(error)

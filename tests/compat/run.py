@@ -46,6 +46,7 @@ CLIENTS: Final = {
         "anthropic_python.py", ("anthropic", "-e", str(ROOT)), ("transport",)
     ),
     "anthropic (npm)": Client("anthropic_npm.mjs", ("@anthropic-ai/sdk",)),
+    "ai with @ai-sdk/anthropic": Client("ai_sdk_anthropic.mjs", ("ai", "@ai-sdk/anthropic", "zod")),
 }
 
 
