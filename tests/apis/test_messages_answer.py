@@ -139,9 +139,9 @@ def test_a_truncated_or_broken_answer_is_an_error(given: dict[str, Any], error: 
     ],
 )
 def test_an_error_has_anthropics_type_for_its_status(status: int, kind: str) -> None:
-    assert json.loads(API.error_body(ApiError(status, "why", type="server_error"))) == {
+    assert json.loads(API.error_body(ApiError(status, "why", type="server_error", code="name"))) == {
         "type": "error",
-        "error": {"type": kind, "message": "why"},
+        "error": {"type": kind, "message": "why", "details": {"error_code": "name"}},
     }
 
 

@@ -208,7 +208,10 @@ def test_a_truncated_or_broken_stream_never_ends_its_block(
         encoder.end()
     sent += encoder.error(ApiError(502, "truncated"))
     assert not {"content_block_stop", "message_delta", "message_stop"} & set(kinds(events(sent)))
-    assert events(sent)[-1] == {"type": "error", "error": {"type": "api_error", "message": "truncated"}}
+    assert events(sent)[-1] == {
+        "type": "error",
+        "error": {"type": "api_error", "message": "truncated", "details": None},
+    }
 
 
 def test_a_truncated_text_ends_with_max_tokens() -> None:

@@ -115,7 +115,6 @@ def test_strict_refuses_what_would_be_dropped() -> None:
         ("mcp_servers", [{"type": "url", "url": "https://mcp.invalid", "name": "m"}]),
         ("container", "c"),
         ("inference_geo", "us"),
-        ("thread", {"id": "t"}),
         ("frequency_penalty", 1),
     ],
 )
@@ -123,6 +122,11 @@ def test_a_parameter_that_changes_the_answer_is_refused_by_name(name: str, value
     error = refused(body(**{name: value}))
     assert name in error.message
     assert (error.param, error.code) == (name, "unsupported_parameter")
+
+
+def test_a_thread_is_refused_with_the_code_after_which_clients_send_all_messages() -> None:
+    error = refused(body(thread={"type": "create"}))
+    assert (error.param, error.code) == ("thread", "thread_unsupported_request")
 
 
 # Tools

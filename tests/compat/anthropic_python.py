@@ -108,6 +108,35 @@ def agent_loop() -> None:
     assert answer.stop_reason == "end_turn"
 
 
+def tool_runner() -> None:
+    """The SDK's own loop, which uses the beta route."""
+
+    @anthropic.beta_tool
+    def screenshot(region: str) -> Any:
+        """A screenshot.
+
+        Args:
+            region: Where.
+        """
+        assert region == "left"
+        return [{"type": "text", "text": "ok"}, IMAGE]
+
+    @anthropic.beta_tool
+    def read_file(path: str) -> str:
+        """A file.
+
+        Args:
+            path: Which.
+        """
+        assert path == "a.txt"
+        return "a file"
+
+    asked = ask("Take a screenshot", tools=[screenshot, read_file])
+    for stream in (False, True):
+        answer = client.beta.messages.tool_runner(**asked, stream=stream).until_done()
+        assert answer.content[0].text == "The page has 1 image; the file says a file"
+
+
 def one_call_only() -> None:
     options = ask("parallel", tools=TOOLS, tool_choice={"type": "auto", "disable_parallel_tool_use": True})
     message = client.messages.create(**options)
@@ -208,8 +237,9 @@ def raises(kind: type[Any], call: Callable[[], Any]) -> Any:
 
 
 CHECKS = [
-    text, stream_helper, raw_stream, thinking, agent_loop, one_call_only, images_and_documents, structured_output,
-    max_tokens, count_tokens, models, errors, retries, broken_stream, bearer_token, anthropic_path,
+    text, stream_helper, raw_stream, thinking, agent_loop, tool_runner, one_call_only,
+    images_and_documents, structured_output, max_tokens, count_tokens, models, errors, retries, broken_stream,
+    bearer_token, anthropic_path,
     asynchronous_client,
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Errors in the form of Anthropic's API: ``{"type": "error", "error": {"type", "message"}}``."""
+"""Errors in the form of Anthropic's API: ``{"type": "error", "error": {"type", "message", "details"}}``."""
 
 from __future__ import annotations
 
@@ -24,4 +24,5 @@ TYPES: Final = {
 def error_body(error: ApiError) -> bytes:
     """The JSON of an error, for a response and for an event."""
     kind = TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return to_json({"type": "error", "error": {"type": kind, "message": error.message}})
+    details = None if error.code is None else {"error_code": error.code}
+    return to_json({"type": "error", "error": {"type": kind, "message": error.message, "details": details}})

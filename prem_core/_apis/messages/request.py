@@ -48,7 +48,6 @@ _DROPPED: Final = (
 _REFUSED: Final = {
     "mcp_servers": "Prem's API connects to no MCP servers: offer their tools as tools of your own",
     "container": "Prem's API has no containers and no skills",
-    "thread": "Prem's API keeps no conversations: send all messages",
     "inference_geo": "Prem's API does not let the caller choose where a request is processed",
 }
 
@@ -113,6 +112,10 @@ def chat_params(body: dict[str, Any], *, strict: bool) -> Adjusted:
 
 
 def _refuse(given: dict[str, Any]) -> None:
+    if "thread" in given:
+        # By this code, the tool loop of Anthropic's clients sends the request again, without a thread.
+        why = "Prem's API keeps no conversations: send all messages"
+        raise invalid("thread", why, code="thread_unsupported_request")
     for name, why in _REFUSED.items():
         if given.get(name):
             raise unsupported(name, why)
