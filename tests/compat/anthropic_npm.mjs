@@ -1,10 +1,10 @@
-// Checks npm's @anthropic-ai/sdk; see run.py.
+// Anthropic's npm client.
 
 import assert from 'node:assert/strict';
 import Anthropic from '@anthropic-ai/sdk';
+import { run, settings } from './report.mjs';
 
-const [url, key] = process.argv.slice(2, 4);
-const model = 'openai/gpt-oss-120b';
+const { scripted_url: url, api_key: key, model } = settings;
 const client = new Anthropic({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 30_000 });
 const ask = (content, more = {}) => ({ model, max_tokens: 100, messages: [{ role: 'user', content }], ...more });
 const tools = ['screenshot', 'read_file', 'look'].map((name) => ({
@@ -22,7 +22,7 @@ const checks = {
     assert.deepEqual([message.usage.input_tokens, message.usage.output_tokens], [12, 5]);
   },
 
-  async 'stream helper'() {
+  async stream() {
     let text = '';
     const stream = client.messages.stream(ask('hello')).on('text', (delta) => (text += delta));
     const message = await stream.finalMessage();
@@ -31,14 +31,14 @@ const checks = {
     assert.deepEqual([message.usage.input_tokens, message.usage.output_tokens], [12, 5]);
   },
 
-  async thinking() {
+  async reasoning() {
     const thinking = { type: 'enabled', budget_tokens: 1024 };
     const message = await client.messages.stream(ask('hello', { thinking })).finalMessage();
     assert.deepEqual(message.content.map((block) => block.type), ['thinking', 'text']);
     assert.equal(message.content[0].thinking, 'A greeting.');
   },
 
-  async 'agent loop'() {
+  async tools() {
     const messages = [{ role: 'user', content: 'Take a screenshot' }];
     let partial = '';
     const stream = client.messages.stream({ model, max_tokens: 100, tools, messages });
@@ -57,13 +57,13 @@ const checks = {
     assert.equal(answer.content[0].text, 'The page has 1 image; the file says a file');
   },
 
-  async 'one call only'() {
+  async one_call_only() {
     const tool_choice = { type: 'auto', disable_parallel_tool_use: true };
     const message = await client.messages.stream(ask('parallel', { tools, tool_choice })).finalMessage();
     assert.deepEqual(message.content.map((block) => block.input), [{ at: 'a' }]);
   },
 
-  async 'count tokens'() {
+  async count_tokens() {
     const { input_tokens } = await client.messages.countTokens({
       model,
       messages: [{ role: 'user', content: 'x'.repeat(3500) }],
@@ -77,7 +77,7 @@ const checks = {
     assert.equal((await client.models.retrieve(listed[0])).id, listed[0]);
   },
 
-  async errors() {
+  async error() {
     const wrong = new Anthropic({ baseURL: url, apiKey: 'wrong', maxRetries: 0 });
     await assert.rejects(wrong.messages.create(ask('hello')), Anthropic.AuthenticationError);
     await assert.rejects(client.messages.create(ask('hello', { container: 'c' })), Anthropic.BadRequestError);
@@ -94,7 +94,7 @@ const checks = {
     assert.equal(message.content[0].text, 'Recovered');
   },
 
-  async 'broken stream'() {
+  async broken_stream() {
     const seen = [];
     const read = async () => {
       for await (const event of client.messages.stream(ask('broken'))) seen.push(event.type);
@@ -104,18 +104,10 @@ const checks = {
     assert.ok(!seen.includes('message_stop') && !seen.includes('content_block_stop'));
   },
 
-  async 'bearer token'() {
+  async bearer_token() {
     const bearer = new Anthropic({ baseURL: `${url}/anthropic`, authToken: key, apiKey: null, maxRetries: 0 });
     assert.equal((await bearer.messages.create(ask('hello'))).content[0].text, 'Hello, world.');
   },
 };
 
-for (const [feature, check] of Object.entries(checks)) {
-  let why = '';
-  try {
-    await check();
-  } catch (error) {
-    why = `${error.name}: ${error.message}`.slice(0, 300);
-  }
-  console.log(JSON.stringify({ feature, ok: !why, why }));
-}
+await run(checks);

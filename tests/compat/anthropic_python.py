@@ -1,19 +1,17 @@
-"""Checks the `anthropic` package; see run.py."""
+"""Anthropic's Python client, through the proxy or with PremTransport."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anthropic
 from pydantic import BaseModel
+from report import SETTINGS, run
 
-URL, KEY, GATEWAY, ENCLAVE = sys.argv[1:5]
-MODEL = "openai/gpt-oss-120b"
+URL, KEY, MODEL = SETTINGS["scripted_url"], SETTINGS["api_key"], SETTINGS["model"]
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
 TOOLS = [
@@ -21,18 +19,17 @@ TOOLS = [
     for name in ("screenshot", "read_file", "look")
 ]
 
-# By default through the proxy; with the argument "transport" in this process.
 HTTP: dict[str, Any] = {"http_client": None}
 ASYNC_HTTP: dict[str, Any] = {"http_client": None}
-if "transport" in sys.argv[5:]:
+if SETTINGS["variant"] == "_transport":
     import httpx2
 
     from prem_core.transport import AsyncPremTransport, PremTransport
 
     URL = "https://prem.invalid"
     options: Any = {
-        "gateway_url": GATEWAY,
-        "enclave_url": ENCLAVE,
+        "gateway_url": SETTINGS["scripted_gateway_url"],
+        "enclave_url": SETTINGS["scripted_enclave_url"],
         "max_retries": 0,
         "nonce_reuse": "allow",
     }
@@ -218,16 +215,6 @@ def anthropic_path() -> None:
     assert bearer(path="/anthropic").messages.create(**ask("hello")).content[0].text == "Hello, world."
 
 
-def asynchronous_client() -> None:
-    async def run() -> None:
-        async with asynchronous.messages.stream(**ask("hello")) as stream:
-            assert "".join([text async for text in stream.text_stream]) == "Hello, world."
-        message = await asynchronous.messages.create(**ask("hello"))
-        assert message.content[0].text == "Hello, world."
-
-    asyncio.run(run())
-
-
 def raises(kind: type[Any], call: Callable[[], Any]) -> Any:
     try:
         call()
@@ -236,17 +223,36 @@ def raises(kind: type[Any], call: Callable[[], Any]) -> Any:
     raise AssertionError(f"{kind.__name__} was not raised")
 
 
-CHECKS = [
-    text, stream_helper, raw_stream, thinking, agent_loop, tool_runner, one_call_only,
-    images_and_documents, structured_output, max_tokens, count_tokens, models, errors, retries, broken_stream,
-    bearer_token, anthropic_path,
-    asynchronous_client,
-]  # fmt: skip
+async def asynchronous_client() -> None:
+    async with asynchronous.messages.stream(**ask("hello")) as stream:
+        assert "".join([text async for text in stream.text_stream]) == "Hello, world."
+    message = await asynchronous.messages.create(**ask("hello"))
+    assert message.content[0].text == "Hello, world."
 
-for check in CHECKS:
-    why = ""
-    try:
-        check()
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"[:300]
-    print(json.dumps({"feature": check.__name__.replace("_", " "), "ok": not why, "why": why}))
+
+def awaitable(check: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+    return lambda: asyncio.to_thread(check)
+
+
+asyncio.run(
+    run(
+        text=awaitable(text),
+        stream=awaitable(stream_helper),
+        tools=awaitable(agent_loop),
+        structured=awaitable(structured_output),
+        reasoning=awaitable(thinking),
+        error=awaitable(errors),
+        raw_stream=awaitable(raw_stream),
+        broken_stream=awaitable(broken_stream),
+        tool_runner=awaitable(tool_runner),
+        one_call_only=awaitable(one_call_only),
+        images_and_documents=awaitable(images_and_documents),
+        max_tokens=awaitable(max_tokens),
+        count_tokens=awaitable(count_tokens),
+        models=awaitable(models),
+        retries=awaitable(retries),
+        bearer_token=awaitable(bearer_token),
+        anthropic_path=awaitable(anthropic_path),
+        asynchronous_client=asynchronous_client,
+    )
+)

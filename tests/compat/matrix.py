@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from service import Service
 from support.openai_session import ERRANDS, INVOICE, MODEL, QUESTION, RESULTS, TOOLS
 from support.proxies import proxy_for
 
@@ -34,15 +35,21 @@ FEATURES: Final = ("text", "stream", "tools", "structured", "reasoning", "error"
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client, the packages it needs, and the program that tries it."""
+    """A client, the packages it needs, and the program that tries it.
+
+    The program may try further features, and leaves out those of `FEATURES` that are in `without`. It gets `variant` as
+    a setting.
+    """
 
     name: str
     program: str
     packages: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    variant: str = ""
 
     @property
     def place(self) -> Path:
-        return BUILD / Path(self.program).stem
+        return BUILD / (Path(self.program).stem + self.variant)
 
     @property
     def is_python(self) -> bool:
@@ -54,6 +61,21 @@ CLIENTS: Final = (
     Client("pydantic-ai", "pydantic_ai_openai.py", ("pydantic-ai-slim[openai]",)),
     Client("openai (npm), Responses", "openai_npm_responses.mjs", ("openai@6.30.1", "zod@4")),
     Client("ai + @ai-sdk/openai", "vercel_ai_openai.mjs", ("ai", "@ai-sdk/openai", "zod@4")),
+    Client("anthropic", "anthropic_python.py", ("anthropic",), ("stored",)),
+    Client(
+        "anthropic, PremTransport",
+        "anthropic_python.py",
+        ("anthropic", "-e", str(HERE.parents[1])),
+        ("stored",),
+        variant="_transport",
+    ),
+    Client("anthropic (npm)", "anthropic_npm.mjs", ("@anthropic-ai/sdk",), ("structured", "stored")),
+    Client(
+        "ai + @ai-sdk/anthropic",
+        "vercel_ai_anthropic.mjs",
+        ("ai", "@ai-sdk/anthropic", "zod@4"),
+        ("structured", "stored"),
+    ),
 )
 
 
@@ -89,7 +111,7 @@ def install(client: Client) -> str | None:
 
 
 def run(client: Client, settings: dict[str, Any]) -> dict[str, str | None]:
-    """The error of each feature that was tried, or None."""
+    """The error of each feature, or None: those of `FEATURES` that the client has, then the program's further ones."""
     if client.is_python:
         command = ["bin/python", str(HERE / client.program)]
     else:
@@ -100,7 +122,11 @@ def run(client: Client, settings: dict[str, Any]) -> dict[str, str | None]:
         ended = subprocess.run(
             command,
             cwd=client.place,
-            env={**os.environ, "COMPAT": json.dumps(settings), "PYTHONPATH": ""},
+            env={
+                **os.environ,
+                "COMPAT": json.dumps({**settings, "variant": client.variant}),
+                "PYTHONPATH": "",
+            },
             capture_output=True,
             text=True,
             timeout=RUN_LIMIT,
@@ -112,7 +138,8 @@ def run(client: Client, settings: dict[str, Any]) -> dict[str, str | None]:
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"feature"')]
     tried: dict[str, str | None] = {line["feature"]: line["error"] for line in lines}
     missing = failed or "it was not tried"
-    return {feature: tried.get(feature, missing) for feature in FEATURES}
+    expected = {name: tried.get(name, missing) for name in FEATURES if name not in client.without}
+    return {**expected, **tried, **({"end": failed} if failed else {})}
 
 
 @contextmanager
@@ -128,8 +155,15 @@ def proxies() -> Iterator[dict[str, Any]]:
             proxy_for(broken, nonce_reuse="allow", max_retries=0),
         ]
         urls = [stack.enter_context(proxy).base_url for proxy in start]
+        scripted = stack.enter_context(
+            LocalEnclave(engine=ScriptedEngine(respond=Service()), api_key=prem.api_key)
+        )
+        scripted_proxy = stack.enter_context(proxy_for(scripted, nonce_reuse="allow", max_retries=0))
         yield {
             **dict(zip(("base_url", "stored_url", "broken_url"), urls, strict=True)),
+            "scripted_url": scripted_proxy.url,
+            "scripted_gateway_url": scripted.gateway_url,
+            "scripted_enclave_url": scripted.enclave_url,
             "api_key": prem.api_key,
             "model": MODEL,
             "question": QUESTION,
@@ -145,15 +179,18 @@ def main(names: list[str]) -> int:
     """Try the clients whose names contain one of `names`; without names, all."""
     chosen = [each for each in CLIENTS if not names or any(name in each.name for name in names)]
     errors = []
-    print(f"{'':26}{''.join(f'{feature:12}' for feature in FEATURES)}")
+    print(f"{'':26}{''.join(f'{feature:12}' for feature in (*FEATURES, 'others'))}")
     with proxies() as settings:
         for client in chosen:
             if (reason := install(client)) is not None:
                 print(f"{client.name:26}skipped: {reason}", flush=True)
                 continue
             found = run(client, settings)
-            marks = "".join(f"{'✗' if error else '✓':12}" for error in found.values())
-            print(f"{client.name:26}{marks}", flush=True)
+            marks = ["-" if name in client.without else "✗" if found[name] else "✓" for name in FEATURES]
+            others = [error for name, error in found.items() if name not in FEATURES]
+            if others:
+                marks.append("✗" if any(others) else f"✓ {len(others)}")
+            print(f"{client.name:26}{''.join(f'{mark:12}' for mark in marks)}".rstrip(), flush=True)
             errors += [f"{client.name}, {name}: {error}" for name, error in found.items() if error]
     print("\n".join(errors))
     return 1 if errors else 0

@@ -1,13 +1,14 @@
-// Checks npm's `ai` with @ai-sdk/anthropic; see run.py.
+// Vercel's AI SDK with @ai-sdk/anthropic.
 
 import assert from 'node:assert/strict';
 import { createAnthropic } from '@ai-sdk/anthropic';
 import { generateText, stepCountIs, streamText, tool } from 'ai';
 import { z } from 'zod';
+import { run, settings } from './report.mjs';
 
-const [url, apiKey] = process.argv.slice(2, 4);
+const { scripted_url: url, api_key: apiKey } = settings;
 const anthropic = createAnthropic({ baseURL: `${url}/v1`, apiKey });
-const model = anthropic('openai/gpt-oss-120b');
+const model = anthropic(settings.model);
 const thinking = { anthropic: { thinking: { type: 'enabled', budgetTokens: 1024 } } };
 const image = 'iVBORw0KGgo=';
 
@@ -36,7 +37,14 @@ const checks = {
     assert.deepEqual([usage.inputTokens, usage.outputTokens], [12, 5]);
   },
 
-  async 'stream with thinking'() {
+  async stream() {
+    const result = streamText({ model, prompt: 'hello', maxRetries: 0 });
+    let text = '';
+    for await (const part of result.textStream) text += part;
+    assert.equal(text, 'Hello, world.');
+  },
+
+  async reasoning() {
     const result = streamText({ model, prompt: 'hello', providerOptions: thinking, maxRetries: 0 });
     let text = '';
     for await (const part of result.textStream) text += part;
@@ -45,7 +53,7 @@ const checks = {
     assert.deepEqual([(await result.usage).inputTokens, (await result.usage).outputTokens], [12, 5]);
   },
 
-  async 'agent loop'() {
+  async tools() {
     const result = streamText({
       model,
       tools,
@@ -57,7 +65,7 @@ const checks = {
     assert.equal((await result.steps).length, 2);
   },
 
-  async 'error in the stream'() {
+  async broken_stream() {
     const errors = [];
     const result = streamText({
       model,
@@ -70,18 +78,10 @@ const checks = {
     assert.notEqual(await result.finishReason.catch(() => 'error'), 'stop');
   },
 
-  async errors() {
+  async error() {
     const limited = generateText({ model, prompt: 'limited', maxRetries: 0 });
     await assert.rejects(limited, (error) => error.statusCode === 429 && error.data.error.type === 'rate_limit_error');
   },
 };
 
-for (const [feature, check] of Object.entries(checks)) {
-  let why = '';
-  try {
-    await check();
-  } catch (error) {
-    why = `${error.name}: ${error.message}`.slice(0, 300);
-  }
-  console.log(JSON.stringify({ feature, ok: !why, why }));
-}
+await run(checks);
