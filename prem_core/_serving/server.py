@@ -232,6 +232,9 @@ class _Protocol(H11Protocol):
         self._watch_arrival()
 
     def on_response_complete(self) -> None:
+        # An open connection must not keep the last request: the headers have its API key, the scope its content.
+        self.headers = []
+        self.scope = self.cycle.scope = {}  # type: ignore[typeddict-item]
         super().on_response_complete()
         if OVERLOADED in self.app_state:
             self.transport.close()

@@ -153,7 +153,7 @@ def test_the_proxy_page_lists_every_route() -> None:
         for method in route.methods - {"HEAD"}
     } | set(Apis().routes)
     page = DOCS / "proxy.md"
-    assert set(re.findall(r"`((?:GET|POST) \S+)`", section(page, "Routes"))) == routes
+    assert set(re.findall(r"`((?:GET|POST|DELETE) \S+)`", section(page, "Routes"))) == routes
 
 
 def test_the_install_page_lists_every_extra_and_its_packages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from langchain.agents import create_agent
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 from support.openai_session import ERRANDS, INVOICE, MODEL, QUESTION, RESULTS, SCHEMA, TOOLS, each, settle
-from support.proxies import StartProxy
+from support.proxies import StartProxy, headers
+from support.proxy_process import ProxyProcess
 from support.response_events import check_response, check_stream, read_events
 from support.waiting import eventually
 
@@ -118,6 +120,16 @@ def test_every_event_has_the_form_and_the_order_of_openai(
     whole = check_response(scripted_http.post("/v1/responses", json=body).json())
     assert [item["type"] for item in whole["output"]] == [item["type"] for item in output]
     assert "[DONE]" not in streamed.text
+
+
+def test_a_stream_is_made_from_a_whole_answer_where_nonces_must_not_be_reused(
+    start_proxy: StartProxy, enclave: LocalEnclave
+) -> None:
+    proxy = start_proxy(enclave, nonce_reuse="error")
+    body = {"model": MODEL, "input": QUESTION, "stream": True}
+    response = httpx.post(f"{proxy.base_url}/responses", json=body, headers=headers(enclave), timeout=20)
+    assert "nonce=own" in response.headers["x-prem-protection"]
+    assert ANSWER in check_stream(response.content)["output"][-1]["content"][0]["text"]
 
 
 def test_the_route_is_below_openai_too(scripted_http: httpx.Client) -> None:
@@ -270,6 +282,26 @@ def test_by_default_nothing_is_stored_and_an_error_names_the_option(client: open
         client.responses.create(model=MODEL, input=QUESTION, previous_response_id=response.id)
     with pytest.raises(openai.BadRequestError, match="--store-responses"):
         client.responses.create(model=MODEL, input=QUESTION, store=True)
+
+
+def test_the_process_holds_a_conversation_only_while_it_is_stored_and_the_api_key_never() -> None:
+    mark = secrets.token_hex(8)
+    with LocalEnclave(api_key=f"sk_test_{mark}") as prem:
+        urls = {"gateway_url": prem.gateway_url, "enclave_url": prem.enclave_url}
+        for stored in (False, True):
+            with (
+                ProxyProcess(**urls, store_responses=stored, nonce_reuse="allow") as proxy,
+                openai.OpenAI(base_url=proxy.base_url, api_key=prem.api_key, max_retries=0) as official,
+            ):
+                asked: Any = {"model": MODEL, "input": "The word is zebra. What is the word?"}
+                whole = official.responses.create(**asked)
+                streamed = list(official.responses.create(**asked, stream=True))[-1].response
+                assert bool(proxy.holders("zebra")) == stored
+                assert proxy.holders(mark) == []
+                if stored:
+                    for response in (whole, streamed):
+                        official.responses.delete(response.id)
+                    assert proxy.holders("zebra") == []
 
 
 @pytest.mark.parametrize("options", [{}, {"store": False, "include": ["reasoning.encrypted_content"]}])

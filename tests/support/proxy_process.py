@@ -15,6 +15,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -79,11 +80,19 @@ def _holders(text: str) -> list[str]:
     for holder in gc.get_objects():
         if isinstance(holder, FrameType):
             continue
-        for held in gc.get_referents(holder):
+        for held in _with_untracked(gc.get_referents(holder)):
             data = held.encode("utf-8", "replace") if isinstance(held, str) else held
             if isinstance(data, bytes | bytearray) and text.encode() in data:
                 found.append(f"{type(holder).__name__}: {type(held).__name__}")
     return found
+
+
+def _with_untracked(held: list[Any]) -> Iterator[Any]:
+    """`held`, and what is in its containers of plain values, which the garbage collector does not list."""
+    for each in held:
+        yield each
+        if isinstance(each, dict | tuple) and not gc.is_tracked(each):
+            yield from _with_untracked(gc.get_referents(each))
 
 
 def _peak() -> int:
