@@ -42,7 +42,7 @@ def read_prices(models: Iterable[Model]) -> dict[str, Price]:
             prompt = _number(found.get("prompt_price_per_k"))
             completion = _number(found.get("completion_price_per_k"))
             if prompt is not None and completion is not None:
-                prices[model.request_name] = Price(prompt / 1000, completion / 1000)
+                prices[model.id] = Price(prompt / 1000, completion / 1000)
     return prices
 
 
