@@ -19,6 +19,7 @@ from prem_core import RefusalError, __version__
 from prem_core._adapters.plaintext_egress import PlaintextEgressWarning
 
 if TYPE_CHECKING:
+    from langchain_prem.extraction import extractor
     from langchain_prem.whisper import PremWhisperLoader, PremWhisperParser, TranscriptionFailedWarning
 
 __all__ = [
@@ -29,11 +30,16 @@ __all__ = [
     "RefusalError",
     "TranscriptionFailedWarning",
     "__version__",
+    "extractor",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the loaders need modules that a chat does not.
+    # Imported on first use: they need modules that a chat does not.
+    if name == "extractor":
+        from langchain_prem import extraction
+
+        return extraction.extractor
     if name in __all__:
         from langchain_prem import whisper
 

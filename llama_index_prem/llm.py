@@ -60,9 +60,10 @@ from prem_core._adapters.settings import ModelSettings, check_params
 class PremEncrypted(EgressSetting, ModelSettings, StructuredPredictionLLM):
     """Models behind Prem's encrypted API.
 
-    This process encrypts prompts to the enclave's key, which is not attested, and decrypts the answers. **The gateway
-    in between can read and replace streamed answers.** ``nonce_reuse="error"`` accepts only answers that it cannot
-    read, if the service sends such; SECURITY.md has the details.
+    This process encrypts prompts to the enclave's key and decrypts the answers. **The gateway in between can read and
+    replace streamed answers.** ``nonce_reuse="error"`` accepts only answers that it cannot read, if the service sends
+    such. ``attestation="require"`` sends nothing before a genuine machine has answered; that the key is that machine's
+    is proven only if `key_bound` is reported. SECURITY.md has the details.
 
     Install ``prem-encrypted[llama-index]`` and set ``PREM_API_KEY``.
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from prem_core._crypto.keys import EncryptionKeys
     from prem_core._crypto.xwing import PublicKey
+    from prem_core._protocol.attestation.settings import AttestationWarning
     from prem_core._protocol.nonce_reuse import NonceReuseWarning
     from prem_core._protocol.protection import Protection
     from prem_core._protocol.response_types import (
@@ -73,6 +74,7 @@ __all__ = [
     "AsyncChatCompletionStream",
     "AsyncPremClient",
     "AttestationError",
+    "AttestationWarning",
     "AuthenticationError",
     "BadRequestError",
     "ChatCompletion",
@@ -122,6 +124,7 @@ _MODULES = {
     "_client.endpoints": ("agenerate_encryption_keys", "discover_endpoints", "generate_encryption_keys"),
     "_crypto.keys": ("EncryptionKeys",),
     "_crypto.xwing": ("PublicKey",),
+    "_protocol.attestation.settings": ("AttestationWarning",),
     "_protocol.nonce_reuse": ("NonceReuseWarning",),
     "_protocol.protection": ("Protection",),
     "_rate_limit.admission": ("Stats",),

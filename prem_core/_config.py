@@ -49,6 +49,7 @@ VARIABLES: Final = {
     "gateway_url": ("PREM_GATEWAY_URL", "PREM_PROXY_URL", "PROXY_URL"),
     "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
     "nonce_reuse": ("PREM_NONCE_REUSE",),
+    "attestation": ("PREM_ATTESTATION",),
 }
 
 _warned_of_proxy_url = False

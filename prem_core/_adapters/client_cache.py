@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from prem_core import _config
 from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._crypto.redaction import without_traceback
+from prem_core._protocol.attestation.settings import hashable
 from prem_core._rate_limit.permits import Limits
 
 #: How many recently used clients stay open when no model refers to them. A model that is constructed for each call then
@@ -119,7 +120,7 @@ def _service(options: dict[str, Any]) -> tuple[SecretStr, str, str]:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value.as_dict().items()) if isinstance(value, httpx.Timeout) else value
+    return tuple(value.as_dict().items()) if isinstance(value, httpx.Timeout) else hashable(value)
 
 
 CLIENTS: Final = ClientCache()

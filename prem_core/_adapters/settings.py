@@ -34,6 +34,7 @@ from prem_core._config import (
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError, InvalidParameterError
+from prem_core._protocol.attestation.settings import DEFAULT_MAX_AGE, AttestationMode
 from prem_core._protocol.nonce_reuse import NonceReuse
 from prem_core._protocol.request_schema import chat_plaintext
 from prem_core._rate_limit.admission import Stats
@@ -98,6 +99,23 @@ class ClientSettings(BaseModel):
     request_masking: bool = True
     """Whether each chat begins with random characters, so that the gateway cannot read the beginning of a request with
     the help of its reply."""
+    attestation: AttestationMode | None = None
+    """Whether the enclave's attestation is verified before a request: "require" sends nothing without a proof, "warn"
+    warns once per process and continues, "off" verifies nothing. Default: PREM_ATTESTATION, then "off"."""
+    attestation_policy: Any = Field(default=None, exclude=True, repr=False)
+    """Decides which genuine evidence is acceptable. Default: `prem_core.attestation.PremPolicy`. Not serialised."""
+    attestation_max_age: float = Field(default=DEFAULT_MAX_AGE, gt=0, allow_inf_nan=False)
+    """Seconds for which an attestation counts."""
+    attestation_roots: Any = Field(default=None, exclude=True, repr=False)
+    """The root keys that are trusted, a `prem_core.attestation.TrustedRoots`. Default: the vendors' own. Not
+    serialised."""
+    require_key_binding: bool = False
+    """Whether evidence that does not commit to the enclave's public key is refused. Prem's documented reports do not
+    commit to it."""
+    attestation_cache_dir: str | None = None
+    """A folder in which fetched certificates and revocation lists are kept. Default: in memory only."""
+    attestation_collateral: str | None = None
+    """A folder of certificates, revocation lists and keys, used instead of fetched ones."""
     total_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds for a whole call, until the response is complete. This includes waiting for a permit and all retries, and
     for a stream also the time its consumer takes."""
@@ -209,7 +227,8 @@ class ClientSettings(BaseModel):
         options = {name: getattr(self, name) for name in ClientSettings.model_fields}
         options["timeout"] = self._client_timeout()
         # Read now: two models share a client only if they are equal in this, too.
-        options["nonce_reuse"] = self.nonce_reuse or from_environment("nonce_reuse")
+        for name in ("nonce_reuse", "attestation"):
+            options[name] = options[name] or from_environment(name)
         options["http_client"] = getattr(self, http_field)
         return options
 
@@ -246,7 +265,7 @@ class ClientSettings(BaseModel):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        for name in {"limits", *self._http_fields, *self._shared}:
+        for name in {"limits", "attestation_policy", "attestation_roots", *self._http_fields, *self._shared}:
             shared = getattr(self, name, None)
             memo[id(shared)] = shared
         memo[id(self._derived)] = _Derived()

@@ -162,6 +162,7 @@ def protection_text(protection: Protection) -> str:
         "key": protection.key_fingerprint,
         "source": protection.key_source,
         "attested": "yes" if protection.attested else "no",
+        "key-bound": "yes" if protection.key_bound else "no" if protection.attested else None,
         "nonce": protection.reply_nonce,
         # It comes from the network, and must not look like another value.
         "support-id": support_id and re.sub(r"[^\w.:-]", "?", support_id, flags=re.ASCII)[:MAX_SUPPORT_ID],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, NoReturn, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar, Unpack, cast
 
 from prem_core._client.audio import AsyncAudio, Audio
 from prem_core._client.chat import AsyncChat, Chat
@@ -12,6 +12,9 @@ from prem_core._client.requester import AsyncRequester, Requester
 from prem_core._crypto.redaction import without_traceback
 from prem_core._rate_limit.admission import Stats
 from prem_core._rate_limit.permits import Limits
+
+if TYPE_CHECKING:
+    from prem_core.attestation.report import AttestationReport
 
 RequesterT = TypeVar("RequesterT", Requester, AsyncRequester)
 
@@ -73,6 +76,19 @@ class PremClient(_Client[Requester]):
         self.audio = Audio(self._requester)
         self.models = Models(self._requester)
 
+    def attest(self, model: str) -> AttestationReport:
+        """Verify the attestation of a model's enclave now, whatever `attestation` is set to.
+
+        Returns:
+            What the evidence shows, each check, and what it does not prove.
+
+        Raises:
+            AttestationError: The evidence is not accepted; the class names the kind.
+            APIError: The gateway does not give the evidence.
+            ConfigurationError: The extra `attestation` is not installed.
+        """
+        return cast("AttestationReport", self._requester.attest(model))
+
     def __enter__(self) -> Self:
         return self
 
@@ -104,6 +120,10 @@ class AsyncPremClient(_Client[AsyncRequester]):
         self.chat = AsyncChat(self._requester)
         self.audio = AsyncAudio(self._requester)
         self.models = AsyncModels(self._requester)
+
+    async def attest(self, model: str) -> AttestationReport:
+        """See `PremClient.attest`."""
+        return cast("AttestationReport", await self._requester.attest(model))
 
     async def __aenter__(self) -> Self:
         return self

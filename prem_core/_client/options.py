@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import httpx
 
@@ -11,8 +12,15 @@ from prem_core import _config
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
+from prem_core._protocol.attestation.settings import DEFAULT_MAX_AGE, AttestationMode
 from prem_core._protocol.nonce_reuse import NonceReuse
 from prem_core._rate_limit.permits import Limits
+
+if TYPE_CHECKING:
+    from prem_core.attestation.policy import VerificationPolicy
+    from prem_core.attestation.roots import TrustedRoots
+else:  # not imported for the types of options that few clients have
+    VerificationPolicy = TrustedRoots = Any
 
 
 class ClientOptions(TypedDict, total=False):
@@ -65,6 +73,27 @@ class ClientOptions(TypedDict, total=False):
     """Requests that may start per second, in the long run. None, the default, for as many as the service takes."""
     limits: Limits | None
     """A `Limits` to share with other clients and models, in place of the two options above."""
+    attestation: AttestationMode | None
+    """Whether the enclave's attestation is verified before the first request for a model, and again when the enclave's
+    key changes or `attestation_max_age` has passed. "require" sends no request, and not the probe of `nonce_reuse`,
+    before the verdict, and raises `AttestationError` if it fails. "warn" warns once per process and continues. "off",
+    the default, verifies nothing. Environment: PREM_ATTESTATION. Needs the extra `attestation`."""
+    attestation_policy: VerificationPolicy | None
+    """Decides which genuine evidence is acceptable. Default: ``prem_core.attestation.PremPolicy()``."""
+    attestation_max_age: float
+    """Seconds for which a verdict counts. Default: 3600."""
+    attestation_roots: TrustedRoots | None
+    """The root keys that are trusted, and where certificates are fetched from. Default: AMD's, Intel's and NVIDIA's.
+    The embedded enclave has its own: ``LocalEnclave.attestation_roots``."""
+    require_key_binding: bool
+    """Whether evidence that does not commit to the enclave's public key is refused. Prem's documented reports do not
+    commit to it. Default: False."""
+    attestation_cache_dir: str | os.PathLike[str] | None
+    """A folder in which fetched certificates and revocation lists are kept, for all processes. They are public. None,
+    the default, keeps them in memory only."""
+    attestation_collateral: str | os.PathLike[str] | None
+    """A folder of certificates, revocation lists and keys, as ``prem attest --save`` writes it. They are used instead
+    of fetched ones; the vendors' services are not asked. Default: None."""
     allow_insecure: bool
     """Allow plain http to another machine, where the API key can be read on the way. Default: False."""
 
@@ -93,6 +122,8 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "max_concurrency": _config.DEFAULT_MAX_CONCURRENCY,
     "retry_after_send": False,
     "request_masking": True,
+    "attestation_max_age": DEFAULT_MAX_AGE,
+    "require_key_binding": False,
     "allow_insecure": False,
 }
 

@@ -20,12 +20,13 @@ from prem_core._client.shared_fetch import SharedFetch
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._errors import ConfigurationError
+from prem_core._protocol.attestation.settings import VERDICTS, Attestation, Verdict, check_extra
 from prem_core._protocol.flow import fetch_public_key, probe
-from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject, resolve_nonce_reuse
+from prem_core._protocol.nonce_reuse import REPLY_FORMS, resolve_nonce_reuse
 from prem_core._protocol.request_body import SealedBody
 from prem_core._protocol.response_body import parse_public_key
 from prem_core._protocol.retry import RetryPolicy
-from prem_core._protocol.steps import Flow, FlowSettings, Send
+from prem_core._protocol.steps import Attest, Flow, FlowSettings, Probe, Send
 from prem_core._rate_limit.permits import resolve_limits
 from prem_core._transport.aio import AsyncDriver
 from prem_core._transport.http import BodyStream, httpx_options
@@ -42,6 +43,9 @@ _DEFAULT_WHOLE_TIMEOUT: Final = httpx.Timeout(_config.DEFAULT_TIMEOUT, read=_con
 _ACCEPT_STREAM: Final = "text/event-stream, application/json"
 _ACCEPT_WHOLE: Final = "application/json, text/event-stream;q=0.1"
 _ACCEPT_OWN_NONCE: Final = "application/json"
+
+#: How many models' attestations and probes may be shared. Names of models can come from a caller of the proxy.
+_MAX_PREPARATIONS: Final = 1000
 
 _HEADERS: Final = {
     # Sealed bytes do not compress. A compressed response is an error: it could be a decompression bomb.
@@ -78,16 +82,19 @@ class _Requester:
         }
         self._parsed_urls: dict[str, httpx.URL] = {}
         # httpx.Headers does not show the key in its repr.
+        authorization = {"authorization": f"Bearer {_config.resolve_api_key(options['api_key'])}"}
+        accept_whole = _ACCEPT_OWN_NONCE if nonce_reuse == "error" else _ACCEPT_WHOLE
         self._headers = {
-            "gateway": httpx.Headers(
-                {**_HEADERS, "authorization": f"Bearer {_config.resolve_api_key(options['api_key'])}"}
-            ),
-            "enclave": httpx.Headers(_HEADERS),
+            (party, whole): httpx.Headers(
+                {**_HEADERS, **own, "accept": accept_whole if whole else _ACCEPT_STREAM}
+            )
+            for party, own in (("gateway", authorization), ("enclave", {}))
+            for whole in (False, True)
         }
         self._timeout, self._whole_timeout = (
             (_DEFAULT_TIMEOUT, _DEFAULT_WHOLE_TIMEOUT) if timeout is None else (timeout, timeout)
         )
-        self._probes: dict[ProbeSubject, SharedFetch[bool]] = {}
+        self._preparations: dict[Attest | Probe, SharedFetch[Verdict | bool]] = {}
         pinned = options["enclave_public_key"]
         self.key = EnclaveKey(None if pinned is None else parse_public_key(pinned))
         max_buffer_size = options["max_buffer_size"]
@@ -103,6 +110,7 @@ class _Requester:
             nonce_reuse=nonce_reuse,
             request_masking=options["request_masking"],
             retry_after_send=options["retry_after_send"],
+            attestation=Attestation.from_options(options),
             chunk_timeout=options["stream_chunk_timeout"]
             if self._own_chunk_timeout
             else _read_timeout(self._timeout),
@@ -110,6 +118,17 @@ class _Requester:
         self.limits = resolve_limits(
             options["limits"], options["max_concurrency"], options["requests_per_second"]
         )
+
+    @property
+    def requires_attestation(self) -> bool:
+        """Whether nothing is sent without a proof."""
+        return self._settings.attestation.mode == "require"
+
+    @property
+    def _all_urls(self) -> tuple[str, ...]:
+        """What the client connects to, where it may be this machine."""
+        roots = self._settings.attestation.roots
+        return (*self._urls.values(), *(roots.sources.urls if roots is not None else ()))
 
     @property
     def asks_for_streams(self) -> bool:
@@ -127,19 +146,59 @@ class _Requester:
             settings = dataclasses.replace(settings, deadline=settings.clock() + self._total_timeout)
         return settings
 
-    def _probes_of(self, subject: ProbeSubject) -> SharedFetch[bool]:
-        return self._probes.setdefault(subject, SharedFetch())
+    def _shared(self, step: Attest | Probe) -> SharedFetch[Verdict | bool]:
+        if len(self._preparations) > _MAX_PREPARATIONS:
+            self._preparations.clear()  # who waits for one keeps it
+        return self._preparations.setdefault(step, SharedFetch())
 
-    def _outcome(self, subject: ProbeSubject) -> bool | None:
-        """True if the outcome of a probe is known for the enclave's present key."""
-        key = self.key.public_key
-        known = key is not None and REPLY_FORMS.own_nonce(self.gateway_url, key, subject) is not None
+    def _outcome(self, step: Attest | Probe) -> Verdict | bool | None:
+        """The outcome of an attestation or a probe, if it is known for the enclave's present key."""
+        key, settings = self.key.public_key, self._settings
+        if isinstance(step, Attest):
+            return VERDICTS.find(
+                self.gateway_url,
+                settings.fingerprint(key),
+                step.model,
+                settings.attestation,
+                settings.wall_clock(),
+            )
+        known = key is not None and REPLY_FORMS.own_nonce(self.gateway_url, key, step.subject) is not None
         return True if known else None
+
+    def _preparation(self, step: Attest | Probe, settings: FlowSettings) -> Flow:
+        """The flow that finds the outcome."""
+        if isinstance(step, Probe):
+            return probe(step.subject, settings)
+        # Imported here: it reads certificates, and doubles the import time of a client that does not attest.
+        from prem_core._protocol.attestation.flow import attest
+
+        return attest(step.model, self.key.public_key, settings)
+
+    def _attestation(self, model: str, *, verify: bool) -> Callable[[FlowSettings], Flow]:
+        check_extra()
+        from prem_core._protocol.attestation import flow
+
+        return functools.partial(flow.verified if verify else flow.collected, model, self.key.public_key)
+
+    @property
+    def _needs_key(self) -> bool:
+        """Whether requests are sealed to the enclave's public key."""
+        return self._settings.keys is None
 
     def build_request(
         self, client: httpx.Client | httpx.AsyncClient, step: Send, timeout: Timeout = None
     ) -> httpx.Request:
         """The HTTP request for a step, with `timeout` in place of the client's own."""
+        chosen = timeout if timeout is not None else self._whole_timeout if step.whole else self._timeout
+        if step.party == "collateral":
+            # Not through `client.build_request`, which adds the headers and cookies of a caller's own client.
+            return httpx.Request(
+                step.method,
+                step.path,
+                params=step.query or None,
+                headers=_HEADERS,
+                extensions={"timeout": httpx.Timeout(chosen).as_dict()},
+            )
         address = self._urls[step.party] + step.path
         url = self._parsed_urls.get(address)
         if url is None:  # cached: parsing a URL is as slow as sealing a prompt
@@ -150,19 +209,12 @@ class _Requester:
             step.method,
             url,
             content=None if large else body,
-            headers=self._headers[step.party],
+            headers=self._headers[step.party, step.whole],
             params=step.query or None,
-            timeout=timeout if timeout is not None else self._whole_timeout if step.whole else self._timeout,
+            timeout=chosen,
         )
         if body is not None:
             request.headers["content-type"] = "application/json"
-        request.headers["accept"] = (
-            _ACCEPT_OWN_NONCE
-            if not self.asks_for_streams
-            else _ACCEPT_WHOLE
-            if step.whole
-            else _ACCEPT_STREAM
-        )
         if isinstance(body, SealedBody):
             request.stream = BodyStream(body)
             request.headers["content-length"] = str(body.length)
@@ -188,7 +240,7 @@ class Requester(_Requester):
         self._process = os.getpid()
 
     def _connect(self) -> None:
-        self._http = httpx.Client(**httpx_options(self._urls.values()))
+        self._http = httpx.Client(**httpx_options(self._all_urls))
         # Closes the sockets of a client that was never closed, when it is garbage-collected.
         self._close_http = weakref.finalize(self, self._http.close)
 
@@ -219,7 +271,7 @@ class Requester(_Requester):
             # passed an http_client, replace it yourself after a fork.
             self._process = os.getpid()
             self.key.renew_lock()
-            self._probes = {}
+            self._preparations = {}
             if self._close_http is not None:
                 self._connect()
         return SyncDriver(
@@ -227,7 +279,7 @@ class Requester(_Requester):
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
             self.key,
             self.fetch_key if deadline is None else functools.partial(self.fetch_key, deadline=deadline),
-            functools.partial(self._probe, timeout=timeout, deadline=deadline),
+            functools.partial(self._prepare, timeout=timeout, deadline=deadline),
             self.limits,
             deadline,
         )
@@ -242,14 +294,23 @@ class Requester(_Requester):
 
         return self.key.get(fetch, stale, deadline)
 
-    def _probe(self, subject: ProbeSubject, timeout: Timeout, deadline: float | None) -> None:
-        def run() -> bool:
+    def _prepare(self, step: Attest | Probe, timeout: Timeout, deadline: float | None) -> Verdict | bool:
+        def run() -> Verdict | bool:
             settings = dataclasses.replace(self._settings, deadline=deadline)
-            self._driver(timeout, deadline).run(probe(subject, settings))
-            return True
+            outcome: Verdict | None = self._driver(timeout, deadline).run(self._preparation(step, settings))
+            return outcome or True
 
-        self.fetch_key(deadline=deadline)
-        self._probes_of(subject).get(functools.partial(self._outcome, subject), run, deadline)
+        if self._needs_key:
+            self.fetch_key(deadline=deadline)
+        if (outcome := self._outcome(step)) is not None:
+            return outcome
+        return self._shared(step).get(functools.partial(self._outcome, step), run, deadline)
+
+    def attest(self, model: str, *, verify: bool = True) -> Any:
+        """The `AttestationReport` of a model's enclave; without `verify` its `Evidence`."""
+        if self._needs_key:
+            self.fetch_key()
+        return self.run(self._attestation(model, verify=verify))
 
 
 class AsyncRequester(_Requester):
@@ -260,7 +321,7 @@ class AsyncRequester(_Requester):
         http_client = options["http_client"]
         if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
             raise ConfigurationError("http_client must be an httpx.AsyncClient (PremClient takes a Client)")
-        self._loops = LoopClients(http_client, self._urls.values())
+        self._loops = LoopClients(http_client, self._all_urls)
         self._closed = False
 
     async def close(self) -> None:
@@ -291,7 +352,7 @@ class AsyncRequester(_Requester):
             self.build_request if timeout is None else functools.partial(self.build_request, timeout=timeout),
             self.key,
             functools.partial(self._fetch_key, loop),
-            functools.partial(self._probe, loop, timeout),
+            functools.partial(self._prepare, loop, timeout),
             self.limits,
             deadline,
         )
@@ -307,15 +368,25 @@ class AsyncRequester(_Requester):
 
         return await self.key.get_async(fetch, loop.key_lock, stale)
 
-    async def _probe(self, loop: LoopClient, timeout: Timeout, subject: ProbeSubject) -> None:
-        async def run() -> bool:
-            await (await self._driver(timeout, None)).run(probe(subject, self._settings))
-            return True
+    async def _prepare(self, loop: LoopClient, timeout: Timeout, step: Attest | Probe) -> Verdict | bool:
+        async def run() -> Verdict | bool:
+            driver = await self._driver(timeout, None)
+            outcome: Verdict | None = await driver.run(self._preparation(step, self._settings))
+            return outcome or True
 
-        await self._fetch_key(loop, None)
-        await self._probes_of(subject).get_async(
-            functools.partial(self._outcome, subject), run, loop.probe_lock
+        if self._needs_key:
+            await self._fetch_key(loop, None)
+        if (outcome := self._outcome(step)) is not None:
+            return outcome
+        return await self._shared(step).get_async(
+            functools.partial(self._outcome, step), run, loop.prepare_lock
         )
+
+    async def attest(self, model: str) -> Any:
+        """The `AttestationReport` of a model's enclave."""
+        if self._needs_key:
+            await self.fetch_key()
+        return await self.run(self._attestation(model, verify=True))
 
 
 def _checked(timeout: Timeout) -> Timeout:

@@ -8,11 +8,12 @@ from typing import Any, Final
 from prem_core import _errors as errors
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
+from prem_core._protocol.attestation.settings import Verdict
 from prem_core._protocol.error_body import is_key_rotation_error
 from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject, warn_of_nonce_reuse
 from prem_core._protocol.protection import Protection
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, rate_limit_interval, shared_backoff
-from prem_core._protocol.steps import Acquire, FetchKey, FlowSettings, Probe, Release, Sleep, Step
+from prem_core._protocol.steps import Acquire, Attest, FetchKey, FlowSettings, Probe, Release, Sleep, Step
 
 
 class Attempts:
@@ -23,13 +24,14 @@ class Attempts:
         subject: What the request is, if it is sent only where replies have a nonce of their own; None for a probe.
     """
 
-    __slots__ = ("_acquire", "_refetched", "_retries", "_settings", "_subject", "key")
+    __slots__ = ("_acquire", "_refetched", "_retries", "_settings", "_subject", "_verdict", "key")
 
     def __init__(self, settings: FlowSettings, subject: ProbeSubject | None = None) -> None:
         self._settings = settings
         self._subject = subject
         self._retries = 0
         self._refetched = False
+        self._verdict: Verdict | None = None
         #: The enclave's key that the attempt is sealed to.
         self.key: PublicKey
         self._acquire = _ACQUIRE_WITH_KEY if settings.keys is None else _ACQUIRE
@@ -38,23 +40,47 @@ class Attempts:
         """Start an attempt: wait for a permit, and return its secret, a fresh one unless the client reuses one.
 
         Raises:
+            AttestationError: The enclave's attestation fails, and the settings require it.
             NonceReuseError: Replies come under their request's nonce, and the settings refuse them.
         """
-        settings = self._settings
-        if self._subject is not None and settings.nonce_reuse == "error":
-            while True:
-                # Before waiting for the permit, as the probe needs one, too.
-                yield Probe(self._subject)
-                self.key = yield self._acquire
-                own = REPLY_FORMS.own_nonce(settings.gateway_url, self.key, self._subject)
-                if own is not None:
-                    break
-                yield Release()  # the key was rotated meanwhile
-            if not own:
-                raise errors.NonceReuseError
-        else:
+        settings, subject = self._settings, self._subject
+        first = True
+        while True:
+            # Before waiting for the permit: both can take seconds, and the probe needs a permit, too.
+            if subject is not None and settings.attestation.mode != "off":
+                self._verdict = yield Attest(subject.model)
+            if subject is not None and settings.nonce_reuse == "error":
+                yield Probe(subject)
             self.key = yield self._acquire
-        return settings.keys or EncryptionKeys.encapsulate(self.key)
+            if self._is_prepared(check_age=first):
+                return settings.keys or EncryptionKeys.encapsulate(self.key)
+            first = False
+            yield Release()
+
+    def _is_prepared(self, *, check_age: bool) -> bool:
+        """Whether the outcomes count for the key that the request will be sealed to.
+
+        While the request waited for its permit, the key may have been rotated, or the verdict have become too old.
+
+        Args:
+            check_age: Whether the verdict's age counts. It counts once: a queue that is longer than
+                `attestation_max_age` must not keep the request out forever.
+
+        Raises:
+            NonceReuseError: Replies come under their request's nonce, and the settings refuse them.
+        """
+        settings, verdict = self._settings, self._verdict
+        if verdict is not None:
+            if verdict.key != settings.fingerprint(self.key):
+                return False
+            if check_age and not verdict.counts(settings.attestation, settings.wall_clock()):
+                return False
+        if self._subject is not None and settings.nonce_reuse == "error":
+            own = REPLY_FORMS.own_nonce(settings.gateway_url, self.key, self._subject)
+            if own is False:
+                raise errors.NonceReuseError
+            return own is not None
+        return True
 
     def check_nonce(self, *, own: bool) -> None:
         """Act on a reply under its request's nonce, as `nonce_reuse` says.
@@ -75,6 +101,7 @@ class Attempts:
     def protection(self, *, own_nonce: bool, support_id: str | None = None) -> Protection:
         """How the reply to this attempt was protected."""
         keys = self._settings.keys
+        report = self._verdict.report if self._verdict is not None else None
         return Protection(
             key_fingerprint=keys.enclave_fingerprint if keys is not None else self.key.fingerprint(),
             key_source="encryption_keys"
@@ -82,6 +109,8 @@ class Attempts:
             else "pinned"
             if self._settings.pinned
             else "fetched",
+            attested=report is not None,
+            key_bound=report is not None and report.key_bound,
             reply_nonce="own" if own_nonce else "request's",
             support_id=support_id,
         )

@@ -72,8 +72,6 @@ class ChatStreamReader:
             raise ResponseTooLargeError(f"the stream has more than {MAX_STREAM_BYTES} bytes")
         for name, value in self._decoder.feed(data):
             self._events += 1
-            if self._events > MAX_EVENTS:
-                raise ResponseTooLargeError(f"the stream has more than {MAX_EVENTS} events")
             if name == b"data" or (name == b"message" and value != b"[DONE]"):
                 try:
                     sealed = decode_binary(value)
@@ -89,7 +87,7 @@ class ChatStreamReader:
                     chunk = read_json(ChatCompletionChunk, plaintext)
                 if chunk.error is not None:
                     raise stream_error(chunk.error)
-                if "choices" not in chunk.model_fields_set:
+                if not chunk.choices and "choices" not in chunk.model_fields_set:
                     # Without this check the request itself, sent back by the gateway, would pass as a chunk.
                     raise APIResponseValidationError("a chunk of the stream has no choices")
                 for choice in chunk.choices:
@@ -107,6 +105,8 @@ class ChatStreamReader:
                 self.done = True
                 return
             # Other events are ignored: the service may add some, but no part of the answer is in them.
+        if self._events > MAX_EVENTS:
+            raise ResponseTooLargeError(f"the stream has more than {MAX_EVENTS} events")
 
     def finish(self) -> None:
         """Check the answer when the connection has ended.

@@ -91,7 +91,7 @@ def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
             )
             head = yield send
             if not 200 <= head.status < 300:
-                yield from _raise_for_status(send, head, settings)
+                yield from raise_for_status(send, head, settings)
             content_type = _content_type(head)
             if content_type == EVENT_STREAM:
                 attempts.check_nonce(own=False)
@@ -203,7 +203,7 @@ def _probe_chat(
     send = Send("POST", "gateway", CHAT_ROUTE, _masked_body(request, keys, nonce, settings), whole=True)
     head = yield send
     if not 200 <= head.status < 300:
-        yield from _raise_for_status(send, head, settings)
+        yield from raise_for_status(send, head, settings)
     content_type = _content_type(head)
     if content_type == EVENT_STREAM:
         return False
@@ -249,7 +249,7 @@ def _masked_body(request: ChatRequest, keys: EncryptionKeys, nonce: bytes, setti
 def list_models(kind: str | None, settings: FlowSettings) -> Flow:
     """List the gateway's models: those of one type, or all."""
     request = Send("GET", "gateway", MODELS_ROUTE, query={"type": kind} if kind else {})
-    yield (yield from _fetch_with_retries(request, settings, read_models))
+    yield (yield from with_retries(lambda: _fetch_and_read(request, settings, read_models), settings))
 
 
 def fetch_public_key(settings: FlowSettings) -> Flow:
@@ -261,7 +261,7 @@ def fetch_public_key(settings: FlowSettings) -> Flow:
     """
     try:
         request = Send("GET", "enclave", PUBLIC_KEY_PATH)
-        yield (yield from _fetch_with_retries(request, settings, read_public_key))
+        yield (yield from with_retries(lambda: _fetch_and_read(request, settings, read_public_key), settings))
     except errors.APIConnectionError:
         raise
     except errors.APIError as error:
@@ -273,14 +273,14 @@ def fetch_page(settings: FlowSettings) -> Flow:
     yield (yield from _fetch(Send("GET", "enclave", ""), settings))
 
 
-def _fetch_with_retries(
-    request: Send, settings: FlowSettings, read: Callable[[bytes], R]
+def with_retries(
+    attempt: Callable[[], Generator[Step, Any, R]], settings: FlowSettings
 ) -> Generator[Step, Any, R]:
-    """The response to an unsealed request, parsed with `read`, which raises if a 200 response contains an error."""
+    """What an attempt returns, after retries. For requests that are not sealed and may be sent again."""
     retries = 0
     while True:
         try:
-            return read((yield from _fetch(request, settings)))
+            return (yield from attempt())
         except errors.APIError as error:
             delay = settings.retry.delay(retries, error)
             if delay is None:
@@ -290,11 +290,18 @@ def _fetch_with_retries(
         yield Sleep(delay)
 
 
+def _fetch_and_read(
+    request: Send, settings: FlowSettings, read: Callable[[bytes], R]
+) -> Generator[Step, Any, R]:
+    """The response, parsed with `read`, which raises if a 200 response contains an error."""
+    return read((yield from _fetch(request, settings)))
+
+
 def _fetch(request: Send, settings: FlowSettings) -> Generator[Step, Any, bytes]:
     """Send `request` and return the body of its response."""
     head: ResponseHead = yield request
     if not 200 <= head.status < 300:
-        yield from _raise_for_status(request, head, settings)
+        yield from raise_for_status(request, head, settings)
     return (yield from _body(settings))
 
 
@@ -305,9 +312,7 @@ def _body(settings: FlowSettings) -> Generator[Step, Any, bytes]:
     return reader.body()
 
 
-def _raise_for_status(
-    request: Send, head: ResponseHead, settings: FlowSettings
-) -> Generator[Step, Any, None]:
+def raise_for_status(request: Send, head: ResponseHead, settings: FlowSettings) -> Generator[Step, Any, None]:
     """Raise the error for this status, with the message from its body."""
     body = b""
     until = settings.clock() + ERROR_BODY_SECONDS

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
+from prem_core._protocol.attestation.settings import Attestation
 from prem_core._protocol.nonce_reuse import NonceReuse, ProbeSubject
 from prem_core._protocol.request_body import Body
 from prem_core._protocol.retry import RetryPolicy
@@ -68,6 +69,13 @@ class Probe(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Attest(Step):
+    """Return the `Verdict` on the attestation of this model's enclave, a new one if none counts; see `attest`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunInThread(Step):
     """Call this and return its result. It takes too long to run on an event loop."""
 
@@ -80,8 +88,8 @@ class Send(Step):
 
     Args:
         method: The HTTP method.
-        party: The destination: "gateway" or "enclave".
-        path: The path below the party's URL.
+        party: The destination: "gateway", "enclave", or "collateral" for a vendor's service. The last gets no API key.
+        path: The path below the party's URL; for "collateral" the whole URL.
         body: The request's body.
         query: The query parameters.
         read_timeout: Seconds to wait for the next bytes of the response's body, where shorter than the call's timeout.
@@ -90,7 +98,7 @@ class Send(Step):
     """
 
     method: str
-    party: Literal["gateway", "enclave"]
+    party: Literal["gateway", "enclave", "collateral"]
     path: str
     body: Body | None = field(default=None, repr=False)
     query: Mapping[str, str] = field(default_factory=dict)
@@ -133,9 +141,11 @@ class FlowSettings:
         nonce_reuse: What to do about replies under their request's nonce.
         request_masking: Whether a chat begins with random characters.
         retry_after_send: Whether to send a request again that the service may have accepted.
+        attestation: How the enclave's attestation is verified.
         chunk_timeout: Seconds between the chunks of a stream, or between the bytes of a body; None for no limit.
         deadline: The time by `clock` at which the call fails; None for no deadline.
         clock: A monotonic clock, in seconds.
+        wall_clock: The time in seconds since the epoch, by which attestation is judged.
     """
 
     retry: RetryPolicy
@@ -146,11 +156,23 @@ class FlowSettings:
     nonce_reuse: NonceReuse = "warn"
     request_masking: bool = True
     retry_after_send: bool = False
+    attestation: Attestation = field(default_factory=Attestation)
     chunk_timeout: float | None = None
     deadline: float | None = None
     clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
 
     @property
     def asks_for_streams(self) -> bool:
         """Whether a caller's stream is asked for as a stream."""
         return self.nonce_reuse != "error"
+
+    def fingerprint(self, key: PublicKey | None) -> str | None:
+        """The fingerprint of the enclave's key that requests are sealed to; None if it is not known.
+
+        Args:
+            key: The key; None if `keys` are used instead of it.
+        """
+        if self.keys is not None:
+            return self.keys.enclave_fingerprint
+        return key.fingerprint() if key is not None else None

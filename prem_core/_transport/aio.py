@@ -12,11 +12,11 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._crypto.xwing import PublicKey
-from prem_core._protocol.nonce_reuse import ProbeSubject
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
 from prem_core._protocol.steps import (
     READ,
     Acquire,
+    Attest,
     FetchKey,
     Flow,
     Probe,
@@ -35,6 +35,7 @@ from prem_core._transport.http import (
     BodyStream,
     BuildRequest,
     KnownKey,
+    auth_of,
     is_coded,
     response_head,
     translate,
@@ -74,7 +75,7 @@ class AsyncDriver:
         build_request: BuildRequest,
         keys: KnownKey,
         fetch_key: Callable[[PublicKey | None], Awaitable[PublicKey]],
-        probe: Callable[[ProbeSubject], Awaitable[None]],
+        prepare: Callable[[Attest | Probe], Awaitable[Any]],
         limits: Limits | None = None,
         deadline: float | None = None,
     ) -> None:
@@ -82,7 +83,7 @@ class AsyncDriver:
         self._build_request = build_request
         self._keys = keys
         self._fetch_key = fetch_key
-        self._probe = probe
+        self._prepare = prepare
         self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
         self._response: httpx.Response | None = None
@@ -151,8 +152,8 @@ class AsyncDriver:
                 if self._permit is not None:
                     self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
                 return None
-            case Probe(subject):
-                return await self._probe(subject)
+            case Attest() | Probe():
+                return await self._prepare(step)
             case RunInThread(call):
                 return await asyncio.to_thread(call)
             case Sleep(seconds):
@@ -169,7 +170,9 @@ class AsyncDriver:
         request = self._build_request(self._client, step)
         connection = request.extensions["trace"] = _ConnectionTracker()
         try:
-            response = await self._client.send(request, stream=True, follow_redirects=False)
+            response = await self._client.send(
+                request, stream=True, auth=auth_of(step), follow_redirects=False
+            )
         except asyncio.CancelledError:
             await connection.close()
             raise

@@ -105,6 +105,11 @@ class BuildRequest(Protocol):
     def __call__(self, client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request: ...
 
 
+def auth_of(step: Send) -> Any:
+    """Whether the `auth` of a caller's own httpx client applies: to the service, and to no further party."""
+    return None if step.party == "collateral" else httpx.USE_CLIENT_DEFAULT
+
+
 class KnownKey(Protocol):
     """Has the enclave's public key; None until it was fetched."""
 

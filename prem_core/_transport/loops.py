@@ -19,7 +19,7 @@ class LoopClient:
 
     http: httpx.AsyncClient
     key_lock: asyncio.Lock
-    probe_lock: asyncio.Lock
+    prepare_lock: asyncio.Lock
     lifetime: AsyncGenerator[None, None] | None
     #: Set when `http` is closed. A loop that shuts down waits for it if closing has started.
     closed: asyncio.Event

@@ -14,11 +14,11 @@ import httpx
 
 from prem_core import _errors as errors
 from prem_core._crypto.xwing import PublicKey
-from prem_core._protocol.nonce_reuse import ProbeSubject
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
 from prem_core._protocol.steps import (
     READ,
     Acquire,
+    Attest,
     FetchKey,
     Flow,
     Probe,
@@ -37,6 +37,7 @@ from prem_core._transport.http import (
     BodyStream,
     BuildRequest,
     KnownKey,
+    auth_of,
     is_coded,
     limit_to_deadline,
     response_head,
@@ -52,7 +53,7 @@ class SyncDriver:
         build_request: Makes the HTTP request for a `Send` step.
         keys: The cached enclave key; None until it was fetched.
         fetch_key: Fetches the key. With an argument: only if that key is still the cached one.
-        probe: Finds out under which nonce replies come, if it is not known.
+        prepare: Attests or probes, if the outcome is not known yet, and returns the outcome.
         limits: The limits that grant the permit; None for a flow without a permit.
         deadline: The time by `time.monotonic` at which the call fails; None for no deadline.
     """
@@ -63,7 +64,7 @@ class SyncDriver:
         build_request: BuildRequest,
         keys: KnownKey,
         fetch_key: Callable[[PublicKey | None], PublicKey],
-        probe: Callable[[ProbeSubject], None],
+        prepare: Callable[[Attest | Probe], Any],
         limits: Limits | None = None,
         deadline: float | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class SyncDriver:
         self._build_request = build_request
         self._keys = keys
         self._fetch_key = fetch_key
-        self._probe = probe
+        self._prepare = prepare
         self._permit = Permit(limits) if limits is not None else None
         self._deadline = deadline
         # Only the code that takes the response out under this lock may close it. Otherwise a timer could shut down a
@@ -144,8 +145,8 @@ class SyncDriver:
                 if self._permit is not None:
                     self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
                 return None
-            case Probe(subject):
-                return self._probe(subject)
+            case Attest() | Probe():
+                return self._prepare(step)
             case RunInThread(call):
                 return call()
             case Sleep(seconds):
@@ -163,7 +164,7 @@ class SyncDriver:
         if self._deadline is not None:
             limit_to_deadline(request, self._deadline)
         try:
-            response = self._client.send(request, stream=True, follow_redirects=False)
+            response = self._client.send(request, stream=True, auth=auth_of(step), follow_redirects=False)
         finally:
             if isinstance(request.stream, BodyStream):
                 request.stream.release()

@@ -9,6 +9,7 @@ __all__ = [
     "CertificateExpiredError",
     "ChipMismatchError",
     "CollateralExpiredError",
+    "CollateralUnavailableError",
     "DebugEnabledError",
     "GpuAttestationFailedError",
     "GpuTokenMismatchError",
@@ -18,6 +19,7 @@ __all__ = [
     "MigrationAllowedError",
     "MissingGpuTokenError",
     "NonceMismatchError",
+    "NotAttestedError",
     "QuoteRefusedError",
     "RevocationUnknownError",
     "RevokedError",
@@ -29,6 +31,18 @@ __all__ = [
     "UnknownRootError",
     "VmplTooHighError",
 ]
+
+
+class NotAttestedError(AttestationError):
+    """The gateway has no evidence for this model: it is not attested."""
+
+    DEFAULT_CHECK = "evidence"
+
+
+class CollateralUnavailableError(AttestationError):
+    """A certificate, revocation list or key that the verification needs cannot be fetched or found."""
+
+    DEFAULT_CHECK = "collateral"
 
 
 class MalformedEvidenceError(AttestationError):

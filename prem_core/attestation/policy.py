@@ -6,6 +6,7 @@ shows is good enough.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -42,7 +43,7 @@ def _refuse_debug(report: AttestationReport) -> None:
         raise DebugEnabledError(f"debugging is enabled in {subject}: its memory can be read from outside")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PremPolicy:
     """Prem's published policy and more: no debugging, recent firmware, revocation checked, secure boot.
 
@@ -52,6 +53,9 @@ class PremPolicy:
         max_vmpl: The least privileged level of an SEV-SNP guest that may have requested the report.
         allow_migration: Whether an SEV-SNP guest may be one that can be migrated.
         require_revocation_check: Whether evidence without a revocation list is refused.
+        minimum_gpus: How many GPUs must be attested. With 0, a gateway that names no GPU is believed; the report then
+            states that no GPU was attested. It counts where a CPU and its GPUs are verified together: by a client, and
+            by `Evidence.verify`.
     """
 
     minimum_snp_tcb: SnpTcb = SnpTcb(microcode=72)  # noqa: RUF009 - frozen
@@ -59,6 +63,7 @@ class PremPolicy:
     max_vmpl: int = 0
     allow_migration: bool = False
     require_revocation_check: bool = True
+    minimum_gpus: int = 0
 
     def verify(self, report: AttestationReport) -> None:
         """Raise an `AttestationError` if the report does not meet the policy."""
@@ -81,6 +86,11 @@ class PremPolicy:
             raise TcbTooOldError(
                 f"the platform's TCB status is {report.tcb_status}; the policy accepts: {accepted}"
             )
+
+    def __repr__(self) -> str:
+        given = (f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self)
+                 if getattr(self, field.name) != field.default)  # fmt: skip
+        return f"PremPolicy({', '.join(given)})"
 
     def _verify_snp(self, report: AttestationReport) -> None:
         if report.vmpl is None or not 0 <= report.vmpl <= self.max_vmpl:
@@ -171,6 +181,11 @@ class AllOf:
         """The measurements that any of the policies compares."""
         return frozenset().union(*(compared_measurements(policy) for policy in self.policies))
 
+    @property
+    def minimum_gpus(self) -> int:
+        """The most GPUs that any of the policies requires."""
+        return max(map(required_gpus, self.policies))
+
     def verify(self, report: AttestationReport) -> None:
         """Raise the error of the first policy that refuses."""
         for policy in self.policies:
@@ -191,6 +206,11 @@ class AnyOf:
         """The measurements that all of the policies compare."""
         first, *others = (compared_measurements(policy) for policy in self.policies)
         return first.intersection(*others)
+
+    @property
+    def minimum_gpus(self) -> int:
+        """The fewest GPUs that any of the policies requires."""
+        return min(map(required_gpus, self.policies))
 
     def verify(self, report: AttestationReport) -> None:
         """Raise the first policy's error if all refuse."""
@@ -239,3 +259,9 @@ def compared_measurements(policy: VerificationPolicy) -> frozenset[str]:
     """The measurements that a policy compares with trusted values; none for a policy that does not state it."""
     compares: Collection[str] = getattr(policy, "compares", ())
     return frozenset(compares)
+
+
+def required_gpus(policy: VerificationPolicy) -> int:
+    """How many GPUs a policy requires to be attested; none for a policy that does not state it."""
+    minimum: int = getattr(policy, "minimum_gpus", 0)
+    return minimum

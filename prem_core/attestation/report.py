@@ -31,6 +31,12 @@ GPU_LINK_NOT_PROVEN = (
     "the same machine."
 )
 GPU_EVIDENCE_NOT_PROVEN = "NVIDIA's service judged the GPUs' evidence. The evidence itself was not seen here."
+FOREIGN_ROOT_NOT_PROVEN = (
+    "The roots that were trusted are not the vendors' own: that the machine is a genuine one is not proven."
+)
+NO_GPU_NOT_PROVEN = (
+    "The gateway names no GPU for this model, and no GPU was attested. That it names none is not proven."
+)
 PHYSICAL_NOT_PROVEN = "Attestation does not exclude attacks with physical access to the machine."
 
 
@@ -137,6 +143,10 @@ class AttestationReport:
             checks=self.checks + gpus.checks,
             not_proven=tuple(dict.fromkeys(self.not_proven + gpus.not_proven)),
         )
+
+    def without_proof_of(self, *sentences: str) -> AttestationReport:
+        """This report, with further sentences about what the evidence does not establish, first."""
+        return dataclasses.replace(self, not_proven=(*sentences, *self.not_proven))
 
     def as_dict(self) -> dict[str, Any]:
         """The report in types that JSON has."""

@@ -199,6 +199,22 @@ def _without_padding(quote: bytes) -> bytes:
     return quote[:end]
 
 
+def platform_of_quote(quote: bytes) -> tuple[str, str]:
+    """The platform's FMSPC in hex and its certificate authority, which name its collateral. Nothing is verified.
+
+    Raises:
+        MalformedEvidenceError: It is not a quote.
+    """
+    parsed = _parse(_dcap_qvl(), _without_padding(checked_size("the quote", quote, MAX_QUOTE)))
+    try:
+        fmspc, ca = bytes.fromhex(parsed.fmspc()).hex(), str(parsed.ca())
+    except (ValueError, TypeError):
+        fmspc = ca = ""
+    if len(fmspc) != 12 or ca not in ("platform", "processor"):
+        raise MalformedEvidenceError("the quote does not name its platform and certificate authority")
+    return fmspc, ca
+
+
 def _parse(dcap_qvl: ModuleType, quote: bytes) -> Any:
     try:
         parsed = dcap_qvl.parse_quote(quote)

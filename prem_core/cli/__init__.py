@@ -23,7 +23,7 @@ import sys
 from typing import Final
 
 #: The subcommands, in the order of the help.
-COMMANDS: Final = ("chat", "transcribe", "models", "doctor", "proxy", "enclave", "keys")
+COMMANDS: Final = ("chat", "transcribe", "batch", "models", "attest", "doctor", "proxy", "enclave", "keys")
 
 DEFAULT_CHAT_MODEL: Final = "openai/gpt-oss-120b"
 

@@ -47,7 +47,8 @@ def application() -> typer.Typer:
         if isinstance(command, typer.Typer):
             for each in command.registered_commands:
                 each.cls = Command
-            app.add_typer(command, name=name, cls=Group, epilog=EXIT_CODES)
+            own = command.info.cls
+            app.add_typer(command, name=name, cls=own if isinstance(own, type) else Group, epilog=EXIT_CODES)
         else:
             app.command(name, cls=Command)(command)
     return app

@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -32,7 +33,9 @@ from prem_core.cli.errors import CliError
 
 if TYPE_CHECKING:
     from prem_core import AsyncPremClient, EncryptionKeys, PremClient, PublicKey
+    from prem_core._protocol.attestation.settings import AttestationMode
     from prem_core._protocol.nonce_reuse import NonceReuse
+    from prem_core.attestation import TrustedRoots
 
 _SECTION: Final = "Connection"
 
@@ -43,6 +46,19 @@ class NonceReuseMode(StrEnum):
     WARN = "warn"
     ERROR = "error"
     ALLOW = "allow"
+
+
+class AttestationChoice(StrEnum):
+    """The client's `attestation`, as typer takes it."""
+
+    OFF = "off"
+    WARN = "warn"
+    REQUIRE = "require"
+
+
+#: The roots of the embedded enclave, with ``--local``. Nothing else sets them: evidence of the service must lead to the
+#: vendors' roots.
+LOCAL_ROOTS: Final[ContextVar[TrustedRoots | None]] = ContextVar("LOCAL_ROOTS", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,7 @@ class Connection:
     kek_file: str | None = None
     nonce_reuse: NonceReuse | None = None
     masking: bool = True
+    attestation: AttestationMode | None = None
     timeout: float | None = None
     max_retries: int = DEFAULT_MAX_RETRIES
     retry_after_send: bool = False
@@ -112,6 +129,10 @@ class Connection:
         """Whether only replies under a nonce of their own are accepted, so that nothing is asked for as a stream."""
         return (self.nonce_reuse or from_environment("nonce_reuse")) == "error"
 
+    def verifies_attestation(self) -> bool:
+        """Whether the enclave's attestation is verified before a request."""
+        return (self.attestation or from_environment("attestation") or "off") != "off"
+
     def encryption_keys(self) -> EncryptionKeys | None:
         """Read the keys of ``--keys``.
 
@@ -144,6 +165,8 @@ class Connection:
             "encryption_keys": self.encryption_keys(),
             "nonce_reuse": self.nonce_reuse,
             "request_masking": self.masking,
+            "attestation": self.attestation,
+            "attestation_roots": LOCAL_ROOTS.get(),
             "timeout": timeout,
             "max_retries": self.max_retries,
             "retry_after_send": self.retry_after_send,
@@ -203,6 +226,13 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
         "request with the help of its streamed answer. Default: masking.",
         "--masking/--no-masking",
         show_default=False,
+    ),
+    "attestation": _option(
+        AttestationChoice | None,
+        "Verify the enclave's attestation before the first request for a model. require: send nothing without a proof. "
+        "warn: write one warning where it fails. off: verify nothing. See prem attest. Default: PREM_ATTESTATION, or "
+        "off.",
+        metavar="MODE",
     ),
     "max_retries": _option(
         int, "Retries after a failed request; never after the first chunk.", metavar="N", min=0

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from prem_core.cli import EXIT_USAGE
-from prem_core.cli.connection import GlobalOptions, read_variable
+from prem_core.cli.connection import LOCAL_ROOTS, GlobalOptions, read_variable
 from prem_core.cli.errors import CliError
 
 #: Options that name another service or its credentials.
 _CONFLICTING: Final = ("gateway_url", "enclave_url", "enclave_public_key", "api_key_env", "keys")
 
 #: Commands that call the service.
-COMMANDS: Final = frozenset({"chat", "transcribe", "models", "doctor", "proxy"})
+COMMANDS: Final = frozenset({"attest", "batch", "chat", "transcribe", "models", "doctor", "proxy"})
 
 
 @contextlib.contextmanager
@@ -50,7 +50,11 @@ def embedded_enclave(command: str, parameters: Mapping[str, Any], options: Globa
         ) as prem,
         _environment(prem.environment),
     ):
-        yield
+        roots = LOCAL_ROOTS.set(prem.attestation_roots)
+        try:
+            yield
+        finally:
+            LOCAL_ROOTS.reset(roots)
 
 
 def _check(command: str, parameters: Mapping[str, Any], options: GlobalOptions) -> None:

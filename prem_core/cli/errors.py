@@ -145,7 +145,8 @@ def use_cli_names(text: str, names: Mapping[str, str]) -> str:
     A name that is also an English word, such as "timeout", is replaced only at the start of the message.
     """
     for parameter, name in names.items():
-        text = text.replace(f"{parameter}='error'", f"{name}{' ' if name.startswith('--') else '='}error")
+        assigned = rf"{name}{' ' if name.startswith('--') else '='}\1"
+        text = re.sub(rf"\b{parameter}='(\w+)'", assigned, text)
         found = rf"\b{parameter}\b" if "_" in parameter else rf"^{parameter}(?=: | must | is )"
         text = re.sub(rf"{found}(=\w+)?( \(from \w+\)| \({re.escape(name)}\))?", name, text)
     return text

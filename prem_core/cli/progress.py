@@ -130,3 +130,39 @@ def _is_pipe(stream: IO[str] | None) -> bool:
 def _shortened(name: str) -> str:
     """The end of a path, which tells files apart; the bar needs the rest of the line."""
     return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
+
+
+class BatchBar:
+    """One bar with a line of counts. Use it as a context manager. Nothing is shown where `has_place` is false."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        if not has_place():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        self._progress = Progress(
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, completed: int, total: int | None, text: str) -> None:
+        """Show how many requests have ended, and the counts."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=completed, total=total, description=one_line(text))

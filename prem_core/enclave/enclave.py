@@ -26,6 +26,7 @@ from prem_core._protocol.assumptions import EVENT_STREAM, PUBLIC_KEY_NAMES, PUBL
 from prem_core._protocol.masking import without_padding
 from prem_core._protocol.response_types import ChatCompletionChunk, read_json
 from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE
+from prem_core.enclave.attester import Attester
 from prem_core.enclave.engines.base import (
     AudioTask,
     Chunk,
@@ -64,6 +65,7 @@ class Enclave:
         forwarding_secret: The value of `FORWARDING_HEADER`: only the gateway may forward requests.
         meter: Called with the tokens of each chat when it ends. How the real gateway learns them is not documented.
         audio_meter: Called with the seconds of each transcribed recording.
+        attester: Answers the routes of attestation; None to have none.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Enclave:
         forwarding_secret: str,
         meter: Callable[[int], None],
         audio_meter: Callable[[float], None],
+        attester: Attester | None = None,
     ) -> None:
         self.private_key = private_key
         self._engine = engine
@@ -89,6 +92,8 @@ class Enclave:
                 Route(PUBLIC_KEY_PATH, self._publish_key, methods=["GET"]),
                 Route(CHAT_ROUTE, self._chat, methods=["POST"]),
                 *(Route(path, self._audio, methods=["POST"]) for path in _TASKS),
+                *(attester.evidence_routes(self._check_forwarded) if attester is not None else ()),
+                *(attester.vendor_routes() if attester is not None else ()),
             ],
             redirect_slashes=False,
         )

@@ -103,6 +103,7 @@ class Gateway:
                 Route(CHAT_ROUTE, self._chat, methods=["POST"]),
                 *(Route(path, self._audio, methods=["POST"]) for path in AUDIO_ROUTES.values()),
                 Route(MODELS_ROUTE, self._list_models, methods=["GET"]),
+                Route("/attestation/{module}", self._attest, methods=["GET"]),
             ],
             redirect_slashes=False,
         )
@@ -127,6 +128,10 @@ class Gateway:
         listed = [entry for entry in entries if wanted in (None, entry["type"])]
         return JSONResponse(envelope(200, data=listed))
 
+    async def _attest(self, request: Request) -> ASGIApp:
+        self._authenticate(request)
+        return functools.partial(self._forward, b"", None)
+
     def _authenticate(self, request: Request) -> None:
         header = request.headers.get("authorization", "")
         scheme, _, key = header.partition(" ")
@@ -150,14 +155,18 @@ class Gateway:
         return body
 
     async def _forward(
-        self, body: bytes, metered: Metered, scope: Scope, receive: Receive, send: Send
+        self, body: bytes, metered: Metered | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Forward `body` to the same path of the enclave, and the response to the client."""
+        """Forward `body` to the same path of the enclave, and the response to the client.
+
+        Without `metered` the request counts against no limit.
+        """
         headers = {FORWARDING_HEADER: self._forwarding_secret, "content-type": "application/json"}
-        forwarded = self._enclave.stream("POST", scope["path"], content=body, headers=headers)
+        url = httpx.URL(scope["path"], query=scope["query_string"])
+        forwarded = self._enclave.stream(scope["method"], url, content=body, headers=headers)
         started = False
         try:
-            with nullcontext() if self._tier is None else self._tier.request(metered):
+            with nullcontext() if self._tier is None or metered is None else self._tier.request(metered):
                 async with forwarded as response:
                     kept = [(k, v) for k, v in response.headers.raw if k.lower() in _FORWARDED_HEADERS]
                     await send(

@@ -19,11 +19,14 @@ from prem_core._crypto.redaction import without_traceback
 from prem_core._crypto.xwing import SEED_BYTES, PrivateKey, PublicKey
 from prem_core._errors import ConfigurationError
 from prem_core._serving.server import LOOPBACK, Server, Service, listen, url_of
+from prem_core.attestation.roots import TrustedRoots
+from prem_core.enclave.attester import Attester, Technology
 from prem_core.enclave.enclave import Enclave, WholeReplies, envelope_error
 from prem_core.enclave.engines.base import Engine, EngineError, EngineRequest
 from prem_core.enclave.engines.quoting import QuotingEngine
 from prem_core.enclave.engines.scripted import ReplyLike, Respond, ScriptedEngine
 from prem_core.enclave.engines.upstream import UpstreamEngine
+from prem_core.enclave.evidence.certificates import Binding
 from prem_core.enclave.gateway import Exchange, ExchangeRecorder, Gateway
 from prem_core.enclave.middleware import ErrorAndHostMiddleware
 from prem_core.enclave.quota import Tier
@@ -72,6 +75,12 @@ class LocalEnclave(Service):
         body_limit: Bytes of one request body. A longer one is answered with 413.
         on_exchange: Called in the server's thread with what the gateway saw of each request and response, sealed. By
             default nothing is recorded.
+        attest: What the enclave attests itself as: ``sev-snp`` or ``tdx``, with two GPUs. None for no attestation. Its
+            evidence is real in form and signature, under a root that is trusted only where `attestation_roots` is
+            passed on. It proves nothing but that a client verifies.
+        attestation_binding: Whether the evidence commits to the public key: ``nonce``, as in Prem's documented reports,
+            for no; ``sha512`` or ``sha256`` for yes.
+        attestation_faults: What is wrong with the attestation, for tests: see the attribute of this name.
 
     Raises:
         ConfigurationError: A value is not valid, or several of `engine`, `replies`, `respond` and `upstream`
@@ -97,6 +106,9 @@ class LocalEnclave(Service):
         whole_replies: WholeReplies = "envelope",
         body_limit: int = DEFAULT_BODY_LIMIT,
         on_exchange: Callable[[Exchange], None] | None = None,
+        attest: Technology | None = "sev-snp",
+        attestation_binding: Binding = "nonce",
+        attestation_faults: Collection[str] = (),
     ) -> None:
         if api_key is None:
             api_key = f"sk_test_local_{secrets.token_urlsafe(24)}"
@@ -128,6 +140,11 @@ class LocalEnclave(Service):
         self._whole_replies: WholeReplies = whole_replies
         self._body_limit = body_limit
         self._on_exchange = on_exchange
+        self._attester = (
+            Attester(attest, attestation_binding, lambda: bytes(self.public_key), attestation_faults)
+            if attest is not None
+            else None
+        )
         self._enclave: Enclave | None = None
         self._server: Server | None = None
 
@@ -155,6 +172,33 @@ class LocalEnclave(Service):
     def enclave_url(self) -> str:
         """The URL of the enclave. Raises RuntimeError while the enclave is not running."""
         return self._url(1)
+
+    @property
+    def attestation_roots(self) -> TrustedRoots:
+        """The root keys of the enclave's evidence, and where its certificates are. Raises RuntimeError without `attest`
+        and while the enclave is not running.
+
+        It is never trusted by default: pass it to a client as `attestation_roots`.
+        """
+        return self._checked_attester.roots(self.enclave_url)
+
+    @property
+    def attestation_faults(self) -> frozenset[str]:
+        """What is wrong with the attestation, for tests; assign a list to change it. An unknown fault lists them all.
+
+        The certificates that a client fetches are those of the latest report.
+        """
+        return self._checked_attester.faults
+
+    @attestation_faults.setter
+    def attestation_faults(self, faults: Collection[str]) -> None:
+        self._checked_attester.faults = frozenset(faults)
+
+    @property
+    def _checked_attester(self) -> Attester:
+        if self._attester is None:
+            raise RuntimeError("this LocalEnclave does not attest itself: it was made with attest=None")
+        return self._attester
 
     @property
     def client_options(self) -> dict[str, str]:
@@ -274,6 +318,7 @@ class LocalEnclave(Service):
                 forwarding_secret=forwarding_secret,
                 meter=tier.spend_tokens if tier is not None else lambda tokens: None,
                 audio_meter=tier.spend_audio if tier is not None else lambda seconds: None,
+                attester=self._attester,
             )
             gateway = self._checked(gateway, gateway_socket)
             if self._on_exchange is not None:

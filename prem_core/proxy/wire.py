@@ -50,7 +50,8 @@ class CapturingClient(httpx.AsyncClient):
         if context is None or "authorization" not in request.headers:
             return await super().send(request, **options)
         record = context.record
-        record.attempts += 1
+        if not request.url.path.startswith("/attestation/"):  # that is not an attempt of the call
+            record.attempts += 1
         record.gateway_request, record.gateway_response = WireCapture(), WireCapture()
         sealed = request.method == "POST"
         body = request.stream

@@ -10,45 +10,16 @@ from typing import get_args
 
 import jwt
 import pytest
-from support.attestation import GPU_NONCE, NOW, verify_nvidia, verify_snp
+from support.attestation import GPU_NONCE, NOW, NVIDIA_FAULTS, verify_nvidia, verify_snp
 
 from prem_core import ConfigurationError
 from prem_core.attestation import (
     AttestationError,
-    DebugEnabledError,
-    GpuAttestationFailedError,
-    GpuTokenMismatchError,
     MalformedEvidenceError,
-    MissingGpuTokenError,
-    NonceMismatchError,
-    SecureBootDisabledError,
-    SignatureInvalidError,
     TokenExpiredError,
     UnknownRootError,
 )
 from prem_core.enclave.evidence import NvidiaFault, NvidiaIssuer, SnpIssuer
-
-#: The error of each fault, and the check that it names.
-FAULTS: dict[NvidiaFault, tuple[type[AttestationError], str]] = {
-    "changed_token": (GpuTokenMismatchError, "GPU tokens"),
-    "debug": (DebugEnabledError, "debug"),
-    "expired": (TokenExpiredError, "validity"),
-    "extra_token": (GpuTokenMismatchError, "GPU tokens"),
-    "failed_result": (GpuAttestationFailedError, "GPU result"),
-    "foreign_key": (SignatureInvalidError, "signature"),
-    "gpu_wrong_nonce": (NonceMismatchError, "nonce"),
-    "missing_token": (MissingGpuTokenError, "GPU tokens"),
-    "no_gpus": (MissingGpuTokenError, "GPU tokens"),
-    "no_secure_boot": (SecureBootDisabledError, "secure boot"),
-    "omitted_result": (GpuAttestationFailedError, "GPU result"),
-    "other_algorithm": (SignatureInvalidError, "signature"),
-    "other_issuer": (UnknownRootError, "issuer"),
-    "platform_failed": (GpuAttestationFailedError, "GPU result"),
-    "revoked": (GpuAttestationFailedError, "GPU result"),
-    "same_gpu_twice": (GpuTokenMismatchError, "GPU tokens"),
-    "unsigned": (SignatureInvalidError, "signature"),
-    "wrong_nonce": (NonceMismatchError, "nonce"),
-}
 
 
 def test_genuine_tokens_are_accepted_with_every_check(nvidia: NvidiaIssuer) -> None:
@@ -64,7 +35,7 @@ def test_genuine_tokens_are_accepted_with_every_check(nvidia: NvidiaIssuer) -> N
 
 @pytest.mark.parametrize("fault", get_args(NvidiaFault))
 def test_each_fault_is_refused_with_its_error(nvidia: NvidiaIssuer, fault: NvidiaFault) -> None:
-    error, check = FAULTS[fault]
+    error, check = NVIDIA_FAULTS[fault]
     with pytest.raises(AttestationError) as refused:
         verify_nvidia(nvidia, nvidia.evidence(GPU_NONCE, now=NOW, fault=fault))
     assert (type(refused.value), refused.value.check) == (error, check)

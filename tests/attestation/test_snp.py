@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, get_args
 
 import pytest
-from support.attestation import NONCE, NOW, PUBLIC_KEY, verify_snp
+from support.attestation import NONCE, NOW, PUBLIC_KEY, SNP_FAULTS, verify_snp
 
 from prem_core import ConfigurationError
 from prem_core.attestation import (
@@ -18,47 +18,15 @@ from prem_core.attestation import (
     CertificateExpiredError,
     ChipMismatchError,
     CollateralExpiredError,
-    DebugEnabledError,
     KeyNotBoundError,
     MalformedEvidenceError,
-    MigrationAllowedError,
     NonceMismatchError,
-    RevocationUnknownError,
-    RevokedError,
-    SignatureInvalidError,
     SnpTcb,
-    TcbMismatchError,
-    TcbTooOldError,
     UnknownRootError,
-    VmplTooHighError,
     parse_snp_report,
 )
 from prem_core.enclave.evidence import SnpFault, SnpIssuer
 from prem_core.enclave.evidence.snp import SnpGuest
-
-#: The error of each fault, and the check that it names.
-FAULTS: dict[SnpFault, tuple[type[AttestationError], str]] = {
-    "bad_signature": (SignatureInvalidError, "signature"),
-    "debug": (DebugEnabledError, "debug"),
-    "expired_certificate": (CertificateExpiredError, "validity"),
-    "expired_crl": (CollateralExpiredError, "collateral"),
-    "foreign_chain": (SignatureInvalidError, "chain"),
-    "foreign_crl": (SignatureInvalidError, "revocation"),
-    "foreign_root": (UnknownRootError, "root"),
-    "masked_chip": (ChipMismatchError, "chip"),
-    "migration": (MigrationAllowedError, "migration"),
-    "no_crl": (RevocationUnknownError, "revocation"),
-    "old_tcb": (TcbTooOldError, "TCB"),
-    "other_chip": (ChipMismatchError, "chip"),
-    "other_key": (KeyNotBoundError, "key binding"),
-    "other_product": (ChipMismatchError, "product"),
-    "revoked": (RevokedError, "revocation"),
-    "short_report": (MalformedEvidenceError, "format"),
-    "tcb_mismatch": (TcbMismatchError, "certificate TCB"),
-    "vlek": (MalformedEvidenceError, "format"),
-    "vmpl": (VmplTooHighError, "VMPL"),
-    "wrong_nonce": (NonceMismatchError, "nonce"),
-}
 
 
 def test_a_genuine_report_is_accepted_with_every_check(snp: SnpIssuer) -> None:
@@ -84,7 +52,7 @@ def test_a_genuine_report_is_accepted_with_every_check(snp: SnpIssuer) -> None:
 @pytest.mark.parametrize("fault", get_args(SnpFault))
 def test_each_fault_is_refused_with_its_error(snp: SnpIssuer, fault: SnpFault) -> None:
     evidence = snp.evidence(NONCE, now=NOW, public_key=PUBLIC_KEY, fault=fault)
-    error, check = FAULTS[fault]
+    error, check = SNP_FAULTS[fault]
     with pytest.raises(AttestationError) as refused:
         verify_snp(snp, evidence, public_key=PUBLIC_KEY)
     assert (type(refused.value), refused.value.check) == (error, check)

@@ -10,52 +10,19 @@ from typing import Any, get_args
 from urllib.parse import quote as url_quote
 
 import pytest
-from support.attestation import NONCE, NOW, PUBLIC_KEY, verify_tdx
+from support.attestation import NONCE, NOW, PUBLIC_KEY, TDX_FAULTS, verify_tdx
 
 from prem_core import ConfigurationError
 from prem_core.attestation import (
     VENDOR_ROOTS,
     AttestationError,
-    CertificateExpiredError,
-    CollateralExpiredError,
-    DebugEnabledError,
-    KeyNotBoundError,
     MalformedEvidenceError,
-    MigrationAllowedError,
-    NonceMismatchError,
-    QuoteRefusedError,
     RevokedError,
-    SignatureInvalidError,
-    TcbTooOldError,
     TdxCollateral,
     UnknownRootError,
     UnsafeNoOp,
 )
 from prem_core.enclave.evidence import TdxFault, TdxIssuer
-
-#: The error of each fault, and the check that it names.
-FAULTS: dict[TdxFault, tuple[type[AttestationError], str]] = {
-    "bad_qe_signature": (SignatureInvalidError, "signature"),
-    "bad_signature": (SignatureInvalidError, "signature"),
-    "changed_tcb_info": (SignatureInvalidError, "signature"),
-    "debug": (DebugEnabledError, "debug"),
-    "expired_certificate": (CertificateExpiredError, "validity"),
-    "expired_crl": (CollateralExpiredError, "collateral"),
-    "expired_tcb_info": (CollateralExpiredError, "collateral"),
-    "foreign_crl": (MalformedEvidenceError, "format"),
-    "foreign_root": (UnknownRootError, "root"),
-    "migration": (MigrationAllowedError, "migration"),
-    "other_key": (KeyNotBoundError, "key binding"),
-    "other_pce": (MalformedEvidenceError, "format"),
-    "other_platform": (QuoteRefusedError, "quote"),
-    "out_of_date": (TcbTooOldError, "TCB"),
-    "revoked": (RevokedError, "revocation"),
-    "revoked_authority": (RevokedError, "revocation"),
-    "revoked_tcb": (RevokedError, "revocation"),
-    "sgx": (MalformedEvidenceError, "format"),
-    "trailing_bytes": (MalformedEvidenceError, "format"),
-    "wrong_nonce": (NonceMismatchError, "nonce"),
-}
 
 
 def test_a_genuine_quote_is_accepted_with_every_check(tdx: TdxIssuer) -> None:
@@ -74,7 +41,7 @@ def test_a_genuine_quote_is_accepted_with_every_check(tdx: TdxIssuer) -> None:
 @pytest.mark.parametrize("fault", get_args(TdxFault))
 def test_each_fault_is_refused_with_its_error(tdx: TdxIssuer, fault: TdxFault) -> None:
     evidence = tdx.evidence(NONCE, now=NOW, public_key=PUBLIC_KEY, fault=fault)
-    error, check = FAULTS[fault]
+    error, check = TDX_FAULTS[fault]
     with pytest.raises(AttestationError) as refused:
         verify_tdx(tdx, evidence, public_key=PUBLIC_KEY)
     assert (type(refused.value), refused.value.check) == (error, check)

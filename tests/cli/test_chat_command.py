@@ -182,6 +182,7 @@ def test_json_is_the_complete_response_as_one_object(
         "key_fingerprint": upstream_enclave.public_key.fingerprint(),
         "key_source": "fetched",
         "attested": False,
+        "key_bound": False,
         "reply_nonce": "own",
         "support_id": None,
     }

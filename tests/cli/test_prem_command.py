@@ -85,9 +85,10 @@ def test_every_command_is_there() -> None:
 def test_no_option_takes_a_secret() -> None:
     options = {option for _, command in ALL.values() for each in command.params for option in each.opts}
     assert {each for each in options if "key" in each or "secret" in each or "kek" in each} == {
-        # Names of variables, a public key, and files.
+        # Names of variables, a public key, files, and what an attestation must prove.
         "--api-key-env", "--api-key-from-env", "--upstream-api-key-env",
         "--enclave-public-key", "--keys", "--kek-file", "--new-kek",
+        "--require-key-binding",
     }  # fmt: skip
 
 

@@ -97,6 +97,7 @@ def test_json_has_the_transcript_its_segments_and_how_it_was_protected(
                 "key_fingerprint": upstream_enclave.public_key.fingerprint(),
                 "key_source": "fetched",
                 "attested": False,
+                "key_bound": False,
                 "reply_nonce": "own",
                 "support_id": None,
             }

@@ -65,6 +65,7 @@ def test_the_variables_have_the_documented_names():
         "gateway_url": ("PREM_GATEWAY_URL", "PREM_PROXY_URL", "PROXY_URL"),
         "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
         "nonce_reuse": ("PREM_NONCE_REUSE",),
+        "attestation": ("PREM_ATTESTATION",),
     }
 
 

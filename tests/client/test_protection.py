@@ -140,6 +140,7 @@ def test_the_names_of_a_protection_are_stable():
         "key_fingerprint": "ab" * 32,
         "key_source": "pinned",
         "attested": False,
+        "key_bound": False,
         "reply_nonce": "own",
         "support_id": "s",
     }

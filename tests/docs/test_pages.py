@@ -113,6 +113,7 @@ REFERENCE = {
     "langchain_prem": "langchain_prem",
     "llama_index_prem": "llama_index_prem",
     "attestation": "prem_core.attestation",
+    "batch": "prem_core.batch",
     "enclave": "prem_core.enclave",
     "proxy": "prem_core.proxy",
 }

@@ -260,6 +260,7 @@ async def test_every_answer_says_once_how_it_was_protected(
         "key_fingerprint": enclave.public_key.fingerprint(),
         "key_source": "fetched",
         "attested": False,
+        "key_bound": False,
         "reply_nonce": nonces.get(way, "own"),
     }
     assert support_id is None or isinstance(support_id, str)

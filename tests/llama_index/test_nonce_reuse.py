@@ -156,5 +156,6 @@ async def test_every_response_says_how_it_was_protected(
             "key_fingerprint": enclave.public_key.fingerprint(),
             "key_source": "fetched",
             "attested": False,
+            "key_bound": False,
             "reply_nonce": nonce,
         }

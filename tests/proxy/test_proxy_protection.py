@@ -80,7 +80,14 @@ def test_what_was_not_sealed_states_no_protection(http: httpx.Client) -> None:
     ("values", "text"),
     [
         ({}, "source=fetched; attested=no; nonce=own"),
-        ({"key_fingerprint": "ab", "attested": True}, "key=ab; source=fetched; attested=yes; nonce=own"),
+        (
+            {"key_fingerprint": "ab", "attested": True},
+            "key=ab; source=fetched; attested=yes; key-bound=no; nonce=own",
+        ),
+        (
+            {"attested": True, "key_bound": True},
+            "source=fetched; attested=yes; key-bound=yes; nonce=own",
+        ),
         (
             {"support_id": "support_1; nonce=own\r\nx: é"},
             "source=fetched; attested=no; nonce=own; support-id=support_1??nonce?own??x:??",

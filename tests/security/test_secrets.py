@@ -64,6 +64,8 @@ from prem_core import proxy as prem_proxy
 from prem_core._adapters import plaintext_egress
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol import nonce_reuse, response_types
+from prem_core._protocol.attestation import settings as attestation_settings
+from prem_core.attestation import TrustedRoots
 from prem_core.enclave import (
     AudioReply,
     EngineError,
@@ -167,6 +169,15 @@ def _use_client(enclaves: Enclaves, things: dict[str, list[Any]], stack: context
     with pytest.warns(prem_core.NonceReuseWarning) as warned:
         ask(model="text", messages=MESSAGES, stream=True).close()
     things["prem_core.NonceReuseWarning"] += [each.message for each in warned]
+    # The sources of the enclave's own certificates, and no root that trusts them.
+    roots = TrustedRoots(sources=enclaves.scripted.attestation_roots.sources)
+    unproven = stack.enter_context(
+        PremClient(**enclaves.options(attestation="warn", attestation_roots=roots))
+    )
+    attestation_settings._warned = False
+    with pytest.warns(prem_core.AttestationWarning) as failed:
+        unproven.chat.completions.create(model="text", messages=MESSAGES)
+    things["prem_core.AttestationWarning"] += [each.message for each in failed]
     things["prem_core.PremClient"] += [
         client, client.chat, client.chat.completions, client.audio, client.audio.transcriptions, client.models,
     ]  # fmt: skip
@@ -248,6 +259,7 @@ def _use_langchain(enclaves: Enclaves, things: dict[str, list[Any]], runner: asy
     structured = ChatPremEncrypted(model="json", **options).with_structured_output(Who)
     structured.invoke(LC_MESSAGES)
     things["langchain_prem.ChatPremEncrypted"] += [llm, plain, bound, structured, llm.with_retry()]
+    things["langchain_prem.extractor"] += [langchain_prem.extractor(llm, Who, instructions=PROMPT)]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         plaintext_egress._warned.clear()

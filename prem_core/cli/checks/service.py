@@ -83,6 +83,8 @@ def checks(options: Options) -> Iterator[Check]:
         if models is None or not has_enclave_key:
             yield from _skip(*_CALLS)
             return
+        if options.connection.verifies_attestation():
+            yield _attestation(client, options, models)
         yield from _chat(client, options, models)
         yield from _audio(client, options, models)
 
@@ -269,6 +271,28 @@ def _api_key(connection: Connection, client: PremClient) -> Generator[Check, Non
 def _key_kind(key: str) -> str:
     """The part of an API key that is not secret."""
     return next((f"{kind}…" for kind in ("sk_live", "sk_test") if key.startswith(kind)), "unknown key type")
+
+
+def _attestation(client: PremClient, options: Options, models: list[Model]) -> Check:
+    model = options.model or _first(models, "CHAT") or DEFAULT_CHAT_MODEL
+    try:
+        report = client.attest(model)
+    except PremError as error:
+        required = client._requester.requires_attestation
+        return Check(
+            "attestation",
+            State.FAILED if required else State.NOT_VERIFIED,
+            f"{model}: {error}",
+            "prem attest --save DIR shows each check and keeps the evidence",
+        )
+    if options.local:
+        detail = "the embedded enclave's evidence verifies under its own root; no genuine machine is involved"
+        return Check("attestation", State.OK, f"{model}: {detail}")
+    bound = "the evidence commits to this key" if report.key_bound else "that it holds this key is not proven"
+    detail = (
+        f"{model}: a genuine {report.technology} machine ({report.product}) answered a fresh nonce; {bound}"
+    )
+    return Check("attestation", State.OK, detail)
 
 
 def _chat(client: PremClient, options: Options, models: list[Model]) -> Iterator[Check]:

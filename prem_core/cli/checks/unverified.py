@@ -12,12 +12,13 @@ from prem_core.cli.checks.check import Check, Options, State
 
 def checks(options: Options) -> Iterator[Check]:
     """Report what is not verified."""
-    yield Check(
-        "attestation",
-        State.NOT_VERIFIED,
-        "not checked: nothing here proves that this is a real enclave, which code it runs, or that no one else has its "
-        "private key",
-    )
+    if not options.connection.verifies_attestation():
+        yield Check(
+            "attestation",
+            State.NOT_VERIFIED,
+            "not checked: nothing here proves that this is a real enclave, which code it runs, or that no one else has "
+            "its private key (--attestation require verifies what can be; prem attest shows it)",
+        )
     if not options.connection.refuses_nonce_reuse():
         yield Check(
             "streamed replies",

@@ -320,7 +320,9 @@ def _format_stats(completion: ChatCompletion, total: float, first_token: float |
 
 def _format_protection(protection: Protection) -> str:
     key = f"sha256:{protection.key_fingerprint}" if protection.key_fingerprint else "unknown"
-    attested = "attested" if protection.attested else "not attested"
+    attested = "not attested"
+    if protection.attested:
+        attested = "attested" if protection.key_bound else "a genuine machine answered; not bound to this key"
     own = protection.reply_nonce == "own"
     nonce = "a nonce of its own" if own else "the request's nonce (the gateway can read and replace it)"
     return f"sealed to the key {key} ({protection.key_source}, {attested}); the answer has {nonce}"

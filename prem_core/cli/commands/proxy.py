@@ -12,7 +12,13 @@ import typer
 from prem_core._config import AUDIO_TIMEOUT, DEFAULT_MAX_CONCURRENCY
 from prem_core._errors import ConfigurationError
 from prem_core.cli import EXIT_USAGE
-from prem_core.cli.connection import Connection, global_options, parse_enclave_key, with_connection_options
+from prem_core.cli.connection import (
+    LOCAL_ROOTS,
+    Connection,
+    global_options,
+    parse_enclave_key,
+    with_connection_options,
+)
 from prem_core.cli.errors import exit_with
 from prem_core.cli.output import one_line, write_stderr
 from prem_core.cli.serving import serve_until_stopped
@@ -159,6 +165,8 @@ def proxy(
             encryption_keys=connection.encryption_keys(),
             nonce_reuse=connection.nonce_reuse,
             request_masking=connection.masking,
+            attestation=connection.attestation,
+            attestation_roots=LOCAL_ROOTS.get(),
             timeout=connection.timeout,
             audio_timeout=audio_timeout,
             max_retries=connection.max_retries,
@@ -228,8 +236,13 @@ def _key_of(connection: Connection) -> str:
         )
     except PremError as error:
         return f"not known yet ({one_line(str(error))})"
-    source = "pinned" if pinned is not None else "fetched, not attested"
-    return f"sha256:{made.enclave_fingerprint} ({source})"
+    source = "fetched" if pinned is None else "pinned"
+    proof = (
+        "attestation is verified before the first request"
+        if connection.verifies_attestation()
+        else "not attested"
+    )
+    return f"sha256:{made.enclave_fingerprint} ({source}, {proof})"
 
 
 def _exports(env: str, host: str, port: int, *, own_key: bool) -> str:

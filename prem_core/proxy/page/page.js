@@ -100,9 +100,14 @@ const NONCES = {
 
 function protection({ protection }) {
   if (!protection) return ["No response has been opened."];
-  const { key_fingerprint, key_source, attested, reply_nonce } = protection;
+  const { key_fingerprint, key_source, attested, key_bound, reply_nonce } = protection;
   const key = `The request is sealed to the key ${key_fingerprint ?? "of the encryption keys"} (${key_source}).`;
-  return [NONCES[reply_nonce], attested ? `${key} It is attested.` : `${key} It is not attested: nothing proves that only an enclave has its private key.`];
+  const proof = !attested
+    ? "It is not attested: nothing proves that only an enclave has its private key."
+    : key_bound
+      ? "A genuine machine's attestation commits to it."
+      : "A genuine machine answered through this gateway. That it has the private key of this key is not proven.";
+  return [NONCES[reply_nonce], `${key} ${proof}`];
 }
 
 const preview = (body) => (body.head ? body.head + (body.size > body.head.length ? " …" : "") : "no sealed bytes");
@@ -114,7 +119,7 @@ function sum() {
   at("failed").textContent = String(all.filter((each) => each.state === "failed").length);
   at("tokens").textContent = count(all.reduce((n, each) => n + (each.prompt_tokens ?? 0) + (each.completion_tokens ?? 0), 0));
   const key = all.findLast((each) => each.protection?.key_fingerprint)?.protection;
-  at("key").textContent = key ? `${key.key_fingerprint.slice(0, 8)}, ${key.key_source}${key.attested ? "" : ", not attested"}` : unknown;
+  at("key").textContent = key ? `${key.key_fingerprint.slice(0, 8)}, ${key.key_source}${key.attested ? (key.key_bound ? ", attested" : ", not bound by attestation") : ", not attested"}` : unknown;
   at("empty").hidden = all.length > 0;
   at("table").hidden = all.length === 0;
 }

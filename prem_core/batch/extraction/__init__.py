@@ -1,0 +1,1 @@
+"""Extracts values of a given form from documents."""
