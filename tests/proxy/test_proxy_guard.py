@@ -76,7 +76,8 @@ def test_a_request_with_a_foreign_origin_is_rejected(http: httpx.Client, origin:
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_a_cross_site_request_without_an_origin_is_rejected(http: httpx.Client, site: str) -> None:
     # An image, for example, has no Origin.
-    refused(http.get("/v1/models", headers={"sec-fetch-site": site}), 403)
+    for path in ("/v1/models", "/openai/v1/models", "/anthropic/v1/models"):
+        refused(http.get(path, headers={"sec-fetch-site": site}), 403)
     assert http.get("/v1/models", headers={"sec-fetch-site": "none"}).status_code == 200
 
 

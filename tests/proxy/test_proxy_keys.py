@@ -208,3 +208,13 @@ def test_a_stream_continues_when_its_client_is_evicted(
                 official.with_options(api_key=f"sk_test_{number}").models.list()
         texts += [each.choices[0].delta.content for each in stream]
     assert texts[:50] == [str(number) for number in range(50)]
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/openai/v1"])
+def test_a_key_in_x_api_key_is_accepted_and_a_wrong_one_refused(
+    proxy: LocalProxy, enclave: LocalEnclave, prefix: str
+) -> None:
+    for key, status in ((enclave.api_key, 200), ("sk_test_wrong", 401)):
+        headers = {"x-api-key": key}
+        reply = httpx.get(f"{proxy.url}{prefix}/models", headers=headers, trust_env=False)
+        assert reply.status_code == status

@@ -61,6 +61,7 @@ from llama_index_prem import PremEncrypted, PremWhisperReader, whisper_file_extr
 from prem_core import AsyncPremClient, DecryptionError, EncryptionKeys, PremClient
 from prem_core import enclave as prem_enclave
 from prem_core import proxy as prem_proxy
+from prem_core import transport as prem_transport
 from prem_core._adapters import plaintext_egress
 from prem_core._crypto.xwing import PrivateKey
 from prem_core._protocol import nonce_reuse, response_types
@@ -81,7 +82,7 @@ from prem_core.enclave.engines.scripted import ScriptedReply, ScriptedToolCall
 from prem_core.enclave.engines.upstream import UpstreamEngine
 from prem_core.enclave.quota import BASE, Tier
 
-PACKAGES = (prem_core, langchain_prem, llama_index_prem, prem_enclave, prem_proxy)
+PACKAGES = (prem_core, langchain_prem, llama_index_prem, prem_enclave, prem_proxy, prem_transport)
 PUBLIC = sorted(f"{package.__name__}.{name}" for package in PACKAGES for name in package.__all__)
 
 
@@ -141,6 +142,7 @@ def public(enclaves: Enclaves) -> Iterator[dict[str, list[Any]]]:
         _use_llama_index(enclaves, things, runner)
         _use_enclave(enclaves, things)
         _use_proxy(enclaves, things)
+        _use_transports(enclaves, things)
         for name, kind in ERRORS.items():
             things[f"prem_core.{name}"] += [kind, *_errors_of(enclaves, kind)]
         for package in ("langchain_prem", "llama_index_prem"):
@@ -399,6 +401,25 @@ def _use_proxy(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
     things["prem_core.proxy.RequestRecord"] += [*exchanges, *(exchange.as_dict() for exchange in exchanges)]
     things["prem_core.proxy.WireCapture"] += [exchange.gateway_request for exchange in exchanges]
     things["prem_core.proxy.WireCapture"] += [exchange.gateway_response for exchange in exchanges]
+
+
+def _use_transports(enclaves: Enclaves, things: dict[str, list[Any]]) -> None:
+    options = {
+        "gateway_url": enclaves.scripted.gateway_url,
+        "enclave_url": enclaves.scripted.enclave_url,
+        "max_retries": 0,
+    }
+    params = {"model": "text", "messages": MESSAGES, "tools": [TOOL]}
+    transport = prem_transport.PremTransport(api_key=API_KEY, encryption_keys=KEYS, **options)
+    others_key = prem_transport.PremTransport(**options)
+    for each in (transport, others_key):
+        headers = {"authorization": f"Bearer {API_KEY}"}
+        with httpx.Client(transport=each, base_url="https://prem.invalid/v1", headers=headers) as http:
+            for more in ({}, {"stream": True}, {"model": "failing", "stream": True}, {"temperature": PROMPT}):
+                assert http.post("/chat/completions", json={**params, **more}).content
+    things["prem_core.transport.PremTransport"] += [transport, others_key]
+    unused = prem_transport.AsyncPremTransport(api_key=API_KEY, encryption_keys=KEYS, **options)
+    things["prem_core.transport.AsyncPremTransport"] += [unused]
 
 
 def _errors_of(enclaves: Enclaves, kind: type[Exception]) -> Iterator[Exception]:

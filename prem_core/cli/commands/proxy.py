@@ -245,8 +245,13 @@ def _key_of(connection: Connection) -> str:
         )
     except PremError as error:
         return f"not known yet ({one_line(str(error))})"
-    source = "pinned" if pinned is not None else "fetched, not attested"
-    return f"sha256:{made.enclave_fingerprint} ({source})"
+    source = "fetched" if pinned is None else "pinned"
+    proof = (
+        "attestation is verified before the first request"
+        if connection.verifies_attestation()
+        else "not attested"
+    )
+    return f"sha256:{made.enclave_fingerprint} ({source}, {proof})"
 
 
 def _exports(env: str, host: str, port: int, *, own_key: bool) -> str:
