@@ -1,4 +1,4 @@
-"""Recognises audio and image files by their first bytes, because a file name proves nothing."""
+"""Recognises audio and image files by their first bytes, because a file name proves nothing. Estimates lengths, too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Final, NamedTuple
 
 #: Bytes from the start of a file that are enough to recognise its format.
 HEAD_BYTES: Final = 64
+
+#: Bytes of each second of speech in compressed formats: 64 kbit/s.
+COMPRESSED_BYTES_PER_SECOND: Final = 8000
 
 
 class FileFormat(NamedTuple):
@@ -45,6 +48,17 @@ def audio_format(data: bytes) -> FileFormat | None:
 def image_format(data: bytes) -> FileFormat | None:
     """The image format that `data` starts like, or None."""
     return _recognise(data, IMAGE_FORMATS)
+
+
+def audio_seconds(data: bytes) -> float:
+    """The length of a recording by its header; where the header has none, an estimate by its size."""
+    if data.startswith(b"RIFF") and data[12:16] == b"fmt " and (rate := int.from_bytes(data[28:32], "little")):
+        return max(0, len(data) - 44) / rate
+    if data.startswith(b"fLaC"):
+        fields = int.from_bytes(data[18:26])  # rate 20 bits, channels 3, bits per sample 5, samples 36
+        if (rate := fields >> 44) and (samples := fields & (1 << 36) - 1):
+            return samples / rate
+    return len(data) / COMPRESSED_BYTES_PER_SECOND
 
 
 def _recognise(data: bytes, formats: tuple[FileFormat, ...]) -> FileFormat | None:

@@ -49,6 +49,9 @@ KEY_ROTATED_PATTERN = re.compile(
 #: Statuses under which such a message is believed; 401 and 403 speak of the API key instead.
 KEY_ROTATED_STATUSES = frozenset({400, 409, 410, 422, 440, 498, 500, 503})
 
+#: The 429 for a stream while another stream of the same API key is open: "You already have an active chat stream".
+STREAM_REFUSED_PATTERN = re.compile(r"\bactive (?:chat )?stream\b", re.IGNORECASE)
+
 #: Error types of an ``error`` event inside a stream, and the HTTP status each stands for.
 STREAM_ERROR_STATUS = {
     "invalid_request_error": 400,

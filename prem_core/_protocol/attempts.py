@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
-from typing import Any, Final
+from typing import Any
 
 from prem_core import _errors as errors
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.attestation.settings import Verdict
-from prem_core._protocol.error_body import is_key_rotation_error
+from prem_core._protocol.charge import Charge
+from prem_core._protocol.error_body import is_key_rotation_error, is_stream_refusal
 from prem_core._protocol.nonce_reuse import REPLY_FORMS, ProbeSubject, warn_of_nonce_reuse
 from prem_core._protocol.protection import Protection
-from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, rate_limit_interval, shared_backoff
+from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE, Retries, rate_limit_interval, shared_backoff
 from prem_core._protocol.steps import Acquire, Attest, FetchKey, FlowSettings, Probe, Release, Sleep, Step
 
 
@@ -22,19 +24,24 @@ class Attempts:
     Args:
         settings: See `FlowSettings`.
         subject: What the request is, if it is sent only where replies have a nonce of their own; None for a probe.
+        estimate: What each attempt is expected to be charged.
     """
 
-    __slots__ = ("_acquire", "_refetched", "_retries", "_settings", "_subject", "_verdict", "key")
+    __slots__ = ("_estimate", "_refetched", "_retries", "_settings", "_subject", "_verdict", "charge", "key")
 
-    def __init__(self, settings: FlowSettings, subject: ProbeSubject | None = None) -> None:
+    def __init__(
+        self, settings: FlowSettings, subject: ProbeSubject | None = None, estimate: Charge | None = None
+    ) -> None:
         self._settings = settings
         self._subject = subject
-        self._retries = 0
+        self._estimate = estimate or Charge()
+        self._retries = Retries(settings.retry, settings.clock)
         self._refetched = False
         self._verdict: Verdict | None = None
         #: The enclave's key that the attempt is sealed to.
         self.key: PublicKey
-        self._acquire = _ACQUIRE_WITH_KEY if settings.keys is None else _ACQUIRE
+        #: The charge of the attempt.
+        self.charge = self._estimate
 
     def start(self) -> Generator[Step, Any, EncryptionKeys]:
         """Start an attempt: wait for a permit, and return its secret, a fresh one unless the client reuses one.
@@ -51,10 +58,12 @@ class Attempts:
                 self._verdict = yield Attest(subject.model)
             if subject is not None and settings.nonce_reuse == "error":
                 yield Probe(subject)
-            self.key = yield self._acquire
+            self.charge = dataclasses.replace(self._estimate)
+            self.key = yield Acquire(settings.keys is None, self.charge)
             if self._is_prepared(check_age=first):
                 return settings.keys or EncryptionKeys.encapsulate(self.key)
             first = False
+            self.charge.refund()
             yield Release()
 
     def _is_prepared(self, *, check_age: bool) -> bool:
@@ -127,6 +136,11 @@ class Attempts:
             EnclaveKeyError: The enclave cannot decrypt requests sealed with the pinned or refetched key.
         """
         settings = self._settings
+        if not delivered and (
+            isinstance(error, errors.APIStatusError)
+            or (isinstance(error, errors.APIConnectionError) and not error.request_sent)
+        ):
+            self.charge.refund()
         if not delivered and is_key_rotation_error(error):
             if self._refetched or settings.pinned or settings.keys:
                 raise errors.EnclaveKeyError(self._key_rotation_message()) from error
@@ -135,7 +149,7 @@ class Attempts:
             yield FetchKey(stale=self.key)
             yield Release()
             return
-        delay = None if delivered else settings.retry.delay(self._retries, error)
+        delay = None if delivered else self._retries.delay(error)
         sent = isinstance(error, errors.APIConnectionError) and error.request_sent
         if delay is not None and sent and not settings.retry_after_send:
             if _in_time(settings, delay):
@@ -146,11 +160,13 @@ class Attempts:
             delay = None
         pause = shared_backoff(error, delay)
         rate_limited = isinstance(error, errors.APIStatusError) and error.status_code == 429
-        yield Release(pause, rate_limited, rate_limit_interval(error) if pause is not None else None)
+        if self.charge.stream and is_stream_refusal(error):
+            yield Release(pause, rate_limited, stream_refused=True)
+        else:
+            yield Release(pause, rate_limited, rate_limit_interval(error) if pause is not None else None)
         if delay is None:
             raise error
         check_time(settings, delay, error)
-        self._retries += 1
         if pause is None:  # a pause already delays every caller, including this one
             yield Sleep(delay)
 
@@ -163,10 +179,6 @@ class Attempts:
                 "check the enclave's new key, then pin it"
             )
         return "the enclave could not open the request, even after its key was fetched again"
-
-
-_ACQUIRE_WITH_KEY: Final = Acquire()
-_ACQUIRE: Final = Acquire(key=False)
 
 
 def _in_time(settings: FlowSettings, delay: float) -> bool:

@@ -16,6 +16,7 @@ from prem_core._protocol.assumptions import (
     KEY_ROTATED_STATUSES,
     ROUTE_SCOPES,
     STREAM_ERROR_STATUS,
+    STREAM_REFUSED_PATTERN,
 )
 from prem_core._protocol.retry import parse_retry_after
 
@@ -103,6 +104,15 @@ def is_key_rotation_error(error: errors.APIError) -> bool:
     if isinstance(error, errors.APIStatusError) and error.status_code not in KEY_ROTATED_STATUSES:
         return False
     return bool(KEY_ROTATED_PATTERN.search(error.args[0]))
+
+
+def is_stream_refusal(error: errors.APIError) -> bool:
+    """Whether `error` is the 429 for a stream while another stream of the same API key is open."""
+    return (
+        isinstance(error, errors.APIStatusError)
+        and error.status_code == 429
+        and bool(STREAM_REFUSED_PATTERN.search(error.args[0]))
+    )
 
 
 def _typed(status: int, message: str, route: str, **values: Any) -> errors.APIStatusError:

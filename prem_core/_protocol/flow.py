@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from prem_core import _errors as errors
 from prem_core._crypto.aead import new_nonce
 from prem_core._crypto.keys import EncryptionKeys
+from prem_core._media import audio_seconds
 from prem_core._protocol.assumptions import EVENT_STREAM, PUBLIC_KEY_PATH
 from prem_core._protocol.attempts import Attempts, check_time
+from prem_core._protocol.charge import Charge, estimate_tokens, reported_seconds
 from prem_core._protocol.error_body import MAX_ERROR_BODY, status_error
 from prem_core._protocol.masking import ChatRequest
 from prem_core._protocol.nonce_reuse import (
@@ -46,6 +48,7 @@ from prem_core._protocol.response_body import (
     read_models,
     read_public_key,
 )
+from prem_core._protocol.retry import Retries
 from prem_core._protocol.routes import AUDIO_ROUTES, CHAT_ROUTE, MODELS_ROUTE
 from prem_core._protocol.steps import READ, Flow, FlowSettings, ResponseHead, RunInThread, Send, Sleep, Step
 
@@ -74,7 +77,8 @@ def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
     from prem_core._protocol.chat_stream import ChatStreamReader
 
     streamed = stream and settings.asks_for_streams
-    attempts = Attempts(settings, ProbeSubject("chat", request.model))
+    estimate = Charge(stream=streamed, tokens=estimate_tokens(request.rest))
+    attempts = Attempts(settings, ProbeSubject("chat", request.model), estimate)
     delivered = False
     if streamed and settings.nonce_reuse == "warn":
         warn_of_nonce_reuse()
@@ -98,6 +102,7 @@ def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
                 reader = ChatStreamReader(keys, nonce, settings.max_buffer_size)
                 builder = None if stream else CompletionBuilder(settings.max_buffer_size)
                 protection = attempts.protection(own_nonce=False)
+                charge, chunks = attempts.charge, 0
                 clock, chunk_timeout = settings.clock, settings.chunk_timeout
                 waiting_since = clock()
                 while not reader.done:
@@ -107,6 +112,9 @@ def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
                     idle = True
                     for chunk in reader.feed(data):
                         idle = False
+                        chunks += 1
+                        if chunk.usage is not None:
+                            charge.used_tokens = chunk.usage.total_tokens
                         if builder is not None:
                             # Not delivered yet, but the service has begun to answer, and would charge for it again.
                             delivered = True
@@ -126,6 +134,8 @@ def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
                         and not reader.done
                     ):
                         raise errors.APITimeoutError("gateway: waiting for the stream's next chunk timed out")
+                if charge.used_tokens is None:  # most chunks have one token
+                    charge.used_tokens = charge.tokens + chunks
                 if builder is not None:
                     yield builder.build().with_protection(protection)
                 elif not delivered:
@@ -141,6 +151,8 @@ def chat(request: ChatRequest, settings: FlowSettings, *, stream: bool) -> Flow:
             attempts.check_nonce(own=own)
             completion = read_completion(opened.plaintext)
             protection = attempts.protection(own_nonce=own, support_id=opened.support_id)
+            if completion.usage is not None:
+                attempts.charge.used_tokens = completion.usage.total_tokens
             if stream:
                 yield protection
                 delivered = True
@@ -160,13 +172,15 @@ def transcribe(
     settings: FlowSettings,
 ) -> Flow:
     """Transcribe or translate a recording; yields the decrypted response body and its `Protection`."""
-    attempts = Attempts(settings, ProbeSubject(task, model))
+    estimate = Charge(audio_seconds=audio_seconds(recording.data))
+    attempts = Attempts(settings, ProbeSubject(task, model), estimate)
     name = recording.name.encode("utf-8", "surrogateescape")
     while True:
         keys = yield from attempts.start()
         try:
             opened, own = yield from _transcribe_once(task, keys, plaintext, name, recording.data, settings)
             attempts.check_nonce(own=own)
+            attempts.charge.used_audio_seconds = reported_seconds(opened.plaintext)
             yield opened.plaintext, attempts.protection(own_nonce=own, support_id=opened.support_id)
             return
         except errors.APIError as error:
@@ -277,16 +291,15 @@ def with_retries(
     attempt: Callable[[], Generator[Step, Any, R]], settings: FlowSettings
 ) -> Generator[Step, Any, R]:
     """What an attempt returns, after retries. For requests that are not sealed and may be sent again."""
-    retries = 0
+    retries = Retries(settings.retry, settings.clock)
     while True:
         try:
             return (yield from attempt())
         except errors.APIError as error:
-            delay = settings.retry.delay(retries, error)
+            delay = retries.delay(error)
             if delay is None:
                 raise
             check_time(settings, delay, error)
-        retries += 1
         yield Sleep(delay)
 
 

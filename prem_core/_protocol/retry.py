@@ -18,6 +18,11 @@ MAX_DELAY: Final = 8.0
 #: The longest Retry-After to wait for, in seconds. After a longer one the error is raised, with `retry_after` set.
 MAX_RETRY_AFTER: Final = 60.0
 
+#: How long a call waits out rate limits without `total_timeout`, in seconds from its first one. A limit that lasts longer
+#: than ten minutes is not passing: the service sent no Retry-After of its real length. The value is the service's own
+#: limit for a request.
+MAX_RATE_LIMITED: Final = 600.0
+
 #: The message of every call that exceeded its `total_timeout`.
 TOTAL_TIMEOUT_MESSAGE: Final = "the call took longer than total_timeout"
 
@@ -27,20 +32,30 @@ class RetryPolicy:
     """How often to retry a request, and after which delays.
 
     Args:
-        max_retries: Retries after the first attempt; 3 means at most 4 requests.
+        max_retries: Retries after failures; 3 means at most 4 requests. Retries after a rate limit are not counted, except
+            that 0 means no retry at all.
         rng: Returns a random number in [0, 1) for the jitter.
     """
 
     max_retries: int = 2
     rng: Callable[[], float] = random.random
 
-    def delay(self, retries: int, error: APIError) -> float | None:
+    def delay(self, retries: int, error: APIError, limited_for: float = 0.0) -> float | None:
         """Seconds to wait before retry number ``retries + 1``; None to raise `error` instead.
 
         The delay doubles from `FIRST_DELAY` to `MAX_DELAY`. Jitter shortens it by up to a half, so that callers that
         failed at the same time do not retry at the same time. Jitter lengthens a Retry-After and never shortens it.
+
+        A rate limit does not use up `max_retries`, because other processes may cause it.
+
+        Args:
+            retries: Earlier retries of the call: after a rate limit those after rate limits, else the others.
+            error: How the attempt failed.
+            limited_for: Seconds since the first rate limit of the call.
         """
-        if retries >= self.max_retries or not error.is_retryable:
+        if not error.is_retryable or not self.max_retries:
+            return None
+        if limited_for > MAX_RATE_LIMITED if is_rate_limit(error) else retries >= self.max_retries:
             return None
         backoff = min(FIRST_DELAY * 2 ** min(retries, 10), MAX_DELAY) * (1 - self.rng() / 2)
         asked = error.retry_after if isinstance(error, APIStatusError) else None
@@ -49,6 +64,41 @@ class RetryPolicy:
         if asked > MAX_RETRY_AFTER:
             return None
         return float(asked + backoff / 4)
+
+
+class Retries:
+    """Counts the retries of one call.
+
+    Args:
+        policy: Decides whether to retry.
+        clock: A monotonic clock, in seconds.
+    """
+
+    __slots__ = ("_clock", "_failures", "_limited_since", "_policy", "_rate_limits")
+
+    def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._failures = self._rate_limits = 0
+        self._limited_since: float | None = None
+
+    def delay(self, error: APIError) -> float | None:
+        """Seconds to wait before the next attempt, which is then counted; None to raise `error` instead."""
+        if not is_rate_limit(error):
+            self._failures += 1
+            return self._policy.delay(self._failures - 1, error)
+        now = self._clock()
+        if self._limited_since is None:
+            self._limited_since = now
+        self._rate_limits += 1
+        return self._policy.delay(self._rate_limits - 1, error, now - self._limited_since)
+
+
+def is_rate_limit(error: APIError) -> bool:
+    """Whether the service asks to send the request later: a 429, or a 503 with a Retry-After."""
+    if not isinstance(error, APIStatusError):
+        return False
+    return error.status_code == 429 or (error.status_code == 503 and error.retry_after is not None)
 
 
 def shared_backoff(error: APIError, delay: float | None) -> float | None:

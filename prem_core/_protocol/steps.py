@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from prem_core._crypto.keys import EncryptionKeys
 from prem_core._crypto.xwing import PublicKey
 from prem_core._protocol.attestation.settings import Attestation
+from prem_core._protocol.charge import Charge
 from prem_core._protocol.nonce_reuse import NonceReuse, ProbeSubject
 from prem_core._protocol.request_body import Body
 from prem_core._protocol.retry import RetryPolicy
@@ -30,6 +31,7 @@ class Acquire(Step):
     """
 
     key: bool = True
+    charge: Charge = field(default_factory=Charge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,14 @@ class Release(Step):
         pause: Seconds for which no request may start; None for no pause.
         rate_limited: Whether the service answered 429.
         spacing: After a 429, seconds that should lie between the next requests; None otherwise.
+        stream_refused: Whether the service refused a stream because another one is open. The pause is then one for
+            streams only.
     """
 
     pause: float | None = None
     rate_limited: bool = False
     spacing: float | None = None
+    stream_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ bucket: one token starts one request. Without a configured rate it is always ful
   whole seconds is too coarse for a fast service, and slowly after the second, when the limit is roughly known.
 
 `AdmissionQueue` adds the slots and the order: requests start in the order of arrival, and a retry keeps its place.
+`StreamSlots` limits streams, which the service may count apart. Other requests pass streams that wait for their slot.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from prem_core._protocol.charge import Charge
 
 #: Requests per second added each second after the first 429. Ten per second are reached within 20 seconds.
 FAST_INCREASE: Final = 0.5
@@ -36,6 +39,9 @@ MIN_INCREASE: Final = 0.01
 #: waits for a Retry-After of more than a minute. At the highest rate the limit is dropped: it would not be noticeable.
 MIN_RATE: Final = 1 / 60
 MAX_RATE: Final = 50.0
+
+#: Seconds after which one stream more is allowed than the service refused. The test costs one refused stream.
+STREAM_INCREASE_SECONDS: Final = 60.0
 
 #: The part of a token that may be missing, so that rounding does not delay a caller that waited the computed time.
 ROUNDING: Final = 1e-6
@@ -134,20 +140,53 @@ class RateLimiter:
                     self._increase = 0.0
 
 
+class StreamSlots:
+    """How many streams may be open. It is learned from refused streams: one less than were open then.
+
+    Args:
+        max_streams: The configured number; None for no limit except the service's.
+    """
+
+    __slots__ = ("_ceiling", "_learned", "_learned_at", "_paused_until")
+
+    def __init__(self, max_streams: int | None) -> None:
+        self._ceiling = math.inf if max_streams is None else max_streams
+        self._learned = math.inf
+        self._learned_at = self._paused_until = -math.inf
+
+    def wait(self, now: float, open_streams: int) -> float:
+        """Seconds until another stream may start; infinity if one has to end first."""
+        if open_streams >= self._ceiling:
+            return math.inf
+        growth = STREAM_INCREASE_SECONDS * (open_streams + 1 - self._learned)
+        return max(0.0, self._paused_until - now, self._learned_at + growth - now)
+
+    def refuse(self, now: float, open_streams: int, pause: float | None) -> None:
+        """Learn from a refused stream, which `open_streams` counts, too."""
+        if open_streams - 1 < self._learned or self.wait(now, open_streams - 1) <= 0:
+            self._learned, self._learned_at = max(1, open_streams - 1), now
+        if pause is not None:
+            self._paused_until = max(self._paused_until, now + pause)
+
+
 class Waiter:
     """One request's place in the queue, and then its slot.
 
     Args:
         earlier: The previous attempt of the same call, whose place it takes; None for a first attempt.
+        charge: What the request is expected to be charged.
 
     Attributes:
+        error: Why the permit cannot be granted. The waiter is woken, and its call raises it.
         granted: Whether the request was allowed to start. Stays true after it has ended.
         wake: Called when the request is granted. Raises RuntimeError if the waiting event loop is closed.
     """
 
-    __slots__ = ("granted", "is_retry", "position", "started", "wake")
+    __slots__ = ("charge", "error", "granted", "is_retry", "position", "started", "wake")
 
-    def __init__(self, earlier: Waiter | None = None) -> None:
+    def __init__(self, earlier: Waiter | None = None, charge: Charge | None = None) -> None:
+        self.charge = charge or Charge()
+        self.error: Exception | None = None
         self.position: int | None = earlier.position if earlier is not None else None
         self.is_retry = earlier is not None
         self.granted = False
@@ -186,17 +225,27 @@ class AdmissionQueue:
         max_concurrency: Slots; None for any number.
         requests_per_second: See `RateLimiter`.
         now: The time.
+        max_streams: See `StreamSlots`.
     """
 
-    def __init__(self, max_concurrency: int | None, requests_per_second: float | None, now: float) -> None:
+    def __init__(
+        self,
+        max_concurrency: int | None,
+        requests_per_second: float | None,
+        now: float,
+        max_streams: int | None = None,
+    ) -> None:
         self._slots = math.inf if max_concurrency is None else max_concurrency
         self._rate = RateLimiter(requests_per_second, now)
+        self._stream_slots = StreamSlots(max_streams)
         self._positions = itertools.count()
         self._sequence = itertools.count()
-        # A removed waiter stays in the heap until it reaches the top; `waiting` has only those that still wait.
-        self._heap: list[tuple[int, int, Waiter]] = []
+        # Streams have a heap of their own. A removed waiter stays in its heap until it reaches the top; `waiting` has
+        # only those that still wait.
+        self._heaps: dict[bool, list[tuple[int, int, Waiter]]] = {False: [], True: []}
         self.waiting: set[Waiter] = set()
         self._open: set[Waiter] = set()
+        self._open_streams = 0
         self._requests = self._retries = self._rate_limited = 0
 
     @property
@@ -209,20 +258,23 @@ class AdmissionQueue:
         if waiter.position is None:
             waiter.position = next(self._positions)
         self.waiting.add(waiter)
-        heapq.heappush(self._heap, (waiter.position, next(self._sequence), waiter))
+        heapq.heappush(self._heaps[waiter.charge.stream], (waiter.position, next(self._sequence), waiter))
 
     def remove(self, waiter: Waiter) -> None:
         """Free the waiter's slot or place. Does nothing if it has neither."""
-        self._open.discard(waiter)
+        if waiter in self._open:
+            self._open.discard(waiter)
+            self._open_streams -= waiter.charge.stream
         self.waiting.discard(waiter)
 
     def pop_ready(self, now: float) -> list[Waiter]:
         """Give a slot to each waiter whose request may start now, and return these waiters."""
         ready: list[Waiter] = []
-        while self.waiting and self._has_candidate() and self._rate.wait(now) <= 0:
-            waiter = heapq.heappop(self._heap)[-1]
+        while self.waiting and (heap := self._next_heap(now)) and self._rate.wait(now) <= 0:
+            waiter = heapq.heappop(heap)[-1]
             self.waiting.discard(waiter)
             self._open.add(waiter)
+            self._open_streams += waiter.charge.stream
             self._rate.start(now)
             waiter.granted, waiter.started = True, now
             self._requests += 1
@@ -232,7 +284,12 @@ class AdmissionQueue:
 
     def wait(self, now: float) -> float | None:
         """Seconds until `pop_ready` may return a waiter; None without a waiter or without a free slot."""
-        return max(0.0, self._rate.wait(now)) if self._has_candidate() else None
+        if self._next_heap(now):
+            return max(0.0, self._rate.wait(now))
+        if len(self._open) < self._slots and self._head(stream=True):
+            wait = self._stream_slots.wait(now, self._open_streams)
+            return wait if wait < math.inf else None
+        return None
 
     def pause(self, now: float, seconds: float) -> None:
         """Start no request for this many seconds, because the service asked for it."""
@@ -250,7 +307,22 @@ class AdmissionQueue:
         if spacing is not None:
             self._rate.slow_down(now, waiter.started, spacing)
 
-    def _has_candidate(self) -> bool:
-        while self._heap and self._heap[0][-1] not in self.waiting:
-            heapq.heappop(self._heap)
-        return bool(self._heap) and len(self._open) < self._slots
+    def refuse_stream(self, now: float, pause: float | None) -> None:
+        """Start fewer streams, and none during `pause`, because the service refused one."""
+        self._stream_slots.refuse(now, self._open_streams, pause)
+
+    def _next_heap(self, now: float) -> list[tuple[int, int, Waiter]] | None:
+        """The heap whose first waiter is next; None without a waiter or a slot for it."""
+        if len(self._open) >= self._slots:
+            return None
+        other, stream = self._head(stream=False), self._head(stream=True)
+        if stream and self._stream_slots.wait(now, self._open_streams) > 0:
+            stream = None
+        return min(other, stream, key=lambda heap: heap[0]) if other and stream else other or stream
+
+    def _head(self, *, stream: bool) -> list[tuple[int, int, Waiter]] | None:
+        """The heap with a waiter that still waits on top; None if it has none."""
+        heap = self._heaps[stream]
+        while heap and heap[0][-1] not in self.waiting:
+            heapq.heappop(heap)
+        return heap or None

@@ -17,15 +17,23 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from prem_core import _config
 from prem_core._errors import APITimeoutError, ConfigurationError
+from prem_core._protocol.charge import Charge
 from prem_core._protocol.retry import TOTAL_TIMEOUT_MESSAGE
+from prem_core._protocol.steps import Release
 from prem_core._rate_limit.admission import AdmissionQueue, Stats, Waiter
 
 #: Allowed lateness of the timer, in seconds. It avoids rescheduling on every call while the rate grows.
 TIMER_ACCURACY: Final = 0.001
+
+#: How many unpickled limits are kept while nothing refers to them. A task that a scheduler sends to this process often
+#: brings the limits of the one before it.
+MAX_IDLE_LIMITS: Final = 8
+
+_NOTHING_SPECIAL: Final = Release()
 
 
 class Limits:
@@ -46,13 +54,15 @@ class Limits:
     `max_concurrency` streams open and requests another deadlocks, unless `total_timeout` is set. A stream in a
     reference cycle is released when Python's garbage collector runs.
 
-    Processes do not share limits. A copy, an unpickled object or a forked process has the same settings, but counts
-    separately.
+    Within a process, a copy and an unpickled object are the same limits. Processes do not share them: each counts
+    separately. `SharedLimits` counts for all.
 
     Args:
         max_concurrency: Requests that may be open at once; None for no limit. The BASE tier allows 5.
         requests_per_second: Sustained rate of requests; ``max(1, requests_per_second)`` of them may start at once
             after a pause. None for no limit except the service's.
+        max_streams: Streams that may be open at once. None, the default, to learn it: the service promises one for each
+            API key, and refuses further ones with a 429 of its own. Such a 429 does not delay other requests.
 
     Raises:
         ConfigurationError: A value is invalid; the message names the parameter.
@@ -62,14 +72,20 @@ class Limits:
         self,
         max_concurrency: int | None = _config.DEFAULT_MAX_CONCURRENCY,
         requests_per_second: float | None = None,
+        max_streams: int | None = None,
     ) -> None:
         if max_concurrency is not None:
             _config.positive("max_concurrency", _config.not_negative("max_concurrency", max_concurrency))
         if requests_per_second is not None:
             _config.positive("requests_per_second", requests_per_second)
-        self._settings = (max_concurrency, requests_per_second)
+        if max_streams is not None:
+            _config.positive("max_streams", _config.not_negative("max_streams", max_streams))
+        self._settings = (max_concurrency, requests_per_second, max_streams)
+        #: Pickles carry it, so that all that are unpickled in a process are one object.
+        self._identity = os.urandom(16).hex()
         self._reset()
         _all_limits.add(self)
+        _by_identity[self._identity] = self
 
     @property
     def max_concurrency(self) -> int | None:
@@ -82,20 +98,29 @@ class Limits:
         return self._settings[1]
 
     @property
+    def max_streams(self) -> int | None:
+        """Streams that may be open at once."""
+        return self._settings[2]
+
+    @property
     def stats(self) -> Stats:
         """The current counts."""
         return self._queue.stats
 
     def __repr__(self) -> str:
-        return f"Limits(max_concurrency={self._settings[0]}, requests_per_second={self._settings[1]})"
+        return (
+            f"Limits(max_concurrency={self._settings[0]}, requests_per_second={self._settings[1]}, "
+            f"max_streams={self._settings[2]})"
+        )
 
-    def __reduce__(self) -> tuple[type[Limits], tuple[int | None, float | None]]:
-        return type(self), self._settings
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self._identity, self._settings)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._operations: deque[Callable[[], object]] = deque()
-        self._queue = AdmissionQueue(*self._settings, time.monotonic())
+        concurrency, rate, streams = self._settings
+        self._queue = AdmissionQueue(concurrency, rate, time.monotonic(), streams)
         self._timer: _Timer | None = None
 
     # The interface that Permit uses. A subclass may override it.
@@ -114,18 +139,18 @@ class Limits:
 
         self._do(operation)
 
-    def _release(
-        self, waiter: Waiter, pause: float | None, rate_limited: bool, spacing: float | None
-    ) -> None:
+    def _release(self, waiter: Waiter, outcome: Release) -> None:
         """See `Permit.release`."""
 
         def operation() -> None:
             # Apply the pause before freeing the slot; otherwise the next request would also get a 429.
             now = time.monotonic()
-            if rate_limited:
-                self._queue.count_rate_limit(waiter, now, spacing)
-            if pause is not None:
-                self._queue.pause(now, pause)
+            if outcome.rate_limited:
+                self._queue.count_rate_limit(waiter, now, outcome.spacing)
+            if outcome.stream_refused:
+                self._queue.refuse_stream(now, outcome.pause)
+            elif outcome.pause is not None:
+                self._queue.pause(now, outcome.pause)
             self._queue.remove(waiter)
             waiter.wake = None
 
@@ -224,16 +249,18 @@ class Permit:
         self._waiter: Waiter | None = None  # waiting, or holding a slot
         self._latest: Waiter | None = None
 
-    def acquire(self, deadline: float | None = None) -> None:
+    def acquire(self, deadline: float | None = None, charge: Charge | None = None) -> None:
         """Block this thread until the permit is granted.
 
         Args:
             deadline: When to give up, on the clock of `time.monotonic`.
+            charge: What the request is expected to be charged.
 
         Raises:
             APITimeoutError: The permit was not granted before the deadline.
+            PremError: The limits cannot grant it; see `SharedLimits`.
         """
-        waiter = self._enter()
+        waiter = self._enter(charge)
         try:
             self._limits._request(waiter)
             if waiter.granted:
@@ -246,13 +273,15 @@ class Permit:
             self._limits._wake_when_granted(waiter, granted.release)
             if not granted.acquire(timeout=timeout):
                 raise APITimeoutError(TOTAL_TIMEOUT_MESSAGE)
+            if waiter.error is not None:
+                raise waiter.error
         except BaseException:  # including KeyboardInterrupt
             self.release()
             raise
 
-    async def acquire_async(self) -> None:
+    async def acquire_async(self, charge: Charge | None = None) -> None:
         """Wait until the permit is granted, on any event loop. A cancelled task loses its place."""
-        waiter = self._enter()
+        waiter = self._enter(charge)
         try:
             self._limits._request(waiter)
             if waiter.granted:
@@ -261,29 +290,27 @@ class Permit:
             granted = loop.create_future()
             self._limits._wake_when_granted(waiter, lambda: loop.call_soon_threadsafe(_resolve, granted))
             await granted
+            if waiter.error is not None:
+                raise waiter.error
         except BaseException:  # the permit may already have been granted
             self.release()
             raise
 
-    def release(
-        self, *, pause: float | None = None, rate_limited: bool = False, spacing: float | None = None
-    ) -> None:
+    def release(self, outcome: Release = _NOTHING_SPECIAL) -> None:
         """Free the slot for the next request. Callable from any thread and finalizer; a second call does nothing.
 
         Args:
-            pause: Seconds for which no request may start, because the service asked for it; None for no pause.
-            rate_limited: Whether the response was a 429.
-            spacing: Retry-After in seconds, used to adapt the rate. None: count the 429 without adapting.
+            outcome: What the response asks of all callers.
         """
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            self._limits._release(waiter, pause, rate_limited, spacing)
+            self._limits._release(waiter, outcome)
 
     def __del__(self) -> None:
         self.release()
 
-    def _enter(self) -> Waiter:
-        self._waiter = self._latest = waiter = Waiter(self._latest)
+    def _enter(self, charge: Charge | None) -> Waiter:
+        self._waiter = self._latest = waiter = Waiter(self._latest, charge)
         return waiter
 
 
@@ -328,10 +355,28 @@ def _nothing() -> None:
     pass
 
 
+def _unpickled(kind: type[Limits], identity: str, settings: tuple[Any, ...]) -> Limits:
+    with _registry_lock:
+        limits = _by_identity.get(identity)
+        if limits is None:
+            limits = kind(*settings)
+            limits._identity = identity
+            _by_identity[identity] = limits
+        if limits not in _recently_unpickled:
+            _recently_unpickled.append(limits)
+    return limits
+
+
 _all_limits: weakref.WeakSet[Limits] = weakref.WeakSet()
+_by_identity: weakref.WeakValueDictionary[str, Limits] = weakref.WeakValueDictionary()
+_recently_unpickled: deque[Limits] = deque(maxlen=MAX_IDLE_LIMITS)
+# Reentrant, because the garbage collector may run a finalizer that unpickles.
+_registry_lock = threading.RLock()
 
 
 def _reset_after_fork() -> None:
+    global _registry_lock
+    _registry_lock = threading.RLock()  # a lock that another thread held is never released
     # The open requests belong to the parent process, and so do the threads that would release them or the lock.
     for limits in list(_all_limits):
         limits._reset()

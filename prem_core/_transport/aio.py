@@ -139,18 +139,18 @@ class AsyncDriver:
         match step:
             case Send():
                 return await self._send(step)
-            case Acquire(key=with_key):
+            case Acquire(with_key, charge):
                 if with_key and self._keys.public_key is None:
                     await self._fetch_key(None)
                 if self._permit is not None:
-                    await self._permit.acquire_async()
+                    await self._permit.acquire_async(charge)
                 return self._keys.public_key if with_key else None
             case FetchKey(stale):
                 return await self._fetch_key(stale)
-            case Release(pause, rate_limited, spacing):
+            case Release():
                 await self._close_response()
                 if self._permit is not None:
-                    self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
+                    self._permit.release(step)
                 return None
             case Attest() | Probe():
                 return await self._prepare(step)

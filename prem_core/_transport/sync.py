@@ -132,18 +132,18 @@ class SyncDriver:
         match step:
             case Send():
                 return self._send(step)
-            case Acquire(key=with_key):
+            case Acquire(with_key, charge):
                 if with_key and self._keys.public_key is None:
                     self._fetch_key(None)
                 if self._permit is not None:
-                    self._permit.acquire(self._deadline)
+                    self._permit.acquire(self._deadline, charge)
                 return self._keys.public_key if with_key else None
             case FetchKey(stale):
                 return self._fetch_key(stale)
-            case Release(pause, rate_limited, spacing):
+            case Release():
                 self._close_response()
                 if self._permit is not None:
-                    self._permit.release(pause=pause, rate_limited=rate_limited, spacing=spacing)
+                    self._permit.release(step)
                 return None
             case Attest() | Probe():
                 return self._prepare(step)

@@ -17,6 +17,7 @@ import pytest
 from support.waiting import SOON, eventually
 
 from prem_core import APITimeoutError, ConfigurationError, Limits, Stats
+from prem_core._protocol.steps import Release
 from prem_core._rate_limit.permits import Permit, check_one_source, resolve_limits
 
 
@@ -199,7 +200,7 @@ def test_a_pause_holds_back_threads_and_tasks_of_all_event_loops():
         started.append(time.monotonic())
 
     start = time.monotonic()
-    acquired(limits).release(pause=0.2)
+    acquired(limits).release(Release(pause=0.2))
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(in_thread) for _ in range(2)]
         jobs += [pool.submit(lambda: asyncio.run(use(limits, started))) for _ in range(2)]
@@ -218,9 +219,9 @@ def test_a_configured_rate_spaces_the_requests_of_threads():
 
 def test_every_429_is_counted_whether_or_not_its_retry_after_is_waited_for():
     limits = Limits()
-    acquired(limits).release(pause=0.01, rate_limited=True, spacing=0.01)
-    acquired(limits).release(rate_limited=True)
-    acquired(limits).release(pause=0.01)
+    acquired(limits).release(Release(pause=0.01, rate_limited=True, spacing=0.01))
+    acquired(limits).release(Release(rate_limited=True))
+    acquired(limits).release(Release(pause=0.01))
     assert limits.stats == Stats(requests=3, rate_limited=2)
 
 
@@ -230,7 +231,7 @@ def test_a_retry_waits_for_the_pause_even_if_the_release_is_still_in_the_list_of
     start = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         with limits._lock:  # as though another thread were at work
-            permit.release(pause=0.2)
+            permit.release(Release(pause=0.2))
             again = pool.submit(permit.acquire, soon())
             assert eventually(lambda: len(limits._operations) == 3)
             assert not again.done()
@@ -254,7 +255,7 @@ async def test_one_timer_thread_runs_while_callers_wait_for_a_time_and_none_afte
     module = SimpleNamespace(start_new_thread=start_counted)
     monkeypatch.setattr("prem_core._rate_limit.permits._thread", module)
     limits = Limits()
-    acquired(limits).release(pause=60.0)
+    acquired(limits).release(Release(pause=60.0))
     tasks = [asyncio.create_task(use(limits)) for _ in range(4)]
     await waiting(limits, 4)
     assert eventually(lambda: len(running) == 1)
@@ -358,21 +359,33 @@ def test_a_forked_process_waits_neither_for_its_parents_requests_nor_for_its_loc
 
 
 def test_the_repr_has_the_settings():
-    assert repr(Limits(3, 0.5)) == "Limits(max_concurrency=3, requests_per_second=0.5)"
+    assert repr(Limits(3, 0.5)) == "Limits(max_concurrency=3, requests_per_second=0.5, max_streams=None)"
     assert (Limits().max_concurrency, Limits().requests_per_second) == (5, None)
 
 
 @pytest.mark.parametrize(
     "duplicate", [copy.copy, copy.deepcopy, lambda limits: pickle.loads(pickle.dumps(limits))]
 )
-def test_a_copy_has_the_same_settings_and_its_own_counts(duplicate):
-    limits = Limits(1, 2.0)
+def test_a_copy_is_the_same_limits(duplicate):
+    limits = Limits(1, 2.0, 1)
     permit = acquired(limits)
-    again = duplicate(limits)
-    assert (again.max_concurrency, again.requests_per_second) == (1, 2.0)
-    assert again.stats == Stats()
-    acquired(again)
+    assert duplicate(limits) is limits
     permit.release()
+
+
+def test_limits_that_are_unpickled_again_and_again_are_one_object_with_their_counts():
+    sent = pickle.dumps(Limits(2, 0.5, 1))
+    gc.collect()  # as in a worker process, where the original is not
+    acquired(pickle.loads(sent)).release()
+    gc.collect()
+    again = pickle.loads(sent)
+    assert again.stats.requests == 1
+    assert (again.max_concurrency, again.requests_per_second, again.max_streams) == (2, 0.5, 1)
+
+
+def test_two_limits_with_equal_settings_are_not_one_after_unpickling():
+    first, second = pickle.loads(pickle.dumps((Limits(), Limits())))
+    assert first is not second
 
 
 @pytest.mark.parametrize(
@@ -382,6 +395,7 @@ def test_a_copy_has_the_same_settings_and_its_own_counts(duplicate):
         ({"max_concurrency": -1}, "max_concurrency"),
         ({"max_concurrency": 1.5}, "max_concurrency"),
         ({"max_concurrency": True}, "max_concurrency"),
+        ({"max_streams": 0}, "max_streams"),
         ({"requests_per_second": 0}, "requests_per_second"),
         ({"requests_per_second": float("inf")}, "requests_per_second"),
         ({"requests_per_second": float("nan")}, "requests_per_second"),
