@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import stat
 import warnings
 from typing import Final
 from urllib.parse import urlsplit
@@ -45,12 +46,18 @@ DEFAULT_URLS: Final = {"gateway_url": DEFAULT_GATEWAY_URL, "enclave_url": DEFAUL
 #: The environment variables of each setting; the first one that is set wins. PROXY_URL, ENCLAVE_URL and "proxy" for the
 #: gateway are the TypeScript SDK's names. Other software uses PROXY_URL, too, so ours come first.
 VARIABLES: Final = {
-    "api_key": ("PREM_API_KEY",),
+    "api_key": ("PREM_API_KEY", "PREM_API_KEY_FILE"),
     "gateway_url": ("PREM_GATEWAY_URL", "PREM_PROXY_URL", "PROXY_URL"),
     "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
     "nonce_reuse": ("PREM_NONCE_REUSE",),
     "attestation": ("PREM_ATTESTATION",),
 }
+
+#: The variable that names a file with the API key, as containers mount secrets.
+KEY_FILE_VARIABLE: Final = "PREM_API_KEY_FILE"
+
+#: Bytes of such a file at most.
+_MAX_KEY_FILE: Final = 4096
 
 _warned_of_proxy_url = False
 
@@ -61,8 +68,14 @@ def environment_source(setting: str) -> str | None:
 
 
 def from_environment(setting: str) -> str | None:
-    """The value of `setting` in the environment, or None."""
+    """The value of `setting` in the environment, or None. `KEY_FILE_VARIABLE` names a file with the value.
+
+    Raises:
+        ConfigurationError: That file cannot be read or trusted.
+    """
     name = environment_source(setting)
+    if name == KEY_FILE_VARIABLE:
+        return _read_key_file(os.environ[name].strip())
     return None if name is None else os.environ[name].strip()
 
 
@@ -75,12 +88,46 @@ def resolve_api_key(api_key: str | None) -> str:
     key = api_key if api_key is not None else from_environment("api_key")
     if not isinstance(key, str) or not key:
         raise ConfigurationError(
-            f"no API key: pass api_key=… or set PREM_API_KEY (keys are on {DASHBOARD_URL})"
+            f"no API key: pass api_key=… or set PREM_API_KEY or {KEY_FILE_VARIABLE} (keys are on {DASHBOARD_URL}); a "
+            "pickled model has no key, so set one of the two in each worker process"
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
             "the API key contains a space, a line break or another character that no key has"
         )
+    return key
+
+
+def _read_key_file(path: str) -> str:
+    """The content of a file with the API key, without the space around it.
+
+    Only root and this user may change the file. Others may read it only if it is root's: containers mount secrets so.
+    """
+    name = f"{KEY_FILE_VARIABLE} ({path!r})"
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            text = file.read(_MAX_KEY_FILE + 1) if stat.S_ISREG(status.st_mode) else None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "the path cannot be used"
+        raise ConfigurationError(f"{name} cannot be read: {reason}") from None
+    if text is None:
+        raise ConfigurationError(f"{name} is not a regular file")
+    if os.name != "nt":
+        mode, owner = stat.S_IMODE(status.st_mode), status.st_uid
+        if owner not in (0, os.geteuid()):
+            raise ConfigurationError(
+                f"{name} belongs to another user (uid {owner}), who can read and replace it"
+            )
+        if mode & (0o022 if owner == 0 else 0o077):
+            raise ConfigurationError(
+                f"{name} can be accessed by other users (mode {mode:04o}); run: chmod 600 on it"
+            )
+    key = text.decode("ascii", "replace").strip()
+    if not key or len(text) > _MAX_KEY_FILE:
+        raise ConfigurationError(f"{name} does not contain an API key")
     return key
 
 

@@ -52,7 +52,11 @@ def image_format(data: bytes) -> FileFormat | None:
 
 def audio_seconds(data: bytes) -> float:
     """The length of a recording by its header; where the header has none, an estimate by its size."""
-    if data.startswith(b"RIFF") and data[12:16] == b"fmt " and (rate := int.from_bytes(data[28:32], "little")):
+    if (
+        data.startswith(b"RIFF")
+        and data[12:16] == b"fmt "
+        and (rate := int.from_bytes(data[28:32], "little"))
+    ):
         return max(0, len(data) - 44) / rate
     if data.startswith(b"fLaC"):
         fields = int.from_bytes(data[18:26])  # rate 20 bits, channels 3, bits per sample 5, samples 36

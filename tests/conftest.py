@@ -31,6 +31,8 @@ settings.load_profile("fixed")
 #: Variables that configure clients, or send prompts to a tracing service.
 _VARIABLES = (
     "PREM_API_KEY",
+    "PREM_API_KEY_FILE",
+    "PREM_LIMITS_URL",
     "PREM_GATEWAY_URL",
     "PREM_PROXY_URL",
     "PROXY_URL",

@@ -75,7 +75,8 @@ class ClientSettings(BaseModel):
     """
 
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """API key; it starts with ``sk_live`` or ``sk_test``. Default: PREM_API_KEY. Not serialised."""
+    """API key; it starts with ``sk_live`` or ``sk_test``. Default: PREM_API_KEY, then the content of the file that
+    PREM_API_KEY_FILE names. Not serialised."""
     gateway_url: str | None = None
     """Prem's gateway. Default: PREM_GATEWAY_URL, then Prem's production gateway. `proxy_url`, the name in Prem's own
     SDK, is accepted too."""
@@ -90,7 +91,7 @@ class ClientSettings(BaseModel):
     """Seconds to wait for a connection, for the response to start, and between its bytes. None, the default, for 30,
     and for 600 until an answer starts that is not streamed."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0)
-    """Retries after the first attempt. Nothing is retried once a chunk has arrived."""
+    """Retries after failures; those after rate limits are not counted. Nothing is retried once a chunk has arrived."""
     retry_after_send: bool = False
     """Whether to retry also where the service may have accepted the request, and may charge for it twice."""
     nonce_reuse: NonceReuse | None = None

@@ -257,3 +257,30 @@ def test_one_client_serves_several_event_loops(gateway: FakeGateway) -> None:
     for _ in range(3):
         assert asyncio.run(llm.ainvoke("Hello")).content
     assert key_fetches(gateway) == 1
+
+
+# --- tasks that a scheduler sends to a worker process
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_model_that_each_task_unpickles_has_one_client_and_one_limits(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, explicit: bool
+) -> None:
+    monkeypatch.setenv("PREM_API_KEY", "sk_test_key")
+    urls = {"gateway_url": gateway.url, "enclave_url": gateway.url}
+    given = {"limits": Limits(2)} if explicit else {}
+    task = pickle.dumps(ChatPremEncrypted(model=MODEL, **urls, **given))
+    del given
+    gc.collect()
+    for n in range(20):
+        llm = pickle.loads(task)
+        if n % 2:
+            llm = llm.configurable_fields(temperature=ConfigurableField(id="t")).with_config(
+                configurable={"t": n / 40}
+            )
+        assert llm.invoke("Hello").content
+        del llm
+        gc.collect()
+    assert pickle.loads(task).stats.requests == 20
+    assert key_fetches(gateway) == 1
+    assert gateway.connections == 1

@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -61,7 +62,7 @@ def test_an_error_names_the_variable_that_a_url_comes_from(variable, monkeypatch
 
 def test_the_variables_have_the_documented_names():
     assert VARIABLES == {
-        "api_key": ("PREM_API_KEY",),
+        "api_key": ("PREM_API_KEY", "PREM_API_KEY_FILE"),
         "gateway_url": ("PREM_GATEWAY_URL", "PREM_PROXY_URL", "PROXY_URL"),
         "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
         "nonce_reuse": ("PREM_NONCE_REUSE",),
@@ -311,3 +312,69 @@ def test_an_integer_is_accepted(value):
 def test_anything_but_an_integer_is_rejected_by_name(value):
     with pytest.raises(ConfigurationError, match="max_retries"):
         not_negative("max_retries", value)
+
+
+# --- a file with the API key
+
+
+@pytest.fixture
+def key_file(tmp_path, monkeypatch):
+    path = tmp_path / "key"
+    path.write_text("sk_test_file\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("PREM_API_KEY_FILE", str(path))
+    return path
+
+
+def test_the_api_key_is_read_from_a_file_unless_it_is_given(key_file, monkeypatch):
+    assert resolve_api_key(None) == "sk_test_file"
+    monkeypatch.setenv("PREM_API_KEY", "sk_test_variable")
+    assert resolve_api_key(None) == "sk_test_variable"
+    assert resolve_api_key("sk_test_argument") == "sk_test_argument"
+
+
+def test_a_link_to_a_file_with_the_api_key_is_followed_as_containers_mount_secrets(
+    key_file, tmp_path, monkeypatch
+):
+    (tmp_path / "link").symlink_to(key_file)
+    monkeypatch.setenv("PREM_API_KEY_FILE", str(tmp_path / "link"))
+    assert resolve_api_key(None) == "sk_test_file"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "sk_test\n" * 1000, "sk_t\xe9st"])
+def test_a_file_without_an_api_key_is_an_error_that_does_not_show_its_content(key_file, text):
+    key_file.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        resolve_api_key(None)
+    assert "sk_t" not in error_text(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_errors_that_name_the_variable(key_file, monkeypatch):
+    for path in (key_file.parent / "missing", key_file.parent, "/dev/null", "a\0b"):
+        monkeypatch.setattr(_config.os, "environ", {"PREM_API_KEY_FILE": str(path)})
+        with pytest.raises(ConfigurationError, match="PREM_API_KEY_FILE"):
+            resolve_api_key(None)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(
+    ("owner", "mode", "trusted"),
+    [(0, 0o444, True), (0, 0o644, True), (0, 0o664, False), (0, 0o646, False), (1234, 0o600, False)],
+)
+def test_a_file_with_the_api_key_that_others_can_change_is_an_error(key_file, owner, mode, trusted):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    key_file.chmod(mode)
+    os.chown(key_file, owner, -1)
+    if trusted:
+        assert resolve_api_key(None) == "sk_test_file"
+        return
+    with pytest.raises(ConfigurationError, match="other user|another user"):
+        resolve_api_key(None)
+
+
+def test_the_error_without_an_api_key_says_that_pickles_carry_none_and_names_both_variables():
+    with pytest.raises(
+        ConfigurationError, match=r"PREM_API_KEY or PREM_API_KEY_FILE .* pickled model has no key"
+    ):
+        resolve_api_key(None)

@@ -3,6 +3,9 @@
 import pytest
 from support.client_api import CHUNK
 from support.fake_gateway import (
+    COMPLETION,
+    HELLO,
+    JSON,
     KEY_ROTATED,
     FlowHarness,
     ScriptedResponse,
@@ -97,3 +100,69 @@ def test_a_rate_limit_in_mid_stream_is_counted():
         harness.complete()
     assert len(harness.sent) == 1
     assert harness.releases == [Release(FIRST_DELAY, True, FIRST_DELAY)]
+
+
+# --- streams
+
+
+STREAM_REFUSED = ScriptedResponse(
+    [b'{"error": "You already have an active chat stream. Please wait for it to complete"}'],
+    429,
+    {"retry-after": "1", "content-type": "application/json"},
+)
+
+
+def test_a_stream_refused_because_of_another_one_delays_only_streams():
+    harness = harness_of(STREAM_REFUSED, whole)
+    assert len(list(harness.stream())) == 5
+    assert harness.releases == [Release(1.0 + FIRST_DELAY / 4, True, stream_refused=True)]
+
+
+def test_the_same_message_for_a_request_that_is_no_stream_is_a_rate_limit():
+    harness = harness_of(STREAM_REFUSED, whole)
+    harness.complete()
+    assert harness.releases == [Release(1.0 + FIRST_DELAY / 4, True, 1.0)]
+
+
+# --- what a request is charged
+
+
+def charges(harness):
+    return [step.charge for step in harness.steps if isinstance(step, Acquire)]
+
+
+@pytest.mark.parametrize("ask", [FlowHarness.complete, lambda harness, **more: list(harness.stream(**more))])
+def test_the_charge_is_an_estimate_and_then_the_usage_of_the_answer(ask):
+    harness = harness_of(whole)
+    ask(harness, messages=[{"role": "user", "content": "word " * 800}])
+    (charge,) = charges(harness)
+    assert 1000 < charge.tokens < 1050
+    assert charge.used_tokens == 5
+
+
+def test_a_stream_without_usage_is_charged_a_token_for_each_chunk():
+    harness = harness_of(lambda opened: opened.stream(*HELLO[:-1]))
+    list(harness.stream())
+    (charge,) = charges(harness)
+    assert charge.used_tokens == charge.tokens + 4
+
+
+def test_an_envelope_is_charged_its_usage():
+    answer = {**COMPLETION, "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}}
+    harness = harness_of(lambda opened: ScriptedResponse([opened.envelope(answer)], headers=dict(JSON)))
+    harness.complete()
+    assert [charge.used_tokens for charge in charges(harness)] == [5]
+
+
+def test_a_rejected_request_is_charged_nothing_and_its_retry_anew():
+    harness = harness_of(limited(3), whole)
+    harness.complete()
+    first, second = charges(harness)
+    assert (first.used_tokens, second.used_tokens) == (0, 5)
+
+
+def test_a_truncated_stream_is_charged_its_estimate():
+    harness = harness_of(lambda opened: ScriptedResponse([opened.events(CHUNK)]))
+    with pytest.raises(errors.StreamInterruptedError):
+        list(harness.stream())
+    assert [charge.used_tokens for charge in charges(harness)] == [None]

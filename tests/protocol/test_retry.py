@@ -12,6 +12,7 @@ from prem_core import _errors as errors
 from prem_core._protocol.retry import (
     FIRST_DELAY,
     MAX_DELAY,
+    MAX_RATE_LIMITED,
     MAX_RETRY_AFTER,
     RetryPolicy,
     parse_retry_after,
@@ -204,7 +205,6 @@ def test_every_form_of_an_http_date_is_gmt_in_any_time_zone(value):
     [
         BROKEN,
         ScriptedResponse([b"{}"], 503),
-        ScriptedResponse([b"<html>"], 429),
         ScriptedResponse([b""], 408),
     ],
 )
@@ -221,6 +221,57 @@ def test_a_service_that_recovers_is_retried_successfully():
     harness = FlowHarness(default_settings(retry_after_send=True), answers=answers)
     assert harness.complete().choices[0].message.content == "Hello"
     assert len(harness.sent) == 3
+
+
+RATE_LIMITS = [
+    ScriptedResponse([b""], 429, {"retry-after": "1"}),
+    ScriptedResponse([b"<html>"], 429),
+    ScriptedResponse([b""], 503, {"retry-after": "1"}),
+]
+
+
+@pytest.mark.parametrize("limited", RATE_LIMITS)
+def test_a_rate_limit_does_not_use_up_max_retries(limited):
+    unavailable = ScriptedResponse([b""], 500)
+    answers = [limited] * 6 + [unavailable] + [limited] * 3 + [lambda opened: opened.stream()]
+    harness = FlowHarness(default_settings(max_retries=1), answers=answers)
+    assert harness.complete().choices[0].message.content == "Hello"
+    assert len(harness.sent) == 11
+
+
+def test_a_failed_connection_uses_up_max_retries_between_rate_limits():
+    answers = [RATE_LIMITS[0], BROKEN, RATE_LIMITS[0], BROKEN, RATE_LIMITS[0], lambda opened: opened.stream()]
+    harness = FlowHarness(default_settings(max_retries=1, retry_after_send=True), answers=answers)
+    with pytest.raises(errors.APIConnectionError):
+        harness.complete()
+    assert len(harness.sent) == 4
+
+
+@pytest.mark.parametrize("limited", RATE_LIMITS)
+def test_with_max_retries_zero_a_rate_limit_is_raised(limited):
+    harness = FlowHarness(default_settings(max_retries=0), answers=[limited])
+    with pytest.raises(errors.APIStatusError):
+        harness.complete()
+    assert len(harness.sent) == 1
+
+
+@pytest.mark.parametrize("limited", RATE_LIMITS)
+@pytest.mark.parametrize("request_", ["chat", "models"])
+def test_rate_limits_of_more_than_ten_minutes_end_a_call(limited, request_):
+    harness = FlowHarness(answers=[limited])
+    harness.client = default_settings(clock=lambda: sum(harness.sleeps))
+    with pytest.raises(errors.APIStatusError):
+        harness.complete() if request_ == "chat" else harness.models()
+    assert MAX_RATE_LIMITED < sum(harness.sleeps) < MAX_RATE_LIMITED + 2 * MAX_DELAY
+
+
+@pytest.mark.parametrize("limited", RATE_LIMITS)
+def test_total_timeout_ends_a_call_that_is_rate_limited(limited):
+    harness = FlowHarness(answers=[limited])
+    harness.client = default_settings(clock=lambda: sum(harness.sleeps), deadline=20.0)
+    with pytest.raises(errors.APITimeoutError):
+        harness.complete()
+    assert sum(harness.sleeps) < 20
 
 
 def test_a_retry_waits_for_retry_after():

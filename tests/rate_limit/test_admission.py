@@ -9,7 +9,9 @@ import pytest
 
 from prem_core import RateLimitError, Stats
 from prem_core._protocol.retry import RetryPolicy, shared_backoff
+from prem_core._protocol.charge import Charge
 from prem_core._rate_limit.admission import (
+    STREAM_INCREASE_SECONDS,
     FAST_INCREASE,
     INCREASE_SHARE,
     MAX_RATE,
@@ -380,3 +382,71 @@ def test_callers_of_a_tier_of_one_request_a_minute_pass_too():
     assert failed == 0
     assert took <= 600 * 1.03
     assert stats.rate_limited <= 15
+
+
+# --- streams
+
+
+def enqueued_streams(queue, count):
+    waiters = [Waiter(charge=Charge(stream=True)) for _ in range(count)]
+    for waiter in waiters:
+        queue.enqueue(waiter)
+    return waiters
+
+
+def test_no_more_than_max_streams_are_open_and_other_requests_pass_those_that_wait():
+    queue = AdmissionQueue(5, None, 0.0, max_streams=1)
+    first, second = enqueued_streams(queue, 2)
+    (other,) = enqueued(queue, 1)
+    assert queue.pop_ready(0.0) == [first, other]
+    assert queue.wait(0.0) is None
+    queue.remove(first)
+    assert queue.pop_ready(0.0) == [second]
+
+
+def test_streams_and_other_requests_start_in_the_order_of_arrival():
+    queue = AdmissionQueue(1, None, 0.0)
+    waiters = [*enqueued_streams(queue, 1), *enqueued(queue, 1), *enqueued_streams(queue, 1)]
+    served = []
+    for _ in waiters:
+        served += queue.pop_ready(0.0)
+        queue.remove(served[-1])
+    assert served == waiters
+
+
+def test_after_a_refused_stream_one_less_is_open():
+    queue = AdmissionQueue(5, None, 0.0)
+    waiters = enqueued_streams(queue, 5)
+    queue.pop_ready(0.0)
+    for refused in waiters[1:]:
+        queue.refuse_stream(0.0, None)
+        queue.remove(refused)
+    enqueued_streams(queue, 2)
+    assert queue.pop_ready(1.0) == []
+    queue.remove(waiters[0])
+    assert len(queue.pop_ready(2.0)) == 1
+
+
+def test_a_refused_stream_pauses_streams_and_no_other_request():
+    queue = AdmissionQueue(5, None, 0.0)
+    (stream,) = enqueued_streams(queue, 1)
+    queue.pop_ready(0.0)
+    queue.refuse_stream(0.0, 3.0)  # another process has the stream
+    queue.remove(stream)
+    (again,) = enqueued_streams(queue, 1)
+    (other,) = enqueued(queue, 1)
+    assert queue.pop_ready(0.0) == [other]
+    assert queue.wait(1.0) == 2.0
+    assert queue.pop_ready(3.0) == [again]
+
+
+def test_one_stream_more_is_allowed_a_minute_after_a_refusal():
+    queue = AdmissionQueue(5, None, 0.0)
+    waiters = enqueued_streams(queue, 2)
+    queue.pop_ready(0.0)
+    queue.refuse_stream(0.0, None)
+    queue.remove(waiters[0])
+    enqueued_streams(queue, 5)
+    assert queue.wait(0.0) == STREAM_INCREASE_SECONDS
+    assert len(queue.pop_ready(STREAM_INCREASE_SECONDS)) == 1
+    assert len(queue.pop_ready(2 * STREAM_INCREASE_SECONDS)) == 1

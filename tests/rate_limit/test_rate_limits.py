@@ -381,3 +381,30 @@ def test_a_client_exposes_its_limits():
     with PremClient(api_key="k", max_concurrency=None, requests_per_second=2) as client:
         assert (client.limits.max_concurrency, client.limits.requests_per_second) == (None, 2)
         assert client.stats == Stats()
+
+
+# --- streams
+
+
+async def test_a_stream_refused_because_of_another_one_does_not_delay_other_requests():
+    def chat(call):
+        if call.opened().params.get("stream"):
+            message = b'{"error": "You already have an active chat stream. Please wait for it to complete"}'
+            call.reply(message, 429, {"retry-after": "50", "content-type": "application/json"})
+        else:
+            stream_hello(call)
+
+    limits = Limits()
+    with FakeGateway(chat) as gateway:
+        async with AsyncPremClient(**gateway.settings(limits=limits)) as client:
+            stream = asyncio.create_task(read(client))
+            assert await asyncio.to_thread(eventually, lambda: limits.stats == WAITING_STREAM)
+            for _ in range(3):
+                await asyncio.wait_for(ask(client), SOON)
+            assert not stream.done()
+            stream.cancel()
+            await asyncio.wait([stream])
+    assert limits.stats == Stats(requests=4, rate_limited=1)
+
+
+WAITING_STREAM = Stats(requests=1, rate_limited=1, waiting=1)
