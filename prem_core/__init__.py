@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from prem_core._rate_limit.admission import Stats
     from prem_core._rate_limit.permits import Limits
+    from prem_core._rate_limit.shared import SharedLimits
 
 
 __all__ = [
@@ -103,6 +104,7 @@ __all__ = [
     "RefusalError",
     "RequestTooLargeError",
     "ResponseTooLargeError",
+    "SharedLimits",
     "Stats",
     "StreamInterruptedError",
     "Transcription",
@@ -129,6 +131,7 @@ _MODULES = {
     "_protocol.protection": ("Protection",),
     "_rate_limit.admission": ("Stats",),
     "_rate_limit.permits": ("Limits",),
+    "_rate_limit.shared": ("SharedLimits",),
 }
 
 

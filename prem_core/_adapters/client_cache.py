@@ -20,7 +20,7 @@ from prem_core import _config
 from prem_core._client.client import AsyncPremClient, PremClient
 from prem_core._crypto.redaction import without_traceback
 from prem_core._protocol.attestation.settings import hashable
-from prem_core._rate_limit.permits import Limits
+from prem_core._rate_limit.permits import Limits, default_limits
 
 #: How many recently used clients stay open when no model refers to them. A model that is constructed for each call then
 #: reuses an open client. An idle client keeps a few sockets and its API key.
@@ -99,10 +99,13 @@ class ClientCache:
             given: Limits = options["limits"]
             return given
         # The service limits per organisation, so limits are keyed by API key and gateway only.
-        key = (*service[:2], options["max_concurrency"], options["requests_per_second"])
+        shared = _config.from_environment("limits_url")
+        key = (*service[:2], options["max_concurrency"], options["requests_per_second"], shared)
         limits = self._limits.get(key)
         if limits is None:
-            limits = self._limits[key] = Limits(*key[2:])
+            limits = self._limits[key] = default_limits(
+                options["max_concurrency"], options["requests_per_second"]
+            )
         return limits
 
 

@@ -27,7 +27,7 @@ class ClientOptions(TypedDict, total=False):
     """Options that both clients take. Each comes from the argument, else the environment, else the default."""
 
     api_key: str | None
-    """Begins with ``sk_live`` or ``sk_test``. Environment: PREM_API_KEY; PREM_API_KEY_FILE names a file that contains it."""
+    """Begins with ``sk_live`` or ``sk_test``. Environment: PREM_API_KEY, or PREM_API_KEY_FILE for a file with it."""
     gateway_url: str | None
     """Prem's gateway. Environment: PREM_GATEWAY_URL, PREM_PROXY_URL, PROXY_URL. Default: Prem's."""
     proxy_url: str | None
@@ -53,9 +53,9 @@ class ClientOptions(TypedDict, total=False):
     max_buffer_size: int
     """Bytes of one event or one body that may be held. Default: 10 MB."""
     max_retries: int
-    """Retries after failures; 3 means at most 4 requests. Never after the first chunk. Retries after a rate limit are not
-    counted: `total_timeout` ends them, or ten minutes, or a Retry-After of more than a minute. 0 for no retry at all.
-    Default: 2."""
+    """Retries after failures; 3 means at most 4 requests. Never after the first chunk. Retries after a rate limit are
+    not counted: `total_timeout` ends them, or ten minutes, or a Retry-After of more than a minute. 0 for no retry at
+    all. Default: 2."""
     retry_after_send: bool
     """Whether to retry also where the service may have accepted the request: it was sent, and no response or only a
     part of one arrived. The service may then charge for it twice. Default: False."""

@@ -18,9 +18,8 @@ MAX_DELAY: Final = 8.0
 #: The longest Retry-After to wait for, in seconds. After a longer one the error is raised, with `retry_after` set.
 MAX_RETRY_AFTER: Final = 60.0
 
-#: How long a call waits out rate limits without `total_timeout`, in seconds from its first one. A limit that lasts longer
-#: than ten minutes is not passing: the service sent no Retry-After of its real length. The value is the service's own
-#: limit for a request.
+#: How long a call waits for rate limits to end, in seconds from its first one. Without `total_timeout` it would wait for
+#: ever for a quota of a day whose 429 has no Retry-After. The value is the service's own limit for a request.
 MAX_RATE_LIMITED: Final = 600.0
 
 #: The message of every call that exceeded its `total_timeout`.
@@ -32,8 +31,8 @@ class RetryPolicy:
     """How often to retry a request, and after which delays.
 
     Args:
-        max_retries: Retries after failures; 3 means at most 4 requests. Retries after a rate limit are not counted, except
-            that 0 means no retry at all.
+        max_retries: Retries after failures; 3 means at most 4 requests. Retries after a rate limit are not counted,
+            except that 0 means no retry at all.
         rng: Returns a random number in [0, 1) for the jitter.
     """
 

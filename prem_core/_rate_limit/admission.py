@@ -260,6 +260,11 @@ class AdmissionQueue:
         self.waiting.add(waiter)
         heapq.heappush(self._heaps[waiter.charge.stream], (waiter.position, next(self._sequence), waiter))
 
+    def adopt(self, waiter: Waiter) -> None:
+        """Count a request as open that was granted elsewhere."""
+        self._open.add(waiter)
+        self._open_streams += waiter.charge.stream
+
     def remove(self, waiter: Waiter) -> None:
         """Free the waiter's slot or place. Does nothing if it has neither."""
         if waiter in self._open:

@@ -323,15 +323,33 @@ def resolve_limits(
         ConfigurationError: The arguments contradict each other, or a value is invalid.
     """
     if limits is None:
-        return Limits(max_concurrency, requests_per_second)
+        return default_limits(max_concurrency, requests_per_second)
     if not isinstance(limits, Limits):
         raise ConfigurationError("limits must be a prem_core.Limits")
     check_one_source(limits, max_concurrency, requests_per_second)
     return limits
 
 
+def default_limits(max_concurrency: int | None, requests_per_second: float | None) -> Limits:
+    """The `SharedLimits` that PREM_LIMITS_URL names, or new `Limits` with these settings.
+
+    Raises:
+        ConfigurationError: Both are given, or a value is invalid.
+    """
+    if _config.environment_source("limits_url") is None:
+        return Limits(max_concurrency, requests_per_second)
+    from prem_core._rate_limit.shared import SharedLimits
+
+    limits = SharedLimits()
+    check_one_source(limits, max_concurrency, requests_per_second, "in PREM_LIMITS_URL, which is set")
+    return limits
+
+
 def check_one_source(
-    limits: Limits | None, max_concurrency: int | None, requests_per_second: float | None
+    limits: Limits | None,
+    max_concurrency: int | None,
+    requests_per_second: float | None,
+    place: str = "to Limits(), not together with limits=",
 ) -> None:
     """Check that no setting of `limits` is passed a second time.
 
@@ -343,7 +361,7 @@ def check_one_source(
         ("requests_per_second", requests_per_second, None),
     ):
         if limits is not None and value != default:
-            raise ConfigurationError(f"pass {name} to Limits(), not together with limits=")
+            raise ConfigurationError(f"pass {name} {place}")
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

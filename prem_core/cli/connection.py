@@ -120,7 +120,8 @@ class Connection:
         key = read_variable(self.api_key_env) if self.api_key_env else from_environment("api_key")
         if key is None:
             raise ConfigurationError(
-                f"no API key: set {' or '.join(VARIABLES['api_key'])} (create a key at {DASHBOARD_URL}), or use prem --local, which needs none"
+                f"no API key: set {' or '.join(VARIABLES['api_key'])} (create a key at {DASHBOARD_URL}), "
+                "or use prem --local, which needs none"
             )
         return key
 

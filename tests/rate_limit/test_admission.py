@@ -8,15 +8,15 @@ import random
 import pytest
 
 from prem_core import RateLimitError, Stats
-from prem_core._protocol.retry import RetryPolicy, shared_backoff
 from prem_core._protocol.charge import Charge
+from prem_core._protocol.retry import RetryPolicy, shared_backoff
 from prem_core._rate_limit.admission import (
-    STREAM_INCREASE_SECONDS,
     FAST_INCREASE,
     INCREASE_SHARE,
     MAX_RATE,
     MIN_INCREASE,
     MIN_RATE,
+    STREAM_INCREASE_SECONDS,
     AdmissionQueue,
     RateLimiter,
     Waiter,

@@ -231,11 +231,11 @@ _HEAD: Final = (
     _row(
         Fault(
             "a status without a body",
-            "429, Retry-After: 0",
-            head=kinds.status(429, retry_after="0"),
+            "429, Retry-After: 3600",
+            head=kinds.status(429, retry_after="3600"),
             events=kinds.body(b""),
         ),
-        every=fails(RateLimitError, status=429, requests=2, connection_reused=True),
+        every=fails(RateLimitError, status=429, connection_reused=True),
     ),
     _row(
         Fault("a redirect", head=kinds.status(302, location="http://127.0.0.1:9/"), events=kinds.body(HTML)),
