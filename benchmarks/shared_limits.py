@@ -71,12 +71,15 @@ class CountingTier(Tier):
     def __init__(self) -> None:
         super().__init__(BASE)
         self.admitted = self.rejected = self.most_open = 0
+        self.first = self.last = 0.0
 
     @contextmanager
     def request(self, metered: Metered = "tokens") -> Iterator[None]:
         """As `Tier.request`."""
         try:
             with super().request(metered):
+                self.last = time.monotonic()
+                self.first = self.first or self.last
                 self.admitted += 1
                 self.most_open = max(self.most_open, self._open)
                 yield
@@ -260,13 +263,18 @@ class Run:
             for process in self.processes:
                 process.join()
 
+    @property
+    def rate(self) -> float:
+        """Admissions per second, from the first to the last."""
+        return (self.tier.admitted - 1) / max(0.001, self.tier.last - self.tier.first)
+
     def line(self) -> str:
         """The figures as text."""
         share = self.tier.rejected / max(1, self.tier.admitted + self.tier.rejected)
         return (
             f"{sum(self.answered.values())} answered, {len(self.failed)} failed {sorted(set(self.failed))[:3]}, "
             f"{self.tier.rejected} answers of 429 ({share:.1%}), at most {self.tier.most_open} open, {self.took:.1f} s, "
-            f"{self.tier.admitted / self.took:.2f} admissions/s; by process {sorted(self.answered.values())}"
+            f"{self.rate:.2f} admissions/s; by process {sorted(self.answered.values())}"
         )
 
 
@@ -313,7 +321,7 @@ def kill(
     if not busy and delay <= 1:
         good &= (
             all(0.6 * mean <= count <= 1.4 * mean for count in counts)
-            and run.tier.admitted / run.took >= 0.95
+            and run.rate >= 0.95
         )
     return f"{run.line()}; permits of the killed process back after {returned[0]:.2f} s", good
 

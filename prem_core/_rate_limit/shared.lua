@@ -319,9 +319,10 @@ for _, key in ipairs(KEYS) do
 end
 if #mine.want > 0 then
   -- A dead process's permits come back when its lease ends.
-  local first = redis.call('ZRANGE', leases_key, 0, 0, 'WITHSCORES')
-  if first[2] then
-    no_later(tonumber(first[2]) - now + 0.005)
+  local first = redis.call('ZRANGE', leases_key, 0, 1, 'WITHSCORES')
+  local expiry = first[1] == me and first[4] or first[2]
+  if expiry then
+    no_later(tonumber(expiry) - now + 0.005)
   end
 end
 return cjson.encode({granted = granted, wait = wait})
