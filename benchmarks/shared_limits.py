@@ -319,10 +319,7 @@ def kill(
     if not busy:
         good &= run.tier.rejected <= 0.02 * (run.tier.admitted + run.tier.rejected)
     if not busy and delay <= 1:
-        good &= (
-            all(0.6 * mean <= count <= 1.4 * mean for count in counts)
-            and run.rate >= 0.95
-        )
+        good &= all(0.6 * mean <= count <= 1.4 * mean for count in counts) and run.rate >= 0.95
     return f"{run.line()}; permits of the killed process back after {returned[0]:.2f} s", good
 
 

@@ -18,8 +18,8 @@ MAX_DELAY: Final = 8.0
 #: The longest Retry-After to wait for, in seconds. After a longer one the error is raised, with `retry_after` set.
 MAX_RETRY_AFTER: Final = 60.0
 
-#: How long a call waits for rate limits to end, in seconds from its first one. Without `total_timeout` it would wait for
-#: ever for a quota of a day whose 429 has no Retry-After. The value is the service's own limit for a request.
+#: How long a call waits for rate limits to end, in seconds from its first one. Without `total_timeout` it would wait
+#: forever for a quota of a day whose 429 has no Retry-After. The value is the service's own limit for a request.
 MAX_RATE_LIMITED: Final = 600.0
 
 #: The message of every call that exceeded its `total_timeout`.

@@ -120,6 +120,13 @@ class SharedLimits(Limits):
         shown = "".join(f", {name}={value!r}" for name, value in given.items())
         return f"SharedLimits({_without_password(self._url)!r}{shown})"
 
+    def __eq__(self, other: object) -> bool:
+        # Equal limits are one holder, so that models with equal limits share a client.
+        return isinstance(other, SharedLimits) and self._store is other._store
+
+    def __hash__(self) -> int:
+        return id(self._store)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (_without_password(self._url), self._options)
 

@@ -288,7 +288,7 @@ class LimitsStore:
                 retry=None,
             )
             self._script = client.register_script(self._script_text)
-            self._messages = client.pubsub(ignore_subscribe_messages=True)
+            self._messages = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
             self._messages.subscribe(f"{self._keys[0]}:{self._holder}")
             # Subscribed before the first call, so that no message is missed.
             self._messages.get_message(timeout=RESPONSE_TIMEOUT)

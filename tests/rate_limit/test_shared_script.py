@@ -193,7 +193,7 @@ def test_the_length_of_answers_is_learned(store):
     a = Process(store, "a", tokens=100_000)
     for _ in range(20):
         a.ask({"tokens": 100})
-        a.end(reserved=a.reserved and a.reserved[0] or 0, used=400, estimate=100)
+        a.end(reserved=a.reserved[0], used=400, estimate=100)
     a.ask({"tokens": 100})
     assert a.reserved[0] == pytest.approx(400, abs=10)
 
