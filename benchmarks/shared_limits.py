@@ -273,8 +273,8 @@ class Run:
         share = self.tier.rejected / max(1, self.tier.admitted + self.tier.rejected)
         return (
             f"{sum(self.answered.values())} answered, {len(self.failed)} failed {sorted(set(self.failed))[:3]}, "
-            f"{self.tier.rejected} answers of 429 ({share:.1%}), at most {self.tier.most_open} open, {self.took:.1f} s, "
-            f"{self.rate:.2f} admissions/s; by process {sorted(self.answered.values())}"
+            f"{self.tier.rejected} answers of 429 ({share:.1%}), at most {self.tier.most_open} open, "
+            f"{self.took:.1f} s, {self.rate:.2f} admissions/s; by process {sorted(self.answered.values())}"
         )
 
 

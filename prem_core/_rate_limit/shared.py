@@ -72,7 +72,7 @@ class SharedLimits(Limits):
     processes. What the store holds: counts, times and random ids; no API key, prompt or answer.
 
     A background thread exchanges the permits. It is shared by all objects with equal settings in a process. A pickle
-    does not contain the password of `url`: in a process that unpickles it, PREM_LIMITS_URL supplies it.
+    does not contain the password of `url`: where it is unpickled, PREM_LIMITS_URL supplies it.
 
     Needs the extra ``redis``: ``pip install "prem-encrypted[redis]"``.
 
@@ -142,9 +142,9 @@ class SharedLimits(Limits):
 
 def _unpickled(url: str, options: dict[str, Any]) -> SharedLimits:
     own = _config.from_environment("limits_url")
-    if own is not None and (known := _split(own, "PREM_LIMITS_URL")[0]) and _without_password(known) == url:
-        url = known
-    return SharedLimits(url, **options)
+    known = [_split(own, "PREM_LIMITS_URL")[0]] if own is not None else []
+    known += [store_url for store_url, *_ in list(_stores)]
+    return SharedLimits(next((each for each in known if _without_password(each) == url), url), **options)
 
 
 def _split(url: str, source: str) -> tuple[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from prem_core._errors import APIConnectionError, ConfigurationError, PremError
+from prem_core._errors import APIConnectionError, ConfigurationError
 from prem_core._protocol.steps import Release
 from prem_core._rate_limit.admission import AdmissionQueue, Stats, Waiter
 
@@ -207,10 +207,8 @@ class LimitsStore:
                     self._exchange()
                 self._grant_locally()
                 self._wait(wakeup)
-            except PremError as error:
-                self._fail(error)
-            except (self._redis.RedisError, OSError, ValueError) as error:
-                self._unreachable(error)
+            except Exception as error:
+                self._failed(error)
 
     @property
     def _fails_at_once(self) -> bool:
@@ -247,7 +245,7 @@ class LimitsStore:
             "streams": self._open_streams,
             "want": [
                 (number, int(waiter.charge.stream), waiter.charge.tokens, waiter.charge.audio_seconds)
-                for number, waiter in self._offered.items()
+                for number, waiter in sorted(self._offered.items(), key=_position)
             ],
             "done": done,
             "known": time.monotonic() - self._last_exchange < STATE_TTL / 2,
@@ -308,14 +306,14 @@ class LimitsStore:
     def _finish(self, left: threading.Lock) -> None:
         for waiter in [*self._waiting, *self._open]:
             self._remove(waiter, Release())
-        self._left = left
         try:
             if self._client is not None:
                 self._exchange()
-        except (self._redis.RedisError, OSError, ValueError):
-            pass  # the lease ends by itself
+        except Exception:
+            _log.debug("the permits were not returned; their lease ends by itself")
         finally:
             self._disconnect()
+            self._left, self._running, self._starting = None, False, threading.Lock()
             left.release()
 
     # --- waiters --------------------------------------------------------------------------------------
@@ -328,11 +326,12 @@ class LimitsStore:
             self._local.enqueue(waiter)
             return
         heapq.heappush(self._heap, (waiter.position, next(self._numbers), waiter))
-        if len(self._offered) < OFFERED:
+        if len(self._offered) < OFFERED or waiter.is_retry:
             self._changed = True
 
     def _offer(self) -> None:
-        while self._heap and len(self._offered) < OFFERED:
+        # A retry is offered at once, because it keeps its place.
+        while self._heap and (len(self._offered) < OFFERED or self._heap[0][-1].is_retry):
             waiter = heapq.heappop(self._heap)[-1]
             if waiter in self._waiting:
                 number = self._number_of[waiter] = next(self._numbers)
@@ -409,30 +408,25 @@ class LimitsStore:
 
     # --- failures -------------------------------------------------------------------------------------
 
-    def _unreachable(self, error: Exception) -> None:
+    def _failed(self, error: Exception) -> None:
+        """Act on an exception of the exchange: the store is unreachable, or a setting is wrong."""
         self._disconnect()
         if not self._open and not self._waiting:  # the next request connects again
-            self._due = math.inf
+            self._failures, self._local, self._due = 0, None, math.inf
             return
         self._changed = True
         known = self._redis.exceptions
-        if isinstance(error, (known.AuthenticationError, known.AuthorizationError)) or (
-            isinstance(error, (known.ResponseError, ValueError))
-            and not isinstance(error, known.ReadOnlyError)
-        ):
-            # The text may quote an argument, but none is secret: the password is sent with AUTH, which is not quoted.
-            self._fail(
-                ConfigurationError(
-                    f"the store of the shared limits at {self._settings.shown_url} rejected the request "
-                    f"({type(error).__name__}); check its URL, password (PREM_LIMITS_URL) and version"
-                )
-            )
+        if not isinstance(
+            error, (known.ConnectionError, known.TimeoutError, known.ReadOnlyError, OSError)
+        ) or isinstance(error, (known.AuthenticationError, known.AuthorizationError)):
+            self._failures, self._due = 0, math.inf
+            self._fail_waiting(partial(self._rejected, type(error).__name__))
             return
         if not self._failures:
             _log.warning(
                 "the store of the shared limits at %s is unreachable (%s)%s",
                 self._settings.shown_url,
-                type(error).__name__,
+                error,
                 {
                     "wait": "; requests wait until it is back",
                     "local": "; each process applies the limits by itself until it is back",
@@ -447,9 +441,16 @@ class LimitsStore:
             self._local = AdmissionQueue(config.get("slots"), config.get("rate"), now, config.get("streams"))
             for waiter in self._open:
                 self._local.adopt(waiter)
-            for waiter in sorted(self._waiting, key=lambda waiter: waiter.position or 0):
+            for waiter in self._waiting:
                 self._local.enqueue(waiter)
             self._heap, self._offered, self._number_of = [], {}, {}
+
+    def _rejected(self, kind: str) -> ConfigurationError:
+        # Without the exception's text: it may quote the URL.
+        return ConfigurationError(
+            f"the store of the shared limits at {self._settings.shown_url} rejected the request ({kind}); "
+            "check its URL, password (PREM_LIMITS_URL) and version"
+        )
 
     def _unreachable_error(self) -> APIConnectionError:
         error = APIConnectionError(
@@ -478,17 +479,16 @@ class LimitsStore:
             for waiter in self._local.pop_ready(time.monotonic()):
                 self._start_request(waiter, 0)
 
-    def _fail(self, error: PremError) -> None:
-        self._retry_later()
-        self._due = math.inf
-        self._fail_waiting(partial(type(error), str(error)))
-
     def _fail_waiting(self, make: Callable[[], Exception]) -> None:
         for waiter in list(self._waiting):
             waiter.error = make()
             self._waiting.discard(waiter)
             self._wake(waiter)
         self._heap, self._offered, self._number_of = [], {}, {}
+
+
+def _position(offered: tuple[int, Waiter]) -> int:
+    return offered[1].position or 0
 
 
 def _nothing() -> None:

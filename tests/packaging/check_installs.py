@@ -33,7 +33,7 @@ MODULES = {
 BRINGS = {
     "proxy": {"cli"},
     "enclave": {"cli"},
-    "all": {"langchain", "llama-index", "cli", "proxy", "enclave", "audio", "attestation"},
+    "all": {"langchain", "llama-index", "cli", "proxy", "enclave", "audio", "attestation", "redis"},
 }
 
 #: Run in the environment: imports every public name of the first modules, and wants an error from the others.

@@ -1,6 +1,7 @@
 """Limits that processes share in a real Redis or Valkey server."""
 
 import asyncio
+import copy
 import json
 import logging
 import multiprocessing
@@ -369,6 +370,29 @@ def test_requests_wait_until_an_unreachable_store_is_back_with_one_warning(serve
 
 
 @needs_server
+@pytest.mark.parametrize("on_unreachable", ["wait", "local", "error"])
+def test_a_store_that_was_unreachable_while_nothing_was_open_is_used_again(server, shared, on_unreachable):
+    limits = shared(on_unreachable=on_unreachable)
+    acquired(limits).release()
+    assert eventually(lambda: server.client().zcard(LEASES) == 0)
+    server.kill()
+    server.start()
+    permit = acquired(limits)
+    assert eventually(lambda: server.client().zcard(LEASES) == 1)
+    permit.release()
+
+
+@needs_server
+def test_waiting_callers_that_give_up_during_an_outage_leave_nothing_behind(server, shared):
+    limits = shared()
+    server.kill()
+    assert blocked(limits)
+    assert eventually(lambda: limits.stats == Stats())
+    server.start()
+    acquired(limits).release()
+
+
+@needs_server
 def test_each_process_applies_the_limits_by_itself_while_the_store_is_unreachable(server, shared, caplog):
     limits = shared(max_concurrency=2, on_unreachable="local")
     first = acquired(limits)
@@ -407,9 +431,10 @@ async def test_a_wrong_password_is_an_error_that_does_not_show_it():
         url = server.url.replace("://", "://:swordfish@")
         for wrong in (url, server.url):
             limits = SharedLimits(wrong, name="acme")
-            with pytest.raises(ConfigurationError, match="rejected the request") as caught:
-                await Permit(limits).acquire_async()
-            assert "swordfish" not in str(caught.value)
+            for _ in range(2):
+                with pytest.raises(ConfigurationError, match="rejected the request") as caught:
+                    await Permit(limits).acquire_async()
+                assert "swordfish" not in str(caught.value)
         right = SharedLimits(url.replace("swordfish", "sesame"), name="acme")
         permit = Permit(right)
         await permit.acquire_async()
@@ -506,9 +531,12 @@ def test_a_pickle_has_no_password_and_the_variable_supplies_it(monkeypatch):
     assert b"swordfish" not in pickle.dumps(limits)
     assert "swordfish" not in repr(limits)
     assert repr(limits) == "SharedLimits('rediss://me@store.example/2', name='acme', burst=3)"
-    assert pickle.loads(pickle.dumps(limits))._store is not limits._store
+    assert pickle.loads(pickle.dumps(limits)) == copy.deepcopy(limits) == limits
+    sent, own_store = pickle.dumps(limits), limits._store
+    monkeypatch.setattr("prem_core._rate_limit.shared._stores", {})  # as in another process
+    assert pickle.loads(sent)._store._settings.url == "rediss://me@store.example/2"
     monkeypatch.setenv("PREM_LIMITS_URL", "rediss://me:swordfish@store.example/2?name=other")
-    assert pickle.loads(pickle.dumps(limits))._store is limits._store
+    assert pickle.loads(sent)._store._settings == own_store._settings
 
 
 def test_the_options_may_be_in_the_url_and_arguments_override_them():
