@@ -51,7 +51,7 @@ VARIABLES: Final = {
     "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
     "nonce_reuse": ("PREM_NONCE_REUSE",),
     "attestation": ("PREM_ATTESTATION",),
-    "limits_url": ("PREM_LIMITS_URL",),
+    "limits": ("PREM_LIMITS_URL",),
 }
 
 #: The variable that names a file with the API key, as containers mount secrets.

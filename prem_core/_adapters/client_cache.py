@@ -99,7 +99,7 @@ class ClientCache:
             given: Limits = options["limits"]
             return given
         # The service limits per organisation, so limits are keyed by API key and gateway only.
-        shared = _config.from_environment("limits_url")
+        shared = _config.from_environment("limits")
         key = (*service[:2], options["max_concurrency"], options["requests_per_second"], shared)
         limits = self._limits.get(key)
         if limits is None:

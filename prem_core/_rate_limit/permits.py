@@ -336,7 +336,7 @@ def default_limits(max_concurrency: int | None, requests_per_second: float | Non
     Raises:
         ConfigurationError: Both are given, or a value is invalid.
     """
-    if _config.environment_source("limits_url") is None:
+    if _config.environment_source("limits") is None:
         return Limits(max_concurrency, requests_per_second)
     from prem_core._rate_limit.shared import SharedLimits
 

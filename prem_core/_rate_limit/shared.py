@@ -90,7 +90,7 @@ class SharedLimits(Limits):
         if unknown:
             raise TypeError(f"SharedLimits() got an unexpected keyword argument {min(unknown)!r}")
         source = "the url of SharedLimits" if url is not None else "PREM_LIMITS_URL"
-        url = url if url is not None else _config.from_environment("limits_url")
+        url = url if url is not None else _config.from_environment("limits")
         if url is None:
             raise ConfigurationError("SharedLimits needs a url, or the variable PREM_LIMITS_URL")
         self._url, queried = _split(url, source)
@@ -141,7 +141,7 @@ class SharedLimits(Limits):
 
 
 def _unpickled(url: str, options: dict[str, Any]) -> SharedLimits:
-    own = _config.from_environment("limits_url")
+    own = _config.from_environment("limits")
     known = [_split(own, "PREM_LIMITS_URL")[0]] if own is not None else []
     known += [store_url for store_url, *_ in list(_stores)]
     return SharedLimits(next((each for each in known if _without_password(each) == url), url), **options)

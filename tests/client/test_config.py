@@ -67,7 +67,7 @@ def test_the_variables_have_the_documented_names():
         "enclave_url": ("PREM_ENCLAVE_URL", "ENCLAVE_URL"),
         "nonce_reuse": ("PREM_NONCE_REUSE",),
         "attestation": ("PREM_ATTESTATION",),
-        "limits_url": ("PREM_LIMITS_URL",),
+        "limits": ("PREM_LIMITS_URL",),
     }
 
 
