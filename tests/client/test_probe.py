@@ -211,7 +211,12 @@ FAILURES = [
     pytest.param(
         lambda call: call.reply(b"{}", 500), errors.InternalServerError, 3, id="500, which is retried"
     ),
-    pytest.param(lambda call: call.reply(b"{}", 429), errors.RateLimitError, 3, id="429, which is retried"),
+    pytest.param(
+        lambda call: call.reply(b"{}", 429, {"retry-after": "3600"}),
+        errors.RateLimitError,
+        1,
+        id="429 with a Retry-After of an hour",
+    ),
     pytest.param(
         lambda call: call.reply(b"<html>", headers={"content-type": "text/html"}),
         errors.APIResponseValidationError,

@@ -159,11 +159,10 @@ def test_copies_share_the_limits_that_were_passed(duplicate: Any) -> None:
     assert duplicate(given).stats == limits.stats == Stats()
 
 
-def test_a_pickle_has_the_figures_of_its_limits_and_no_counts() -> None:
+def test_a_model_that_is_unpickled_in_the_process_has_the_same_limits() -> None:
     limits = Limits(3, 2.0)
     again = pickle.loads(pickle.dumps(ChatPremEncrypted(model=MODEL, api_key="k", limits=limits))).limits
-    assert again is not limits
-    assert (again.max_concurrency, again.requests_per_second) == (3, 2.0)
+    assert again is limits
 
 
 def test_limits_are_in_no_repr_and_no_serialised_form() -> None:
