@@ -133,7 +133,7 @@ def test_a_rate_limit_passes_retry_after_to_the_caller(
 def test_retries_of_proxy_and_client_do_not_multiply(
     start_proxy: StartProxy, scripted_enclave: LocalEnclave, script: ScriptedEngine, max_retries: int
 ) -> None:
-    script.respond = lambda request: EngineError("overloaded", status=503, retry_after="0")
+    script.respond = lambda request: EngineError("overloaded", status=503)
     proxy = start_proxy(scripted_enclave, max_retries=max_retries)
     # The official client would make three attempts of its own.
     with official(proxy, scripted_enclave, max_retries=2) as patient:

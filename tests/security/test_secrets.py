@@ -195,6 +195,8 @@ def _use_client(enclaves: Enclaves, things: dict[str, list[Any]], stack: context
     with PremClient(**enclaves.options("default")) as other:
         things["prem_core.Model"] += other.models.list()
     things["prem_core.Limits"] += [client.limits]
+    url = f"rediss://user:{API_KEY}@store.example"
+    things["prem_core.SharedLimits"] += [prem_core.SharedLimits(url, name="acme")]
     things["prem_core.Stats"] += [client.stats]
     things["prem_core.__version__"] += [prem_core.__version__]
 
@@ -460,7 +462,7 @@ def test_no_public_object_is_serialised_with_a_secret(name: str, public: dict[st
         "langchain_prem.PremWhisperLoader",
         "llama_index_prem.PremEncrypted",
         "llama_index_prem.PremWhisperReader",
-        *(f"prem_core.{name}" for name in (*ERRORS, "Limits", "PublicKey")),
+        *(f"prem_core.{name}" for name in (*ERRORS, "Limits", "PublicKey", "SharedLimits")),
     ],
 )
 def test_the_objects_that_users_pickle_were_searched_pickled(name: str, public: dict[str, list[Any]]) -> None:
