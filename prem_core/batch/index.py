@@ -18,7 +18,7 @@ _FIRST_SIZE: Final = 1 << 12
 class IdIndex:
     """Flags by id. Only an 8-byte hash of each id is kept, in a hash table of two arrays.
 
-    The hash has a random key, so nobody can choose two ids with the same hash. Of a million ids two share a hash with a
+    The hash has a random key, so no one can choose two ids with the same hash. Of a million ids two share a hash with a
     probability of 3 in 100 million; the second one would count as a duplicate.
     """
 
