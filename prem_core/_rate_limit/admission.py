@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from prem_core._protocol.charge import Charge
+from prem_core._protocol.steps import Release
 
 #: Requests per second added each second after the first 429. Ten per second are reached within 20 seconds.
 FAST_INCREASE: Final = 0.5
@@ -315,6 +316,17 @@ class AdmissionQueue:
     def refuse_stream(self, now: float, pause: float | None) -> None:
         """Start fewer streams, and none during `pause`, because the service refused one."""
         self._stream_slots.refuse(now, self._open_streams, pause)
+
+    def end(self, waiter: Waiter, now: float, outcome: Release) -> None:
+        """Free the waiter's slot, after what the service answered was taken into account."""
+        # The pause comes first; otherwise the next request would also get a 429.
+        if outcome.rate_limited:
+            self.count_rate_limit(waiter, now, outcome.spacing)
+        if outcome.stream_refused:
+            self.refuse_stream(now, outcome.pause)
+        elif outcome.pause is not None:
+            self.pause(now, outcome.pause)
+        self.remove(waiter)
 
     def _next_heap(self, now: float) -> list[tuple[int, int, Waiter]] | None:
         """The heap whose first waiter is next; None without a waiter or a slot for it."""

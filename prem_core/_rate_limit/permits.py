@@ -143,15 +143,7 @@ class Limits:
         """See `Permit.release`."""
 
         def operation() -> None:
-            # Apply the pause before freeing the slot; otherwise the next request would also get a 429.
-            now = time.monotonic()
-            if outcome.rate_limited:
-                self._queue.count_rate_limit(waiter, now, outcome.spacing)
-            if outcome.stream_refused:
-                self._queue.refuse_stream(now, outcome.pause)
-            elif outcome.pause is not None:
-                self._queue.pause(now, outcome.pause)
-            self._queue.remove(waiter)
+            self._queue.end(waiter, time.monotonic(), outcome)
             waiter.wake = None
 
         self._do(operation)

@@ -373,14 +373,7 @@ class LimitsStore:
         waiter.wake = None
         self._rate_limited += outcome.rate_limited
         if self._local is not None:
-            now = time.monotonic()
-            if outcome.rate_limited:
-                self._local.count_rate_limit(waiter, now, outcome.spacing)
-            if outcome.stream_refused:
-                self._local.refuse_stream(now, outcome.pause)
-            elif outcome.pause is not None:
-                self._local.pause(now, outcome.pause)
-            self._local.remove(waiter)
+            self._local.end(waiter, time.monotonic(), outcome)
         self._waiting.discard(waiter)
         number = self._number_of.pop(waiter, None)
         if number is not None:
