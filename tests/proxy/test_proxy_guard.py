@@ -169,7 +169,7 @@ def test_health_needs_no_api_key_and_does_not_call_the_gateway(proxy: LocalProxy
 
 
 def test_an_unknown_route_is_404_with_the_list_of_routes(http: httpx.Client) -> None:
-    for path in ("/v1/responses", "/chat/completions", "/v1", "/v1/chat/completions/"):
+    for path in ("/v1/embeddings", "/chat/completions", "/v1", "/v1/chat/completions/"):
         assert CHAT in refused(http.post(path, json={}), 404)["message"]
     refused(http.get(CHAT), 405)
 

@@ -296,12 +296,12 @@ def test_the_process_holds_a_conversation_only_while_it_is_stored_and_the_api_ke
                 asked: Any = {"model": MODEL, "input": "The word is zebra. What is the word?"}
                 whole = official.responses.create(**asked)
                 streamed = list(official.responses.create(**asked, stream=True))[-1].response
-                assert bool(proxy.holders("zebra")) == stored
-                assert proxy.holders(mark) == []
+                assert eventually(lambda kept=stored: bool(proxy.holders("zebra")) == kept)
+                assert eventually(lambda: proxy.holders(mark) == [])
                 if stored:
                     for response in (whole, streamed):
                         official.responses.delete(response.id)
-                    assert proxy.holders("zebra") == []
+                    assert eventually(lambda: proxy.holders("zebra") == [])
 
 
 @pytest.mark.parametrize("options", [{}, {"store": False, "include": ["reasoning.encrypted_content"]}])
